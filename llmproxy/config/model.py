@@ -1,0 +1,152 @@
+"""What the operator asked for, as frozen values: the result of reading all five sources.
+
+Nothing here parses; :mod:`llmproxy.config.fields` knows how each value is written.  Durations are
+seconds, sizes are bytes.  The fields and their defaults are section 8 of the contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from attrs import Factory, field, frozen
+
+__all__ = ["BackendSpec", "Config", "DockerSettings", "Gpu", "Key", "Limits", "Scheduler"]
+
+
+@frozen
+class BackendSpec:
+    """One backend: where it runs, how it is reached, and how its lifecycle is tuned.
+
+    :ivar route: public name, the first path segment; lower case.
+    :ivar port: port that the server listens on; ``None`` means: read it from the container.
+    :ivar models: names that it serves; ``None`` means: read them from the container.
+    :ivar idle: seconds without a request in flight after which it is reaped; 0 means never.
+    :ivar max_wait: seconds that one request is held at most; ``None`` means as long as the start takes.
+    :ivar max_in_flight: requests handed over at once; ``None`` means no limit.
+    :ivar gpu_memory: fraction of a GPU (``float``) or bytes (``int``); ``None``: read from the container.
+    """
+
+    route: str
+    runtime: Literal["docker", "process", "swarm", "url"] = "docker"
+    engine: Literal["vllm", "generic"] = "vllm"
+    container: str | None = None
+    image: str | None = None
+    args: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(factory=dict, repr=False)
+    volumes: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    cwd: str | None = None
+    url: str | None = None
+    service: str | None = None
+    port: int | None = None
+    health: str = "/health"
+    auth: Literal["key", "passthrough"] = "key"
+    models: tuple[str, ...] | None = None
+    aliases: tuple[str, ...] = ()
+    idle: float = 600.0
+    start_timeout: float = 300.0
+    stop_grace: float = 30.0
+    max_waiting: int = 1000
+    max_wait: float | None = None
+    max_in_flight: int | None = None
+    heartbeat_after: float = 8.0
+    heartbeat_every: float = 10.0
+    abandon_idle: float = 60.0
+    gpu_memory: float | int | None = None
+    gpus: tuple[str, ...] | None = None
+    pinned: bool = False
+    priority: int = 0
+    min_residency: float = 30.0
+    prewarm: bool = False
+    sleep: Literal["auto", "off", "1", "2"] = "auto"
+    sleep_idle: float = 3600.0
+    request_defaults: Mapping[str, Any] = Factory(dict)
+    request_overrides: Mapping[str, Any] = Factory(dict)
+    hidden: bool = False
+
+
+@frozen
+class DockerSettings:
+    """How the Docker engine is reached.
+
+    :ivar host: ``DOCKER_HOST`` form (``unix:///...``, ``tcp://...``); ``None`` means docker's own default.
+    :ivar compose_file: compose file whose services may be created when their container is missing.
+    """
+
+    host: str | None = None
+    compose_file: str | None = None
+
+
+@frozen
+class Gpu:
+    """One GPU: its memory and how much of it stays free (bytes)."""
+
+    memory: int | None = None
+    reserve: int = 0
+
+
+@frozen
+class Scheduler:
+    """Fairness between backends (seconds)."""
+
+    max_wait_before_drain: float = 30.0
+
+
+@frozen
+class Limits:
+    """What bounds the proxy as a whole: bytes, connections, held requests."""
+
+    max_body: int = 64 * 1024 * 1024
+    max_connections: int = 4096
+    max_held: int = 10_000
+
+
+@frozen
+class Key:
+    """An API key and what it may do.
+
+    :ivar secret: the secret itself; never printed.
+    :ivar routes: routes that it may use; ``None`` means all.
+    :ivar expires: POSIX time after which it is refused.
+    """
+
+    name: str
+    secret: str = field(repr=False)
+    admin: bool = False
+    client: bool = True
+    routes: tuple[str, ...] | None = None
+    may_start: bool = True
+    may_evict: bool = True
+    priority: int = 0
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    streams: int | None = None
+    expires: float | None = None
+
+
+@frozen
+class Config:
+    """Everything that the operator asked for.
+
+    :ivar listen: Twisted endpoint strings.
+    :ivar backend_key: the key that backends ask for (``VLLM_API_KEY``), sent where ``auth`` is ``key``.
+    :ivar sources: for each setting (``backends.coder.idle``) where its value came from; what is not
+        listed has its default.
+    :ivar notes: remarks for the log at start (what was changed for safety, what is not in force).
+    """
+
+    listen: tuple[str, ...] = ("tcp:8000",)
+    docker: DockerSettings = DockerSettings()
+    gpus: Mapping[str, Gpu] = Factory(dict)
+    host_memory_for_sleep: int | None = None
+    scheduler: Scheduler = Scheduler()
+    limits: Limits = Limits()
+    drain: float = 30.0
+    stop_backends_on_exit: bool = False
+    state_dir: str = ""
+    backends: Mapping[str, BackendSpec] = Factory(dict)
+    keys: tuple[Key, ...] = ()
+    backend_key: str | None = field(default=None, repr=False)
+    sources: Mapping[str, str] = field(factory=dict, repr=False)
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,157 @@
+"""The one door between the fleet and whatever runs the backends: Docker, child processes, or elsewhere.
+
+A runtime is level-triggered: it tells a watcher how its backend *is*, at first, after every change that
+it hears of, and again after a lost connection.  The same contract tests
+(``tests/contract_runtimes.py``) hold every implementation to what is written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from attrs import Factory, field, frozen
+from twisted.internet.defer import Deferred
+
+from llmproxy.config.model import BackendSpec
+
+__all__ = ["Address", "Exit", "Facts", "IRuntime", "Instance", "RuntimeUnavailable", "StartRefused", "Watcher"]
+
+
+class RuntimeUnavailable(Exception):
+    """The runtime itself (the Docker engine) does not answer.  ``str()`` says what was tried."""
+
+
+class StartRefused(Exception):
+    """The backend cannot be started as configured: no such container or image, create refused, no such
+    command.  ``str()`` is the cause in one line, ``hint`` the fix."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+@frozen
+class Address:
+    """Where a backend may answer.
+
+    :ivar via: how it is reached: ``network`` (a Docker network that the proxy shares), ``published`` (a
+        port on the Docker host), ``bridge`` (the container's own address), ``process`` or ``url``.
+    :ivar prefix: path in front of every request path, without a trailing slash (``url`` runtime only).
+    """
+
+    host: str
+    port: int
+    via: str
+    tls: bool = False
+    prefix: str = ""
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.prefix}"
+
+
+@frozen
+class Facts:
+    """What can be read from the backend itself.
+
+    :ivar args: the server's whole command line, entrypoint included.
+    :ivar environment: its environment variables; holds secrets, never printed.
+    """
+
+    args: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default=Factory(dict), repr=False)
+
+
+@frozen
+class Instance:
+    """One run of a backend.
+
+    :ivar run: identifies this very run: another start of the same container has another one.
+    :ivar addresses: where to try it, most wanted first; never empty.
+    :ivar started_at: POSIX time of its start, if known.
+    """
+
+    run: str
+    addresses: tuple[Address, ...]
+    started_at: float | None = None
+
+
+@frozen
+class Exit:
+    """How a run ended.
+
+    :ivar code: exit status; ``None`` when unknown (an adopted process, a removed container).  A process
+        that a signal ended has 128 + signal, as Docker tells it.
+    :ivar oom: the kernel killed it for memory.
+    """
+
+    code: int | None = None
+    oom: bool = False
+
+
+class Watcher(Protocol):
+    """What a runtime tells of one backend.  All calls come in the reactor's thread."""
+
+    def running(self, instance: Instance) -> None:
+        """This run is alive.  May be said again of the same run (after a resync); addresses may differ."""
+
+    def gone(self, run: str | None, exit: Exit) -> None:
+        """That run has ended; ``None`` when no run of it was ever seen (there is nothing to adopt).
+        Said at most once for a run, and never before ``running`` or the end of ``ensure_started``."""
+
+    def changed(self) -> None:
+        """The thing behind the backend is a different one now (created, removed, renamed), so that an
+        earlier failed start says nothing any more, and ``facts`` may differ."""
+
+
+class IRuntime(Protocol):
+    """Runs backends.  Every verb is idempotent.  Deferreds fail with the errors named, or are cancelled;
+    cancelling gives up waiting and undoes nothing."""
+
+    def start(self) -> None:
+        """Begin to work (threads, event streams).  Called once, before anything else."""
+
+    def close(self) -> Deferred[None]:
+        """Let go of threads and connections.  Backends go on running."""
+
+    def ping(self) -> Deferred[None]:
+        """Fire when the runtime answers.
+
+        :raises RuntimeUnavailable: it does not.
+        """
+
+    def watch(self, spec: BackendSpec, watcher: Watcher) -> Deferred[None]:
+        """Report on this backend from now on; replaces an earlier watch of the same route.  Fires when the
+        present state has been told (``running`` or ``gone(None, ...)``).  When the runtime is away it fires
+        with None at once, and the state is told as soon as the runtime is back."""
+
+    def unwatch(self, route: str) -> None:
+        """Report no more."""
+
+    def ensure_started(self, spec: BackendSpec) -> Deferred[Instance]:
+        """Make it run (create, pull and start as needed); fires as soon as it has been started, which is
+        long before it is healthy.  One that runs already is left as it is.
+
+        :raises StartRefused: it cannot be started as configured.
+        :raises RuntimeUnavailable: the runtime does not answer.
+        """
+
+    def stop(self, spec: BackendSpec, grace: float) -> Deferred[None]:
+        """End it: TERM, a second TERM after half of ``grace`` seconds (vLLM swallows one while it starts),
+        KILL of all of it after ``grace``; 0 kills at once.  Fires when its end has been seen; at once when
+        it does not run or does not exist.
+
+        :raises RuntimeUnavailable: the runtime does not answer.
+        """
+
+    def facts(self, spec: BackendSpec) -> Deferred[Facts]:
+        """What can be read from it, also when it does not run (from the compose file or the spec when there
+        is no container yet)."""
+
+    def logs(self, spec: BackendSpec, tail: int) -> Deferred[str]:
+        """The last ``tail`` lines of its output, newest last; empty when there is none."""
+
+    def follow_logs(self, spec: BackendSpec, tail: int, line: Callable[[str], None]) -> Deferred[None]:
+        """Call ``line`` for each of the last ``tail`` lines and for each one that comes; fires when the run
+        ends; cancel it to stop following."""
