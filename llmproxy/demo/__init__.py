@@ -1,0 +1,4 @@
+"""A tiny OpenAI-compatible server that behaves like vLLM, so that the proxy can be tried with no GPU.
+
+``python -m llmproxy.demo --port 8000 --model demo`` runs it; :mod:`llmproxy.demo.settings` tells its options.
+"""

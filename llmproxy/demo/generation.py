@@ -1,0 +1,193 @@
+"""One running answer of the demo server: paced, back-pressured, and gone as soon as its client is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from attrs import define, field
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.python.failure import Failure
+from twisted.web.http import Request
+from zope.interface import implementer
+
+from llmproxy.demo.faults import Faults
+from llmproxy.demo.shapes import DONE, Plan, answer, engine_error, event, events
+
+__all__ = ["Generation", "Owner", "abort"]
+
+
+class Owner(Protocol):
+    """What a generation needs of the server."""
+
+    reactor: IReactorTime
+
+    def ended(self, generation: Generation, aborted: bool) -> None:
+        """It is over; ``aborted`` when its client left first."""
+
+    def exit(self, status: int) -> None:
+        """End the process at once."""
+
+
+def abort(request: Request) -> None:
+    """Reset the request's connection."""
+    if request.channel is not None:
+        transport: Any = request.channel.transport  # a TCP connection: more than ITransport
+        transport.abortConnection()
+
+
+def _close(request: Request) -> None:
+    """Close the request's connection once all that was written has left, with no end of message."""
+    if request.channel is not None:
+        transport: Any = request.channel.transport
+        transport.loseConnection()
+
+
+@implementer(IPushProducer)
+@define(eq=False)
+class Generation:
+    """Writes one planned answer.
+
+    :ivar pause: seconds before each token.
+    """
+
+    _owner: Owner
+    _request: Request
+    _plan: Plan
+    _faults: Faults
+    _pause: float
+    _events: Iterator[bytes] = field(init=False)
+    _written: int = field(init=False, default=0)
+    _call: IDelayedCall | None = field(init=False, default=None)
+    _after_pause: Callable[[], None] | None = field(init=False, default=None)
+    _paused: bool = field(init=False, default=False)
+    _over: bool = field(init=False, default=False)
+
+    def start(self, *, hang: bool = False) -> None:
+        """Send the head, as vLLM does before the first token, and begin; or never send a thing."""
+        self._request.notifyFinish().addErrback(self._client_left)
+        if hang:
+            return
+        if not self._plan.stream:
+            self._later(self._pause * len(self._plan.pieces), self._whole)
+            return
+        self._request.setHeader(b"content-type", b"text/event-stream; charset=utf-8")
+        self._events = events(self._plan)
+        self._request.registerProducer(self, True)
+        self._request.write(b"")
+        self._later(0, self._step)
+
+    def break_off(self) -> None:
+        """The engine has died: vLLM's error event, ``[DONE]`` and a clean end; 500 when not streaming."""
+        if self._over:
+            return
+        if self._plan.stream:
+            self._request.write(event(engine_error()) + DONE)
+        else:
+            self._request.setResponseCode(500)
+            self._json(json.dumps(engine_error()).encode())
+        self._finish()
+
+    def silence(self) -> None:
+        """Say nothing more, and end only when the client leaves."""
+        self._cancel()
+        self._after_pause = None
+
+    # A step writes what comes before the next token, then waits for it.
+
+    def _step(self) -> None:
+        faults = self._faults
+        for data in self._events:
+            if data:
+                self._request.write(data)
+                continue
+            if faults.mid_stream is not None and self._written >= self._fault_point():
+                self._fail()
+                return
+            self._written += 1
+            self._later(self._pause, self._token)
+            return
+        self._finish()
+
+    def _token(self) -> None:
+        self._request.write(next(self._events))
+        self._later(0, self._step)
+
+    def _fault_point(self) -> int:
+        return len(self._plan.pieces) // 2 if self._faults.after is None else self._faults.after
+
+    def _fail(self) -> None:
+        match self._faults.mid_stream:
+            case "error-event":
+                self.break_off()
+            case "die-mid-stream":
+                abort(self._request)
+            case "close-mid-body":
+                _close(self._request)
+            case "exit-mid-stream":
+                self._owner.exit(1)
+            case _:
+                self.silence()
+
+    def _whole(self) -> None:
+        body = json.dumps(answer(self._plan)).encode()
+        if self._faults.mid_stream in ("error-event", "die-mid-stream", "exit-mid-stream", "stall"):
+            self._fail()
+        elif self._faults.mid_stream == "close-mid-body":
+            self._json(body, body[: len(body) // 2])
+            _close(self._request)
+        else:
+            self._json(body)
+            self._finish()
+
+    def _json(self, body: bytes, part: bytes | None = None) -> None:
+        self._request.setHeader(b"content-type", b"application/json")
+        self._request.setHeader(b"content-length", b"%d" % len(body))
+        self._request.write(body if part is None else part)
+
+    # Time, back-pressure, and the end.
+
+    def _later(self, seconds: float, then: Callable[[], None]) -> None:
+        self._after_pause = then
+        if not self._paused:
+            self._call = self._owner.reactor.callLater(seconds, self._run)
+
+    def _run(self) -> None:
+        self._call = None
+        then, self._after_pause = self._after_pause, None
+        if then is not None and not self._over:
+            then()
+
+    def _cancel(self) -> None:
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
+
+    def pauseProducing(self) -> None:
+        self._paused = True
+        self._cancel()
+
+    def resumeProducing(self) -> None:
+        self._paused = False
+        if self._after_pause is not None and self._call is None and not self._over:
+            self._call = self._owner.reactor.callLater(0, self._run)
+
+    def stopProducing(self) -> None:
+        """The connection is gone; ``notifyFinish`` tells."""
+        self._cancel()
+
+    def _finish(self) -> None:
+        self._end(aborted=False)
+        if self._plan.stream:
+            self._request.unregisterProducer()
+        self._request.finish()
+
+    def _client_left(self, reason: Failure) -> None:
+        self._end(aborted=True)
+
+    def _end(self, aborted: bool) -> None:
+        if not self._over:
+            self._over = True
+            self._cancel()
+            self._owner.ended(self, aborted)

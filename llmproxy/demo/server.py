@@ -1,0 +1,321 @@
+"""The demo server's HTTP face: vLLM's paths, and some of its own for trying a proxy.
+
+================================  =======================================================================
+``GET /demo/stats``               requests, running, aborted, per path, starts
+``ANY /echo...``                  method, raw target, headers in order, the body's length and SHA-256
+``GET /big?bytes=N[&chunked=1]``  N bytes, with back-pressure
+``POST /upload``                  the body's length and SHA-256
+``GET /ws...``                    a WebSocket handshake, then raw bytes are echoed
+================================  =======================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from itertools import count
+from typing import Any, NoReturn
+
+from attrs import define, field
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.http import HTTPChannel, Request
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Site
+from twisted.web.server import Request as SiteRequest
+
+from llmproxy.demo import faults, shapes
+from llmproxy.demo.extras import Flood, digest, tunnel
+from llmproxy.demo.generation import Generation, abort
+from llmproxy.demo.settings import Settings
+
+__all__ = ["DemoRequest", "DemoResource", "Stats", "exhaust_memory", "site"]
+
+# The paths that vLLM guards with its key (facts of vLLM 0.32: everything else is open).
+_GUARDED = (b"/v1", b"/v2", b"/inference", b"/cohere")
+_EXHAUST_LIMIT = 8 * 1024**3
+
+
+def exhaust_memory() -> NoReturn:
+    """Take memory until the kernel ends the process.  Where nothing limits it, the process ends itself as if
+    it had been killed, before the machine suffers."""
+    held: list[bytes] = []
+    while len(held) * 2**26 < _EXHAUST_LIMIT:
+        held.append(b"\x01" * 2**26)  # written to, so that the pages are really there
+    os._exit(137)
+
+
+class DemoRequest(SiteRequest):
+    """A request that remembers its headers as they came, in order and spelling, for ``/echo``."""
+
+    received: list[tuple[str, str]]
+
+
+class _Channel(HTTPChannel):
+    """HTTP/1.1 that keeps header lines as they came: Twisted's ``Headers`` groups and respells them."""
+
+    def headerReceived(self, line: bytes) -> bool:
+        name, _, value = line.partition(b":")
+        request = self.requests[-1]
+        if not hasattr(request, "received"):
+            request.received = []
+        request.received.append((name.decode("latin-1"), value.strip(b" \t").decode("latin-1")))
+        return bool(super().headerReceived(line))  # type: ignore[no-untyped-call]
+
+
+@define
+class Stats:
+    """What was asked of the server since it started."""
+
+    requests: int = 0
+    running: int = 0
+    finished: int = 0
+    aborted: int = 0
+    starts: int = 1
+    paths: Counter[str] = field(factory=Counter)
+
+
+def _flag(request: Request, name: bytes) -> bytes:
+    values = request.args.get(name) if request.args else None
+    return values[0] if values else b""
+
+
+class DemoResource(Resource):
+    """All paths; knows nothing of the process it runs in.
+
+    :param exit: ends the process at once with a status.
+    :param exhaust: takes memory until the process is killed.
+    """
+
+    isLeaf = True
+
+    def __init__(
+        self,
+        settings: Settings,
+        reactor: IReactorTime,
+        *,
+        exit: Callable[[int], object] = os._exit,
+        exhaust: Callable[[], object] = exhaust_memory,
+        starts: int = 1,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.reactor = reactor
+        self.stats = Stats(starts=starts)
+        self.running: set[Generation] = set()
+        self._settings = settings
+        self._exit = exit
+        self._exhaust = exhaust
+        self._numbers = count(1)
+        self._created = int(reactor.seconds())
+        self._get: dict[bytes, Callable[[Request], object]] = {
+            b"/health": self._health,
+            b"/ping": self._health,
+            b"/version": lambda request: {"version": "0.32.0+demo"},
+            b"/load": lambda request: {"server_load": self.stats.running},
+            b"/metrics": self._metrics,
+            b"/v1/models": lambda request: shapes.models(self._settings.models, self._created),
+            b"/demo/stats": self._tell_stats,
+            b"/big": self._big,
+        }
+        self._post: dict[bytes, Callable[[Request], object]] = {
+            b"/ping": self._health,
+            b"/v1/chat/completions": lambda request: self._complete(request, chat=True),
+            b"/v1/completions": lambda request: self._complete(request, chat=False),
+            b"/tokenize": self._tokenize,
+            b"/upload": digest,
+        }
+
+    # What a generation needs of its owner.
+
+    def ended(self, generation: Generation, aborted: bool) -> None:
+        self.running.discard(generation)
+        self.stats.running -= 1
+        if aborted:
+            self.stats.aborted += 1
+        else:
+            self.stats.finished += 1
+
+    def exit(self, status: int) -> None:
+        self._exit(status)
+
+    # Dispatch.
+
+    def render(self, request: Request) -> bytes | int:
+        self.stats.requests += 1
+        self.stats.paths[request.path.decode("latin-1")] += 1
+        request.setHeader(b"server", b"uvicorn")
+        try:
+            answer = self._dispatch(request)
+        except shapes.BadRequest as refused:
+            request.setResponseCode(refused.status)
+            answer = refused.body
+        if isinstance(answer, bytes | int):
+            return answer
+        request.setHeader(b"content-type", b"application/json")
+        return json.dumps(answer).encode()
+
+    def _dispatch(self, request: Request) -> object:
+        path, method = request.path, request.method
+        if path.startswith(_GUARDED) and method != b"OPTIONS" and not self._allowed(request):
+            request.setResponseCode(401)
+            return {"error": "Unauthorized"}
+        if path == b"/echo" or path.startswith(b"/echo/"):
+            return self._echo(request)
+        if path == b"/ws" or path.startswith(b"/ws/"):
+            return tunnel(request)
+        table = {b"GET": self._get, b"POST": self._post}.get(method, {})
+        if method == b"HEAD" and path in (b"/metrics", b"/big"):  # vLLM answers 405 to HEAD elsewhere
+            table = self._get
+        if path in table:
+            return table[path](request)
+        known = [name for name, paths in ((b"GET", self._get), (b"POST", self._post)) if path in paths]
+        if not known:
+            request.setResponseCode(404)
+            return {"detail": "Not Found"}
+        request.setResponseCode(405)
+        request.setHeader(b"allow", b", ".join(known))
+        return {"detail": "Method Not Allowed"}
+
+    def _allowed(self, request: Request) -> bool:
+        key = self._settings.api_key
+        if not key:
+            return True
+        given = request.getHeader(b"authorization") or b""
+        scheme, _, secret = given.partition(b" ")
+        return scheme.lower() == b"bearer" and secret.strip() == key.encode()
+
+    # The paths.
+
+    def _health(self, request: Request) -> bytes | int:
+        if self._settings.health_mode == "hang":
+            return NOT_DONE_YET
+        if self._settings.health_mode == "503":
+            request.setResponseCode(503)
+        return b""
+
+    def _metrics(self, request: Request) -> bytes:
+        request.setHeader(b"content-type", b"text/plain; version=1.0.0; charset=utf-8")
+        label = f'{{engine="0",model_name="{self._settings.models[0]}"}}'
+        return (
+            f"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{label} {self.stats.running}\n"
+            f"# TYPE vllm:num_requests_waiting gauge\nvllm:num_requests_waiting{label} 0\n"
+        ).encode()
+
+    def _tell_stats(self, request: Request) -> Mapping[str, object]:
+        stats = self.stats
+        return {
+            "requests": stats.requests,
+            "running": stats.running,
+            "finished": stats.finished,
+            "aborted": stats.aborted,
+            "starts": stats.starts,
+            "paths": dict(stats.paths),
+            "pid": os.getpid(),
+            "models": list(self._settings.models),
+        }
+
+    def _echo(self, request: Request) -> Mapping[str, object]:
+        return {
+            "method": request.method.decode("latin-1"),
+            "target": request.uri.decode("latin-1"),
+            "version": request.clientproto.decode("latin-1"),
+            "headers": getattr(request, "received", []),
+            **digest(request),
+        }
+
+    def _big(self, request: Request) -> int:
+        try:
+            size = int(_flag(request, b"bytes"))
+        except ValueError:
+            raise shapes.BadRequest(400, "BadRequestError", "bytes=N is needed.", "bytes") from None
+        request.setHeader(b"content-type", b"application/octet-stream")
+        if not _flag(request, b"chunked"):
+            request.setHeader(b"content-length", b"%d" % size)
+        if request.method == b"HEAD":
+            request.finish()
+        else:
+            Flood(request, size).start()
+        return NOT_DONE_YET
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        assert request.content is not None
+        kind = request.getHeader(b"content-type") or b"application/json"
+        if kind.split(b";")[0].strip().lower() != b"application/json":
+            message = "Unsupported Media Type: Only 'application/json' is allowed"
+            raise shapes.BadRequest(400, "BadRequestError", message)
+        try:
+            body = json.loads(request.content.read())
+        except ValueError as wrong:  # JSONDecodeError, UnicodeDecodeError
+            place = f"body.{getattr(wrong, 'pos', 0)}"
+            message = f"1 validation error:\n  {{'type': 'json_invalid', 'loc': '{place}'}}"
+            raise shapes.BadRequest(400, "Bad Request", message, place) from None
+        if not isinstance(body, dict):
+            message = "1 validation error:\n  {'type': 'dict_type', 'loc': 'body'}"
+            raise shapes.BadRequest(400, "Bad Request", message, "body")
+        return body
+
+    def _tokenize(self, request: Request) -> Mapping[str, object]:
+        body = self._body(request)
+        found = shapes.tokens(str(body.get("prompt") or body.get("messages") or ""))
+        numbers = [int.from_bytes(hashlib.sha256(token.encode()).digest()[:2], "big") for token in found]
+        return {"count": len(numbers), "max_model_len": 131072, "tokens": numbers, "token_strs": None}
+
+    def _complete(self, request: Request, *, chat: bool) -> int:
+        body = self._body(request)
+        given = request.getHeader(b"x-demo-fault") or str(body.get("demo_fault") or "").encode()
+        wrong = faults.parse(given.decode("latin-1"))
+        pace = request.getHeader(b"x-demo-token-delay") or body.get("demo_token_delay")
+        try:
+            pause = self._settings.token_delay if pace is None else float(pace)
+        except (TypeError, ValueError):
+            raise shapes.BadRequest(
+                400, "BadRequestError", "The token delay is no number.", "demo_token_delay"
+            ) from None
+        asked = request.getHeader(b"x-request-id")
+        name = asked.decode("latin-1") if asked else f"{next(self._numbers):016x}"
+        ident = f"{'chatcmpl' if chat else 'cmpl'}-{name}"
+        what = shapes.plan(
+            body, self._settings.models, chat=chat, ident=ident, created=int(self.reactor.seconds())
+        )
+
+        def begin() -> None:
+            if request.channel is not None:
+                self._begin(request, what, wrong, pause)
+
+        if wrong.head_delay:
+            self.reactor.callLater(wrong.head_delay, begin)
+        else:
+            begin()
+        return NOT_DONE_YET
+
+    def _begin(self, request: Request, what: shapes.Plan, wrong: faults.Faults, pause: float) -> None:
+        if wrong.exit_code is not None:
+            self._exit(wrong.exit_code)
+        elif wrong.at_once == "oom":
+            self._exhaust()
+        elif wrong.at_once == "die-before-head":
+            abort(request)
+        elif wrong.status is not None:
+            request.setResponseCode(wrong.status)
+            request.setHeader(b"content-type", b"application/json")
+            request.write(
+                json.dumps(
+                    shapes.error(wrong.status, "InternalServerError", "This fault was asked for.")
+                ).encode()
+            )
+            request.finish()
+        else:
+            generation = Generation(self, request, what, wrong, pause)
+            self.running.add(generation)
+            self.stats.running += 1
+            generation.start(hang=wrong.at_once == "hang")
+
+
+def site(resource: DemoResource, keep_alive: float = 5.0) -> Site:
+    """The HTTP server factory; idle connections are closed after ``keep_alive`` seconds."""
+    factory = Site(resource, requestFactory=DemoRequest, timeout=keep_alive)
+    factory.protocol = _Channel  # type: ignore[method-assign,assignment]  # HTTP/1.1 only, with no ALPN
+    factory.displayTracebacks = False
+    return factory
