@@ -1,0 +1,71 @@
+"""From a start that came to nothing to what a client is told.  Pure."""
+
+from __future__ import annotations
+
+from llmproxy.engines.vllm import diagnose
+from llmproxy.errors import (
+    Refusal,
+    backend_start_failed,
+    backend_start_timeout,
+    not_running,
+    runtime_unavailable,
+)
+from llmproxy.fleet.lifecycle import StartFailure
+from llmproxy.runtimes.interface import Exit
+
+__all__ = ["LOG_LINES", "describe_exit", "exit_failure", "overdue_failure", "refusal_for"]
+
+LOG_LINES = 20
+"""Lines of the log that a failed start tells: vLLM's cause stands a dozen lines above its last words."""
+
+
+def describe_exit(exit: Exit) -> str:
+    """How a run ended, in words."""
+    code = "an unknown exit status" if exit.code is None else f"exit status {exit.code}"
+    return f"{code}, killed for lack of memory" if exit.oom else code
+
+
+def _last_lines(log: str) -> str:
+    return "\n".join(line.rstrip() for line in log.splitlines()[-LOG_LINES:])
+
+
+def exit_failure(exit: Exit, log: str) -> StartFailure:
+    """It ended while it started.
+
+    :param log: the end of its output, secrets removed.
+    """
+    cause, hint = diagnose(exit.code, exit.oom, log)
+    told = f"The backend ended while it started ({describe_exit(exit)})"
+    return StartFailure(
+        "failed",
+        f"{told}: {cause}" if cause else f"{told}.",
+        hint=hint or "Look at its log: llmproxy logs <backend>.",
+        exit_code=exit.code,
+        oom=exit.oom,
+        log_tail=_last_lines(log),
+    )
+
+
+def overdue_failure(log: str) -> StartFailure:
+    """Its health did not come in time."""
+    tail = _last_lines(log)
+    last = tail.splitlines()[-1] if tail else ""
+    return StartFailure(
+        "timeout", f"Its log ends with: {last}" if last else "It has written no log.", log_tail=tail
+    )
+
+
+def refusal_for(failure: StartFailure, *, start_timeout: float, retry_after: float) -> Refusal:
+    """The answer to whoever waited for that start, and to whoever asks within the cool-down.
+
+    :param retry_after: seconds of the cool-down that are left.
+    """
+    tail = f"\nThe last lines of its log:\n{failure.log_tail}" if failure.log_tail else ""
+    if failure.kind == "timeout":
+        return backend_start_timeout(start_timeout, failure.message + tail, retry_after=retry_after)
+    if failure.kind == "unavailable":
+        return runtime_unavailable(failure.message)
+    if failure.kind == "stopped":
+        refusal = not_running("stopping")
+        return Refusal(refusal.status, refusal.code, failure.message, hint=refusal.hint, retry_after=1)
+    return backend_start_failed(failure.message + tail, hint=failure.hint, retry_after=retry_after)

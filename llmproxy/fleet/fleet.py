@@ -1,0 +1,253 @@
+"""All backends: which there are, who serves which model, start-up with adoption, and the ordered end."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+
+from attrs import evolve, fields
+from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from llmproxy.config.model import BackendSpec, Config
+from llmproxy.fleet.backend import Backend, Surroundings, Transition
+from llmproxy.fleet.probe import Connect
+from llmproxy.runtimes.interface import IRuntime
+
+__all__ = ["EVENTS_KEPT", "Fleet"]
+
+EVENTS_KEPT = 1000
+"""Transitions that are remembered for those who ask later."""
+
+WATCH_LIMIT = 5.0
+"""Seconds that the first look at what runs may take before requests are served without it."""
+
+_TUNING = frozenset(
+    {
+        "abandon_idle",
+        "aliases",
+        "auth",
+        "health",
+        "heartbeat_after",
+        "heartbeat_every",
+        "hidden",
+        "idle",
+        "max_in_flight",
+        "max_wait",
+        "max_waiting",
+        "min_residency",
+        "models",
+        "pinned",
+        "prewarm",
+        "priority",
+        "request_defaults",
+        "request_overrides",
+        "sleep",
+        "sleep_idle",
+        "start_timeout",
+        "stop_grace",
+    }
+)
+"""Settings that change nothing of a backend that runs; any other one ends it, and the next request starts it
+as it is configured now."""
+
+
+def _same_server(old: BackendSpec, new: BackendSpec) -> bool:
+    return all(
+        getattr(old, attribute.name) == getattr(new, attribute.name)
+        for attribute in fields(BackendSpec)
+        if attribute.name not in _TUNING
+    )
+
+
+class Fleet:
+    """The backends by route.
+
+    :param runtimes: by the name that ``runtime`` has in the configuration.
+    :param connect: makes the endpoint for an address.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, clock: IReactorTime, connect: Connect, runtimes: Mapping[str, IRuntime], config: Config
+    ) -> None:
+        self.config = config
+        self.backends: dict[str, Backend] = {}
+        self.events: deque[Transition] = deque(maxlen=EVENTS_KEPT)
+        self.closing = False
+        self._clock = clock
+        self._runtimes = runtimes
+        self._listeners: list[Callable[[Transition], None]] = []
+        self._surroundings = Surroundings(
+            clock, connect, self._record, config.drain, config.backend_key, _secrets(config)
+        )
+        for spec in config.backends.values():
+            self._add(spec)
+
+    # -- looking up ---------------------------------------------------------------------------------
+
+    def route(self, name: str) -> Backend | None:
+        """The backend of a route; names are matched without regard to case."""
+        return self.backends.get(name.lower())
+
+    def serving(self, model: str) -> Backend | None:
+        """The backend that serves a model: by its own name, an alias, or the route's name."""
+        by_alias = None
+        for backend in self.backends.values():
+            if model in backend.models:
+                return backend
+            if model in backend.spec.aliases:
+                by_alias = backend
+        return by_alias or self.route(model)
+
+    # -- start and end ------------------------------------------------------------------------------
+
+    def start(self) -> Deferred[None]:
+        """Start the runtimes and look at what runs; fires when that is known, or after a limit.
+
+        What runs is adopted, and what is to be prewarmed is started.
+        """
+        for runtime in self._runtimes.values():
+            runtime.start()
+        looked = self._watch(self.backends.values())
+        looked.addTimeout(WATCH_LIMIT, self._clock, lambda *_: None)
+        return looked.addCallback(lambda _: self._prewarm(self.backends.values()))
+
+    def _watch(self, backends: Iterable[Backend]) -> Deferred[None]:
+        watches = []
+        for backend in backends:
+            watch = backend.watch()
+            watch.addErrback(
+                lambda failure, name: self._log.failure("watching {b}", failure, b=name), backend.name
+            )
+            watches.append(watch)
+        return DeferredList(watches).addCallback(lambda _: None)
+
+    def _prewarm(self, backends: Iterable[Backend]) -> None:
+        for backend in backends:
+            if backend.spec.prewarm:
+                backend.demand()
+
+    def refuse_new(self) -> None:
+        """Take no more requests, and send away those who wait."""
+        self.closing = True
+        for backend in self.backends.values():
+            backend.refuse_all()
+
+    def in_flight(self) -> int:
+        """Requests in flight, over all backends."""
+        return sum(backend.admission.in_flight for backend in self.backends.values())
+
+    def close(self) -> Deferred[None]:
+        """End: stop the backends when so configured, then let go of everything else."""
+        self.refuse_new()
+        ended: Deferred[None] = succeed(None)
+        if self.config.stop_backends_on_exit:
+            ended = self._stop_all()
+        return ended.addCallback(lambda _: self._let_go())
+
+    def _stop_all(self) -> Deferred[None]:
+        stops: list[Deferred[None]] = []
+        for backend in self.backends.values():
+            backend.stop_wanted("the proxy ends", force=True)
+            stops.append(backend.when("absent", "failed"))
+        return DeferredList(stops).addCallback(lambda _: None)
+
+    def _let_go(self) -> Deferred[None]:
+        for backend in self.backends.values():
+            backend.close()
+        return DeferredList([runtime.close() for runtime in self._runtimes.values()]).addCallback(
+            lambda _: None
+        )
+
+    def ping(self) -> Deferred[None]:
+        """Fire when every runtime that a backend needs answers.
+
+        :raises llmproxy.runtimes.interface.RuntimeUnavailable: one does not.
+        """
+        needed = {backend.spec.runtime for backend in self.backends.values()}
+        answer: Deferred[None] = succeed(None)
+        for name in sorted(needed):
+            answer = answer.addCallback(self._ping, name)
+        return answer
+
+    def _ping(self, _: None, name: str) -> Deferred[None]:
+        return self._runtimes[name].ping()
+
+    # -- configuration ------------------------------------------------------------------------------
+
+    def apply(self, config: Config) -> list[str]:
+        """Make the fleet as ``config`` has it; only backends whose settings changed are touched.
+
+        :return: what was done, a line for each change.
+        """
+        old, self.config = self.config, config
+        self._surroundings = evolve(
+            self._surroundings, drain=config.drain, backend_key=config.backend_key, secrets=_secrets(config)
+        )
+        done: list[str] = []
+        fresh: list[Backend] = []
+        for route in [route for route in self.backends if route not in config.backends]:
+            self._retire(self.backends.pop(route), None)
+            done.append(f"removed {route}")
+        for route, spec in config.backends.items():
+            present = self.backends.get(route)
+            if present is None:
+                fresh.append(self._add(spec))
+                done.append(f"added {route}")
+            elif present.spec == spec:
+                continue
+            elif _same_server(present.spec, spec):
+                present.retune(spec)
+                done.append(f"retuned {route}")
+            else:
+                self._replace(present, spec)
+                done.append(f"replaced {route}")
+        self._watch(fresh).addCallback(lambda _: self._prewarm(fresh))
+        if old.listen != config.listen:
+            done.append("listen changed: takes effect at the next start")
+        return done
+
+    def _add(self, spec: BackendSpec, predecessor: Deferred[None] | None = None) -> Backend:
+        backend = Backend(self._surroundings, self._runtimes[spec.runtime], spec, predecessor)
+        self.backends[spec.route] = backend
+        return backend
+
+    def _replace(self, old: Backend, spec: BackendSpec) -> None:
+        gone: Deferred[None] = Deferred()
+        new = self._add(spec, gone)
+        ended = self._retire(old, new)
+        ended.addCallback(lambda _: self._watch([new]))
+        ended.addCallback(gone.callback)
+
+    def _retire(self, old: Backend, successor: Backend | None) -> Deferred[None]:
+        ended = old.retire("its configuration changed" if successor else "its route was removed", successor)
+        if successor is None or old.runtime is not successor.runtime:
+            ended.addCallback(lambda _: old.runtime.unwatch(old.name))
+        return ended
+
+    # -- events -------------------------------------------------------------------------------------
+
+    def follow(self, listener: Callable[[Transition], None]) -> Callable[[], None]:
+        """Tell ``listener`` of each transition from now on; call what is returned to end that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def _record(self, transition: Transition) -> None:
+        self.events.append(transition)
+        self._log.info(
+            "{backend}: {old} -> {new} ({reason})",
+            backend=transition.backend,
+            old=transition.old,
+            new=transition.new,
+            reason=transition.reason,
+        )
+        for listener in list(self._listeners):
+            listener(transition)
+
+
+def _secrets(config: Config) -> tuple[str, ...]:
+    keys = tuple(key.secret for key in config.keys)
+    return keys if config.backend_key is None else (*keys, config.backend_key)

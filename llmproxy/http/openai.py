@@ -1,0 +1,200 @@
+"""The OpenAI API's shapes: the model field, error bodies, the list of models, server-sent events.  Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from llmproxy.errors import Refusal, invalid_request
+
+__all__ = [
+    "COMPLETION_PATHS",
+    "ErrorEventFinder",
+    "comment",
+    "error_body",
+    "error_event",
+    "error_headers",
+    "is_inference_path",
+    "model_object",
+    "multipart_model",
+    "parse_body",
+    "requested_model",
+    "wants_stream",
+    "with_model",
+]
+
+COMPLETION_PATHS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/embeddings",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/rerank",
+    "/v1/score",
+    "/tokenize",
+    "/detokenize",
+    "/pooling",
+    "/classify",
+)
+"""Paths without a route that are routed by the body's ``model`` (section 2 of the contract)."""
+
+_PREFIXES = ("/v1/audio/", "/v1/images/")
+
+
+def is_inference_path(path: str) -> bool:
+    """Whether ``path`` is routed by the body's ``model`` field."""
+    return path in COMPLETION_PATHS or path.startswith(_PREFIXES)
+
+
+def parse_body(body: bytes) -> dict[str, Any]:
+    """The request as a JSON object.
+
+    :raises llmproxy.errors.Refusal: ``invalid_request`` when it is not one.
+    """
+    try:
+        parsed = json.loads(body)
+    except (ValueError, RecursionError) as cause:
+        detail = str(cause) if isinstance(cause, json.JSONDecodeError) else "it is not valid JSON text"
+        raise invalid_request(f"The request body is not valid JSON: {detail}.") from None
+    if not isinstance(parsed, dict):
+        raise invalid_request("The request body must be a JSON object.")
+    return parsed
+
+
+def requested_model(parsed: Mapping[str, Any]) -> str:
+    """The ``model`` of a parsed request.
+
+    :raises llmproxy.errors.Refusal: ``invalid_request`` when there is none, or it is no string.
+    """
+    if "model" not in parsed:
+        raise invalid_request(
+            "The request has no 'model'.", param="model", hint="GET /v1/models lists the models."
+        )
+    model = parsed["model"]
+    if not isinstance(model, str) or not model:
+        raise invalid_request("'model' must be a string that is not empty.", param="model")
+    return model
+
+
+def wants_stream(parsed: Mapping[str, Any]) -> bool:
+    """The client asked for server-sent events."""
+    return parsed.get("stream") is True
+
+
+def with_model(parsed: Mapping[str, Any], model: str) -> bytes:
+    """The request with another model's name in it, everything else as it was."""
+    return json.dumps({**parsed, "model": model}, separators=(",", ":")).encode()
+
+
+def multipart_model(content_type: str, body: bytes) -> str:
+    """The ``model`` field of a ``multipart/form-data`` request (RFC 7578).
+
+    :raises llmproxy.errors.Refusal: ``invalid_request`` when there is none.
+    """
+    boundary = _parameter(content_type, "boundary")
+    if not boundary:
+        raise invalid_request("The multipart request names no boundary.")
+    delimiter = b"--" + boundary.encode("latin-1", "replace")
+    for part in body.split(delimiter)[1:]:
+        if part.startswith(b"--"):
+            break
+        head, separator, content = part.partition(b"\r\n\r\n")
+        if not separator:
+            continue
+        for line in head.split(b"\r\n"):
+            name, _, value = line.partition(b":")
+            if name.strip().lower() != b"content-disposition":
+                continue
+            text = value.decode("utf-8", "replace")
+            if _parameter(text, "name") == "model" and not _parameter(text, "filename"):
+                model = content.removesuffix(b"\r\n").decode("utf-8", "replace").strip()
+                if model:
+                    return model
+    raise invalid_request(
+        "The form has no 'model' field.", param="model", hint="GET /v1/models lists the models."
+    )
+
+
+def _parameter(value: str, name: str) -> str | None:
+    for piece in value.split(";")[1:]:
+        key, _, text = piece.partition("=")
+        if key.strip().lower() == name:
+            return text.strip().strip('"')
+    return None
+
+
+def error_body(refusal: Refusal) -> bytes:
+    """The JSON body of a refusal, as section 10 of the contract has it."""
+    return json.dumps({"error": _error(refusal)}).encode()
+
+
+def error_headers(refusal: Refusal) -> list[tuple[bytes, bytes]]:
+    """Header fields that go with a refusal: ``Retry-After`` (RFC 9110, 10.2.3), ``WWW-Authenticate``."""
+    fields = [(b"Content-Type", b"application/json")]
+    if refusal.retry_after is not None:
+        fields.append((b"Retry-After", b"%d" % max(1, math.ceil(refusal.retry_after))))
+    if refusal.status == 401:
+        fields.append((b"WWW-Authenticate", b'Bearer realm="llmproxy"'))
+    return fields
+
+
+def error_event(refusal: Refusal) -> bytes:
+    """A refusal as one event of a stream whose head has left already."""
+    return b"data: " + error_body(refusal) + b"\n\n"
+
+
+def _error(refusal: Refusal) -> dict[str, Any]:
+    retry = refusal.retry_after
+    return {
+        "message": refusal.message,
+        "type": refusal.kind,
+        "param": refusal.param,
+        "code": refusal.code,
+        "backend": refusal.backend,
+        "state": refusal.state,
+        "hint": refusal.hint,
+        "retry_after": None if retry is None else max(1, math.ceil(retry)),
+    }
+
+
+def comment(fields: Mapping[str, Any]) -> bytes:
+    """A heartbeat: a comment line, which event-stream parsers skip (HTML standard, section 9.2.6)."""
+    return b": llmproxy " + json.dumps(fields, separators=(",", ":")).encode() + b"\n\n"
+
+
+def model_object(model: str, *, route: str, state: str, created: int) -> dict[str, Any]:
+    """One entry of ``/v1/models``."""
+    return {
+        "id": model,
+        "object": "model",
+        "created": created,
+        "owned_by": "llmproxy",
+        "meta": {"llmproxy": {"route": route, "state": state}},
+    }
+
+
+class ErrorEventFinder:
+    """Notices an ``error`` event in a stream that is relayed: vLLM ends a broken stream with one, and then
+    with ``[DONE]`` and a clean end of message.
+
+    Looks for the shapes that engines write at the start of a line, across any split of the bytes.
+    """
+
+    _MARKS = (b'\ndata: {"error"', b'\ndata:{"error"', b"\nevent: error")
+    _LONGEST = max(map(len, _MARKS))
+
+    def __init__(self) -> None:
+        self._tail = b"\n"
+        self.found = False
+
+    def feed(self, pieces: Iterable[bytes]) -> None:
+        """Look at the next bytes of the stream."""
+        for piece in pieces:
+            # Most pieces hold no such word; the search for it costs far less than joining the tail.
+            window = self._tail + piece
+            if b"error" in window and any(mark in window for mark in self._MARKS):
+                self.found = True
+            self._tail = window[-self._LONGEST :]

@@ -1,0 +1,61 @@
+"""Which paths of a backend wake it, which only look, and which are its engine's own controls.  Pure."""
+
+from __future__ import annotations
+
+from urllib.parse import unquote
+
+__all__ = ["is_control", "is_passive", "plain"]
+
+_PASSIVE = frozenset(("health", "ping", "metrics", "load", "version"))
+
+_CONTROLS = frozenset(
+    (
+        "collective_rpc",
+        "docs",
+        "is_paused",
+        "is_scaling_elastic_ep",
+        "is_sleeping",
+        "openapi.json",
+        "pause",
+        "redoc",
+        "release_kv_cache_memory",
+        "reset_encoder_cache",
+        "reset_mm_cache",
+        "reset_prefix_cache",
+        "resume",
+        "scale_elastic_ep",
+        "sleep",
+        "start_profile",
+        "stop_profile",
+        "wake_up",
+    )
+)
+"""First segments of vLLM's own controls, for which vLLM itself asks no key."""
+
+_CONTROL_PREFIXES = ("update_weights", "init_weight", "start_weight", "finish_weight")
+
+
+def plain(path: str) -> str:
+    """``path`` as a server may come to see it: decoded, without empty and ``.`` segments, ``..`` resolved.
+
+    Used to guard paths, never to forward them.
+    """
+    segments: list[str] = []
+    for segment in unquote(path).split("/"):
+        if segment == "..":
+            if segments:
+                segments.pop()
+        elif segment not in ("", "."):
+            segments.append(segment)
+    return "/".join(segments)
+
+
+def is_passive(path: str) -> bool:
+    """It only looks (health, metrics ...), and so never wakes a backend."""
+    return plain(path) in _PASSIVE
+
+
+def is_control(path: str) -> bool:
+    """It is one of vLLM's own controls, which are for administrators."""
+    head = plain(path).partition("/")[0]
+    return head in _CONTROLS or head.startswith(_CONTROL_PREFIXES)

@@ -1,0 +1,145 @@
+"""The client's side of one exchange: an answer written straight to the connection that Twisted Web serves.
+
+Twisted Web parses the request, finds the resource and keeps the order of pipelined requests; the answer's
+bytes go around ``Request.write``, which would cost more than all the rest of the relay.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterable
+from typing import Any
+
+from twisted.web.server import Request
+
+from llmproxy.http.headers import Headers, response_head
+from llmproxy.relay.immediate import write_now
+from llmproxy.relay.upstream import ResponseHead
+
+__all__ = ["Downstream"]
+
+# l_onoff, l_linger of SO_LINGER: close at once with a reset.
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Downstream:
+    """Writes one answer.
+
+    :ivar started: the head has left, or is about to with the first bytes.
+    :ivar sent: bytes of body written so far, without framing.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.started = False
+        self.sent = 0
+        self._request: Any = request
+        self._chunked = False
+        self._bodiless = False
+        self._pending = b""
+
+    def head(self, head: ResponseHead, headers: Headers, extra: Iterable[tuple[bytes, bytes]]) -> None:
+        """Begin the answer; its head leaves with the first bytes of the body, or by :meth:`flush`.
+
+        :param headers: the backend's header fields.
+        :param extra: the proxy's own.
+        """
+        request = self._request
+        self._bodiless = request.method == b"HEAD" or head.status in (204, 304)
+        modern = request.clientproto == b"HTTP/1.1"
+        self._chunked = modern and head.length is None and not self._bodiless and not head.upgraded
+        self._begin(
+            response_head(
+                head.status,
+                head.reason,
+                headers,
+                extra,
+                chunked=self._chunked,
+                close=not request.channel.persistent,
+                upgrade=_upgrade(headers) if head.upgraded else None,
+            ),
+            head.status,
+        )
+
+    def event_stream(self, extra: Iterable[tuple[bytes, bytes]]) -> None:
+        """Begin an answer of server-sent events before the backend has begun one."""
+        request = self._request
+        self._chunked = request.clientproto == b"HTTP/1.1"
+        fields = [(b"Content-Type", b"text/event-stream; charset=utf-8"), (b"Cache-Control", b"no-cache")]
+        self._begin(
+            response_head(
+                200, b"OK", fields, extra, chunked=self._chunked, close=not request.channel.persistent
+            ),
+            200,
+        )
+
+    def _begin(self, head: bytes, status: int) -> None:
+        request = self._request
+        self.started = True
+        self._pending = head
+        # Twisted Web must neither write a head of its own nor frame what follows.
+        request.startedWriting = 1
+        request.chunked = 0
+        request.code = status
+
+    def data(self, pieces: Iterable[bytes]) -> None:
+        """Bytes of the body, framed as this client needs it, written at once."""
+        if self._bodiless:
+            return
+        out = [self._pending] if self._pending else []
+        self._pending = b""
+        for piece in pieces:
+            self.sent += len(piece)
+            if self._chunked:
+                out.append(b"%x\r\n%b\r\n" % (len(piece), piece))
+            else:
+                out.append(piece)
+        self._write(b"".join(out))
+
+    def flush(self) -> None:
+        """Let the head go if it still waits for the first bytes."""
+        if self._pending:
+            pending, self._pending = self._pending, b""
+            self._write(pending)
+
+    def _write(self, data: bytes) -> None:
+        channel = self._request.channel
+        if channel is not None:
+            write_now(channel.transport, data)
+
+    def end(self) -> None:
+        """The answer is complete; the connection goes on to the next request, or ends."""
+        if self._chunked:
+            self._pending += b"0\r\n\r\n"
+        self.flush()
+        if self._request.channel is not None:
+            self._request.finish()
+
+    def close(self) -> None:
+        """The tunnel is over: what was written leaves, then the connection ends."""
+        self.flush()
+        if self._request.channel is not None:
+            self._request.channel.loseConnection()
+
+    def break_off(self) -> None:
+        """The answer is not complete, and must not look as if it were."""
+        self.flush()
+        channel = self._request.channel
+        if channel is None:
+            return
+        if self._chunked or self._request.clientproto == b"HTTP/1.1":
+            # The end of the message is missing: chunked without its last chunk, or too few bytes.
+            channel.loseConnection()
+            return
+        # Only the end of the connection delimits this answer, so that a plain close would look complete.
+        handle = getattr(channel.transport, "getHandle", lambda: None)()
+        if isinstance(handle, socket.socket):
+            handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        channel.transport.abortConnection()
+
+
+def _upgrade(headers: Headers) -> bytes | None:
+    for name, value in headers:
+        if name.lower() == b"upgrade":
+            return value
+    return None

@@ -1,0 +1,139 @@
+"""The proxy as one Twisted service: what listens, the fleet behind it, and the order of start and end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from llmproxy.config.model import Config
+from llmproxy.errors import ConfigError
+from llmproxy.fleet.fleet import Fleet
+from llmproxy.web.auth import Authenticator
+from llmproxy.web.site import ProxySite
+
+__all__ = ["ProxyService"]
+
+DRAIN_LOOK = 0.05
+"""Seconds between looks at what is still in flight while the proxy ends."""
+
+
+class ProxyService(Service):
+    """Listens, serves, reloads, and ends in order.
+
+    The order of the end cannot be left to ``MultiService``, which stops all its children at once: first no
+    new connections, then those who wait are refused, then what is in flight finishes within ``drain``
+    seconds, then the backends are left or stopped.
+
+    :param reload: reads all sources of the configuration again.
+    :param failed: called with one line when the proxy cannot listen.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        fleet: Fleet,
+        site: ProxySite,
+        reload: Callable[[], Deferred[Config]],
+        failed: Callable[[str], None],
+    ) -> None:
+        self._reactor = reactor
+        self._fleet = fleet
+        self._site = site
+        self._reload = reload
+        self._failed = failed
+        self._ports: list[IListeningPort] = []
+
+    def startService(self) -> None:
+        """Listen at once; requests are dispatched as soon as it is known what runs."""
+        super().startService()
+        for note in self._fleet.config.notes:
+            self._log.warn("{note}", note=note)
+        self._site.ready = Deferred()
+        listens = [self._listen(description) for description in self._fleet.config.listen]
+        DeferredList(listens).addCallback(lambda _: self._listening())
+
+    def _listen(self, description: str) -> Deferred[None]:
+        listening = serverFromString(self._reactor, description).listen(self._site)
+
+        def refused(failure: Failure) -> None:
+            self._failed(f"cannot listen on {description}: {failure.value}")
+
+        done: Deferred[None] = listening.addCallbacks(self._ports.append, refused)
+        return done
+
+    def _listening(self) -> None:
+        if len(self._ports) != len(self._fleet.config.listen):
+            return
+        for port in self._ports:
+            self._log.info("listening on {address}", address=port.getHost())
+        routes = ", ".join(f"/{name}" for name in self._fleet.backends) or "none yet"
+        self._log.info("routes: {routes}", routes=routes)
+        started = self._fleet.start()
+        started.addErrback(lambda failure: self._log.failure("looking at what runs", failure))
+        started.addCallback(lambda _: self._site.fleet_started())
+
+    def reload(self) -> Deferred[None]:
+        """Read the configuration again and touch only what changed; a bad one changes nothing."""
+        self._log.info("reading the configuration again")
+        return self._reload().addCallbacks(self.apply, self._not_reloaded)
+
+    def _not_reloaded(self, failure: Failure) -> None:
+        if isinstance(failure.value, ConfigError):
+            self._log.error("not reloaded, the old configuration stays: {why}", why=str(failure.value))
+        else:
+            self._log.failure("reading the configuration again", failure)
+
+    def apply(self, config: Config) -> None:
+        """Make everything as ``config`` has it."""
+        if not self.running or self._fleet.closing:
+            return
+        self._site.authenticator = Authenticator(config.keys)
+        self._site.limits = config.limits
+        changes = self._fleet.apply(config)
+        for change in changes:
+            self._log.info("configuration: {change}", change=change)
+        if not changes:
+            self._log.info("configuration: nothing about backends changed")
+
+    def stopService(self) -> Deferred[None]:
+        """End in order; fires when everything has."""
+        super().stopService()
+        ports, self._ports = self._ports, []
+        closing = [maybeDeferred(port.stopListening) for port in ports]
+        self._fleet.refuse_new()
+        self._site.close_idle()
+        closed = DeferredList(closing).addCallback(lambda _: self._drained())
+        closed = closed.addCallback(lambda _: self._fleet.close())
+        return closed.addCallback(lambda _: self._let_go_clients())
+
+    def _drained(self) -> Deferred[None]:
+        if not self._fleet.in_flight():
+            return succeed(None)
+        deadline = self._reactor.seconds() + self._fleet.config.drain
+        self._log.info(
+            "{count} requests in flight, waiting up to {drain:g} s for them",
+            count=self._fleet.in_flight(),
+            drain=self._fleet.config.drain,
+        )
+
+        def look() -> None:
+            if not self._fleet.in_flight() or self._reactor.seconds() >= deadline:
+                looking.stop()
+
+        looking = LoopingCall(look)
+        looking.clock = self._reactor
+        return looking.start(DRAIN_LOOK).addCallback(lambda _: None)
+
+    def _let_go_clients(self) -> None:
+        for channel in list(self._site.channels):
+            channel.loseConnection()

@@ -1,0 +1,87 @@
+"""Who is asking: API keys compared in constant time."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+
+from twisted.web.http_headers import Headers
+
+from llmproxy.config.model import Key
+from llmproxy.errors import Refusal, invalid_api_key, not_allowed
+
+__all__ = ["ANYBODY", "Authenticator"]
+
+ANYBODY = Key(name="anybody", secret="", admin=True)
+"""Whoever reaches a proxy without keys, which listens on loopback only."""
+
+
+class Authenticator:
+    """Finds the key that a request carries.
+
+    :param keys: the configured keys; none means that everybody may do everything.
+    """
+
+    def __init__(self, keys: Sequence[Key]) -> None:
+        self._keys = [(hashlib.sha256(key.secret.encode("utf-8")).digest(), key) for key in keys]
+
+    def authenticate(self, headers: Headers, now: float) -> Key:
+        """The key of a request: ``Authorization: Bearer`` (RFC 6750) or ``x-api-key``.
+
+        Every configured key is compared, by digests of one length, so that the time taken tells nothing.
+
+        :param now: POSIX seconds, for keys that expire.
+        :raises llmproxy.errors.Refusal: ``invalid_api_key``.
+        """
+        if not self._keys:
+            return ANYBODY
+        digest = hashlib.sha256(_presented(headers)).digest()
+        found: Key | None = None
+        for expected, key in self._keys:
+            if hmac.compare_digest(expected, digest):
+                found = key
+        if found is None or (found.expires is not None and found.expires <= now):
+            raise invalid_api_key()
+        return found
+
+    @staticmethod
+    def require_admin(key: Key) -> None:
+        """Let only administrators on.
+
+        :raises llmproxy.errors.Refusal: ``not_allowed``.
+        """
+        if not key.admin:
+            raise not_allowed(
+                f"The key {key.name!r} is not an administrator's.",
+                hint="Use the key from LLMPROXY_ADMIN_KEY, or one with admin: true.",
+            )
+
+    @staticmethod
+    def require_client(key: Key) -> None:
+        """Let only those on who may use models.
+
+        :raises llmproxy.errors.Refusal: ``not_allowed``.
+        """
+        if not key.client:
+            raise not_allowed(f"The key {key.name!r} is for administration only.")
+
+
+def may_use(key: Key, route: str) -> bool:
+    """Whether this key may use that route."""
+    return key.routes is None or route in key.routes
+
+
+def route_refusal(key: Key, route: str) -> Refusal:
+    """403 for a route that exists and that this key may not use."""
+    return not_allowed(f"The key {key.name!r} may not use /{route}.")
+
+
+def _presented(headers: Headers) -> bytes:
+    values = headers.getRawHeaders(b"authorization")
+    if values:
+        scheme, _, credentials = values[0].strip().partition(b" ")
+        if scheme.lower() == b"bearer":
+            return credentials.strip()
+    values = headers.getRawHeaders(b"x-api-key")
+    return values[0].strip() if values else b""

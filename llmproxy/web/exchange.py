@@ -1,0 +1,391 @@
+"""One request on its way: held until its backend is ready, handed over, its answer relayed."""
+
+from __future__ import annotations
+
+import json
+from typing import IO, TYPE_CHECKING, Any
+
+from attrs import evolve
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IPushProducer
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from llmproxy.errors import (
+    Refusal,
+    backend_died,
+    backend_unavailable,
+    hold_timeout,
+    queue_full,
+    route_not_found,
+)
+from llmproxy.http.headers import authority, is_event_stream, request_head
+from llmproxy.http.openai import ErrorEventFinder, comment, error_event, parse_body, wants_stream
+from llmproxy.relay.downstream import Downstream
+from llmproxy.relay.upstream import Broken, ResponseHead, UpstreamConnection
+
+if TYPE_CHECKING:
+    from llmproxy.fleet.backend import Backend, Lease
+    from llmproxy.web.site import ProxyRequest
+
+__all__ = ["Exchange"]
+
+LONGEST_ERROR = 64 * 1024
+"""Bytes of an error answer that are kept to tell it as an event, when the head of a stream has left."""
+
+
+@implementer(IPushProducer)
+class Exchange:
+    """Carries one request to a backend and its answer back.
+
+    :param target: path and query for the backend, raw.
+    :param body: the request's body, ``length`` bytes; None when it has none.
+    """
+
+    def __init__(
+        self,
+        request: ProxyRequest,
+        backend: Backend,
+        target: bytes,
+        body: IO[bytes] | None,
+        length: int | None,
+    ) -> None:
+        self.backend = backend
+        self._request = request
+        self._target = target
+        self._body = body
+        self._length = length
+        self._down = Downstream(request)
+        self._clock = request.site.clock
+        self._lease: Lease | None = None
+        self._connecting: Deferred[UpstreamConnection] | None = None
+        self._up: UpstreamConnection | None = None
+        self._held = False
+        self._hold_seconds = 0.0
+        self._timers: dict[str, IDelayedCall] = {}
+        self._retried = False
+        self._head: ResponseHead | None = None
+        self._finder: ErrorEventFinder | None = None
+        self._error_answer: list[bytes] | None = None
+        self._producing = False
+        self._paused = False
+        self._done = False
+        request.exchange = self
+        if request.entry is not None:
+            request.entry.route = backend.name
+            request.entry.state = backend.state
+
+    # -- holding ------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Ask for the backend."""
+        site = self._request.site
+        if site.held >= site.limits.max_held and self.backend.state != "ready":
+            self.refused(queue_full(site.limits.max_held, 5).about(self.backend.name, self.backend.state))
+        elif self.backend.enter(self):
+            self._hold()
+
+    def visit(self) -> bool:
+        """Reach the backend if it is ready, without waking it or keeping it awake."""
+        return self.backend.visit(self)
+
+    def _hold(self) -> None:
+        # The backend may have been ready again by the time that it said "held".
+        if self._lease is not None or self._done:
+            return
+        self._held = True
+        self._request.site.held += 1
+        spec = self.backend.spec
+        if spec.max_wait is not None:
+            self._timers["max_wait"] = self._clock.callLater(spec.max_wait, self._waited_too_long)
+        if self._wants_stream():
+            self._timers["heartbeat"] = self._clock.callLater(spec.heartbeat_after, self._heartbeat)
+
+    def _wants_stream(self) -> bool:
+        if self._body is None or self._request.method != b"POST":
+            return False
+        try:
+            return wants_stream(parse_body(self._read_body()))
+        except Refusal:
+            # What it is instead is for the backend to say.
+            return False
+
+    def _read_body(self) -> bytes:
+        assert self._body is not None
+        self._body.seek(0)
+        return self._body.read()
+
+    def _waited_too_long(self) -> None:
+        del self._timers["max_wait"]
+        self.backend.leave(self)
+        limit = self.backend.spec.max_wait or 0.0
+        self.refused(hold_timeout(limit, 5).about(self.backend.name, self.backend.state))
+
+    def _heartbeat(self) -> None:
+        if not self._down.started:
+            self._down.event_stream(self._own_headers())
+        fields = {
+            "state": self.backend.state,
+            "elapsed": round(self._clock.seconds() - self._request.arrived),
+        }
+        self._down.data([comment(fields)])
+        self._timers["heartbeat"] = self._clock.callLater(self.backend.spec.heartbeat_every, self._heartbeat)
+
+    def _hold_over(self) -> None:
+        for timer in self._timers.values():
+            if timer.active():
+                timer.cancel()
+        self._timers.clear()
+        if self._held:
+            self._held = False
+            self._request.site.held -= 1
+            self._hold_seconds = self._clock.seconds() - self._request.arrived
+            if self._request.entry is not None:
+                self._request.entry.held = self._hold_seconds
+
+    # -- Waiter: what the backend says --------------------------------------------------------------
+
+    def admitted(self, lease: Lease) -> None:
+        """See :class:`~llmproxy.fleet.backend.Waiter`."""
+        self._hold_over()
+        self._lease = lease
+        self._connect(fresh=False)
+
+    def refused(self, refusal: Refusal) -> None:
+        """See :class:`~llmproxy.fleet.backend.Waiter`."""
+        self._hold_over()
+        self._fail(refusal, "refused")
+
+    def cut(self, reason: str) -> None:
+        """See :class:`~llmproxy.fleet.backend.Waiter`."""
+        if self._done:
+            return
+        self._let_go_upstream()
+        self._broke(reason, suspicious=False)
+
+    def handed_on(self, backend: Backend | None) -> None:
+        """See :class:`~llmproxy.fleet.backend.Waiter`."""
+        self._hold_over()
+        if backend is None:
+            self._fail(route_not_found(self.backend.name, ()), "refused")
+        else:
+            self.backend = backend
+            self.begin()
+
+    # -- handing over -------------------------------------------------------------------------------
+
+    def _connect(self, *, fresh: bool) -> None:
+        assert self._lease is not None
+        connecting = self._lease.pool.connect(fresh=fresh)
+        self._connecting = connecting
+        connecting.addCallbacks(self._connected, self._unconnected)
+
+    def _connected(self, connection: UpstreamConnection) -> None:
+        if self._connecting is None:
+            # Given up in the meantime.
+            connection.abort()
+            return
+        self._connecting = None
+        self._up = connection
+        head = self._request_head()
+        connection.send(
+            head, self._body, self._length or 0, self, head_request=self._request.method == b"HEAD"
+        )
+
+    def _unconnected(self, failure: Failure) -> None:
+        if self._connecting is not None:
+            self._connecting = None
+            self._broke("it does not accept connections", suspicious=True)
+
+    def _request_head(self) -> bytes:
+        assert self._lease is not None
+        request, spec, address = self._request, self.backend.spec, self._lease.address
+        host = authority(address.host, address.port, 443 if address.tls else 80)
+        return request_head(
+            request.method,
+            address.prefix.encode("ascii") + self._target,
+            request.raw_headers,
+            client=str(getattr(request.getClientAddress(), "host", "unknown")).encode("ascii", "replace"),
+            scheme=b"https" if request.isSecure() else b"http",
+            request_id=request.request_id,
+            length=self._length,
+            # Servers elsewhere choose by name; one of our own is known by its address alone.
+            host=host if spec.runtime == "url" else None,
+            authorization=self.backend.authorization,
+            passthrough=spec.auth == "passthrough",
+        )
+
+    # -- ResponseHandler: what the backend answers --------------------------------------------------
+
+    def _own_headers(self) -> list[tuple[bytes, bytes]]:
+        return [
+            (b"X-LLMProxy-Backend", self.backend.name.encode("utf-8")),
+            (b"X-LLMProxy-Cold-Start", b"%.3f" % self._hold_seconds),
+            *self._request.own_headers,
+        ]
+
+    def response_head(self, head: ResponseHead) -> None:
+        """See :class:`~llmproxy.relay.upstream.ResponseHandler`."""
+        self._head = head
+        events = is_event_stream(head.headers)
+        if events:
+            self._finder = ErrorEventFinder()
+        if self._down.started:
+            # The head of a stream has left with the first heartbeat.
+            if head.status != 200 or not events:
+                self._error_answer = []
+            return
+        extra = self._own_headers()
+        if events:
+            extra.append((b"X-Accel-Buffering", b"no"))
+        if self._request.site.closing:
+            self._request.channel.persistent = False
+        self._down.head(head, head.headers, extra)
+        if head.upgraded:
+            self._tunnel()
+
+    def _tunnel(self) -> None:
+        assert self._up is not None
+        self._down.flush()
+        channel: Any = self._request.channel
+        channel.become_tunnel(self._up.write_tunnel)
+        upstream = self._up.transport
+        if upstream is not None:
+            # A backend that reads slowly slows the client down.
+            upstream.registerProducer(channel.transport, True)  # type: ignore[attr-defined]
+
+    def response_data(self, pieces: list[bytes]) -> None:
+        """See :class:`~llmproxy.relay.upstream.ResponseHandler`."""
+        if self._error_answer is not None:
+            if sum(map(len, self._error_answer)) < LONGEST_ERROR:
+                self._error_answer.extend(pieces)
+            return
+        if self._finder is not None:
+            self._finder.feed(pieces)
+        if not self._producing and self._up is not None and not self._up.complete:
+            self._producing = True
+            self._request.registerProducer(self, True)
+        self._down.data(pieces)
+
+    def response_end(self) -> None:
+        """See :class:`~llmproxy.relay.upstream.ResponseHandler`."""
+        # The connection may serve another request now, which must not find it paused.
+        self._pace(pause=False)
+        self._up = None
+        if self._done:
+            return
+        head = self._head
+        assert head is not None, "an end comes after a head"
+        if head.upgraded:
+            self._finish("ok")
+            self._down.close()
+            return
+        if self._error_answer is not None:
+            self._down.data([self._error_answer_event(head)])
+        died = self._finder is not None and self._finder.found
+        outcome = "backend_died" if died else "ok" if self._error_answer is None else "error"
+        self._finish(outcome, suspicious=died or head.status >= 500)
+        self._down.end()
+
+    def _error_answer_event(self, head: ResponseHead) -> bytes:
+        answer = b"".join(self._error_answer or ())
+        try:
+            return b"data: " + json.dumps(json.loads(answer)).encode() + b"\n\n"
+        except ValueError:
+            refusal = backend_unavailable(f"The backend answered with status {head.status}.")
+            return error_event(refusal.about(self.backend.name, self.backend.state))
+
+    def response_broken(self, broken: Broken) -> None:
+        """See :class:`~llmproxy.relay.upstream.ResponseHandler`."""
+        up, self._up = self._up, None
+        if self._done:
+            return
+        if broken.untouched and up is not None and up.used and not self._retried:
+            # It was an idle connection that the backend closed as we used it; RFC 9112 section 9.3.1.
+            self._retried = True
+            self._connect(fresh=True)
+            return
+        self._broke(broken.reason, suspicious=True)
+
+    def _broke(self, reason: str, *, suspicious: bool) -> None:
+        """The backend is gone before its answer was complete."""
+        name = self.backend.name
+        if self._head is None or self._error_answer is not None:
+            refusal = backend_unavailable(f"The backend {name!r} did not answer: {reason}.")
+            self._fail(refusal.about(name, self.backend.state), "backend_died", suspicious=suspicious)
+            return
+        if self._finder is not None:
+            refusal = backend_died(f"The backend {name!r} broke its answer off: {reason}.")
+            # It may have ended within a line: an empty line ends whatever that was.
+            self._down.data([b"\n\n" + error_event(refusal.about(name, self.backend.state))])
+        self._finish("backend_died", suspicious=suspicious)
+        self._down.break_off()
+
+    # -- the client's side --------------------------------------------------------------------------
+
+    def pauseProducing(self) -> None:
+        """The client is slow: read no more from the backend."""
+        self._pace(pause=True)
+
+    def resumeProducing(self) -> None:
+        """The client has caught up."""
+        self._pace(pause=False)
+
+    def stopProducing(self) -> None:
+        """The client is gone; :meth:`client_left` comes as well."""
+
+    def _pace(self, *, pause: bool) -> None:
+        if self._up is not None and self._up.transport is not None and pause is not self._paused:
+            self._paused = pause
+            transport = self._up.transport
+            transport.pauseProducing() if pause else transport.resumeProducing()  # type: ignore[attr-defined]
+
+    def client_left(self) -> None:
+        """The client's connection is gone: give up its place, or close the upstream request at once."""
+        if self._done:
+            return
+        if self._held:
+            self.backend.leave(self)
+        tunnel = self._head is not None and self._head.upgraded
+        self._let_go_upstream()
+        self._finish("ok" if tunnel else "client_gone")
+
+    def _let_go_upstream(self) -> None:
+        connecting, self._connecting = self._connecting, None
+        up, self._up = self._up, None
+        if up is not None:
+            up.abort()
+        if connecting is not None:
+            connecting.cancel()
+
+    # -- the end ------------------------------------------------------------------------------------
+
+    def _fail(self, refusal: Refusal, outcome: str, *, suspicious: bool = False) -> None:
+        """End with an error, as a status if the head has not left, else as an event."""
+        if self._done:
+            return
+        started = self._down.started
+        if started:
+            self._down.data([error_event(refusal)])
+        self._finish(outcome, suspicious=suspicious)
+        if started:
+            self._down.end()
+        else:
+            told = evolve(refusal, backend=self.backend.name)
+            self._request.refuse(told, outcome=outcome, held=self._hold_seconds)
+
+    def _finish(self, outcome: str, *, suspicious: bool = False) -> None:
+        """Give back everything that is held, and settle what the access log says."""
+        self._done = True
+        self._hold_over()
+        if self._producing:
+            self._producing = False
+            if self._request.channel is not None:
+                self._request.unregisterProducer()
+        entry = self._request.entry
+        if entry is not None:
+            entry.outcome = outcome
+            entry.sent = self._down.sent
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.release(suspicious=suspicious)

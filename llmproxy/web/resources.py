@@ -1,0 +1,269 @@
+"""The resource tree: one lazy resource for each route, and the paths of the proxy's own."""
+
+from __future__ import annotations
+
+import io
+from typing import cast
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request
+
+from llmproxy.config.model import Key
+from llmproxy.errors import (
+    Refusal,
+    invalid_request,
+    model_not_found,
+    not_allowed,
+    not_running,
+    route_not_found,
+)
+from llmproxy.fleet.backend import Backend
+from llmproxy.fleet.fleet import Fleet
+from llmproxy.http.openai import (
+    is_inference_path,
+    model_object,
+    multipart_model,
+    parse_body,
+    requested_model,
+    with_model,
+)
+from llmproxy.http.paths import is_control, is_passive
+from llmproxy.web.api import ApiResource, answer_json
+from llmproxy.web.auth import may_use, route_refusal
+from llmproxy.web.exchange import Exchange
+from llmproxy.web.site import ProxyRequest
+
+__all__ = ["RootResource"]
+
+
+def _client_key(request: ProxyRequest) -> Key:
+    """The key of a request to a model.
+
+    :raises llmproxy.errors.Refusal: ``invalid_api_key``, ``not_allowed``.
+    """
+    authenticator = request.site.authenticator
+    request.key = authenticator.authenticate(request.requestHeaders, request.arrived)
+    authenticator.require_client(request.key)
+    return request.key
+
+
+class ProxyResource(Resource):
+    """A resource that answers every method by :meth:`serve`, and renders refusals."""
+
+    isLeaf = True
+
+    def render(self, request: Request) -> int:
+        """See :class:`twisted.web.resource.IResource`."""
+        proxied = cast(ProxyRequest, request)
+        try:
+            self.serve(proxied)
+        except Refusal as refusal:
+            proxied.refuse(refusal)
+        return NOT_DONE_YET
+
+    def serve(self, request: ProxyRequest) -> None:
+        """Answer the request, now or later.
+
+        :raises llmproxy.errors.Refusal: it is not served.
+        """
+        raise NotImplementedError
+
+
+class RootResource(Resource):
+    """``/``: the proxy's own paths by name, and every other first segment as a route."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__()
+        self._fleet = fleet
+        self._inference = InferenceResource(fleet)
+        self.putChild(b"healthz", HealthResource())
+        self.putChild(b"readyz", ReadyResource(fleet))
+        self.putChild(b"api", ApiResource(fleet))
+
+    def getChild(self, path: bytes, request: Request) -> Resource:
+        """The resource for a first path segment."""
+        if is_inference_path(request.path.decode("latin-1")):
+            return self._inference
+        if path == b"v1":
+            return ModelsResource(self._fleet)
+        backend = self._fleet.route(path.decode("utf-8", "replace"))
+        if backend is None:
+            return UnknownResource(self._fleet)
+        return BackendResource(backend)
+
+
+class HealthResource(ProxyResource):
+    """``/healthz``: the reactor turns, so the scheduler, which lives in it, answers."""
+
+    def serve(self, request: ProxyRequest) -> None:
+        """Say so."""
+        answer_json(request, 200, {"status": "ok"})
+
+
+class ReadyResource(ProxyResource):
+    """``/readyz``: the configuration is loaded and what runs the backends answers."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__()
+        self._fleet = fleet
+
+    def serve(self, request: ProxyRequest) -> None:
+        """Ask the runtimes."""
+        if self._fleet.closing:
+            answer_json(request, 503, {"status": "shutting down"})
+            return
+
+        def failed(failure: Failure) -> None:
+            answer_json(request, 503, {"status": "not ready", "reason": str(failure.value)})
+
+        pong: Deferred[None] = self._fleet.ping()
+        pong.addTimeout(5, request.site.clock)
+        pong.addCallbacks(lambda _: answer_json(request, 200, {"status": "ready"}), failed)
+
+
+class UnknownResource(ProxyResource):
+    """A first segment that is no route."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__()
+        self._fleet = fleet
+
+    def serve(self, request: ProxyRequest) -> None:
+        """Tell those who have a key which routes there are."""
+        key = _client_key(request)
+        routes = [name for name in self._fleet.backends if may_use(key, name)]
+        raise route_not_found((request.prepath or [b""])[0].decode("utf-8", "replace"), routes)
+
+
+class BackendResource(ProxyResource):
+    """``/<route>/...``: the lazy backend of one route."""
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__()
+        self._backend = backend
+
+    def serve(self, request: ProxyRequest) -> None:
+        """Pass the request on, waking the backend unless the path only looks."""
+        key = _client_key(request)
+        backend = self._backend
+        if not may_use(key, backend.name):
+            raise route_refusal(key, backend.name)
+        slash = request.uri.find(b"/", 1)
+        query = request.uri.find(b"?")
+        if slash < 0 or 0 <= query < slash:
+            _redirect_to_slash(request)
+            return
+        target = request.uri[slash:]
+        path = request.path[slash:].decode("latin-1")
+        body = request.content if request.length is not None else None
+        exchange = Exchange(request, backend, target, body, request.length)
+        control = backend.spec.engine == "vllm" and is_control(path)
+        if control:
+            request.site.authenticator.require_admin(key)
+        if control or is_passive(path):
+            if not exchange.visit():
+                raise not_running(backend.state).about(backend.name)
+            return
+        _begin(exchange, backend, key)
+
+
+def _begin(exchange: Exchange, backend: Backend, key: Key) -> None:
+    if not key.may_start and backend.state != "ready":
+        raise not_allowed(
+            f"The key {key.name!r} may not start a backend, and this one is {backend.state}."
+        ).about(backend.name, backend.state)
+    exchange.begin()
+
+
+def _redirect_to_slash(request: ProxyRequest) -> None:
+    path, question, query = request.uri.partition(b"?")
+    location = path + b"/" + question + query
+    request.answer(308, b"", [(b"Location", location)])
+
+
+class InferenceResource(ProxyResource):
+    """Paths without a route, such as ``/v1/chat/completions``: the ``model`` names the backend."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__()
+        self._fleet = fleet
+
+    def serve(self, request: ProxyRequest) -> None:
+        """Find the backend and pass the request on."""
+        key = _client_key(request)
+        if request.method == b"OPTIONS":
+            request.answer(204, b"", [(b"Allow", b"POST, OPTIONS")])
+            return
+        if request.method != b"POST":
+            refusal = invalid_request("This path takes POST requests.")
+            request.setHeader(b"Allow", b"POST, OPTIONS")
+            raise Refusal(405, refusal.code, refusal.message, kind=refusal.kind)
+        content = request.content.read()
+        kind = (request.getHeader(b"content-type") or b"").decode("latin-1")
+        parsed = None
+        if kind.lower().startswith("multipart/form-data"):
+            model = multipart_model(kind, content)
+        else:
+            parsed = parse_body(content)
+            model = requested_model(parsed)
+        backend = self._backend_for(model, key)
+        body, length = request.content, len(content)
+        served = backend.models
+        if parsed is not None and served and model not in served:
+            # It was asked for by an alias or by its route; the engine knows its own name only.
+            content = with_model(parsed, served[0])
+            body, length = io.BytesIO(content), len(content)
+        exchange = Exchange(request, backend, request.uri, body, length)
+        _begin(exchange, backend, key)
+
+    def _backend_for(self, model: str, key: Key) -> Backend:
+        backend = self._fleet.serving(model)
+        if backend is None or not may_use(key, backend.name):
+            known = [
+                name
+                for one in self._fleet.backends.values()
+                if may_use(key, one.name) and not one.spec.hidden
+                for name in one.models
+            ]
+            raise model_not_found(model, known)
+        return backend
+
+
+class ModelsResource(ProxyResource):
+    """``/v1/models``: every model of every route that the key may use; wakes none."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__()
+        self._fleet = fleet
+
+    def serve(self, request: ProxyRequest) -> None:
+        """List the models, or show one."""
+        key = _client_key(request)
+        path = [segment.decode("utf-8", "replace") for segment in request.postpath or ()]
+        if not path or path[0] != "models":
+            raise Refusal(
+                404,
+                "route_not_found",
+                "There is no such path under /v1.",
+                kind="invalid_request_error",
+                hint="Use /v1/chat/completions, /v1/models, or /<route>/v1/...",
+            )
+        if request.method not in (b"GET", b"HEAD"):
+            raise Refusal(405, "invalid_request", "This path takes GET.", kind="invalid_request_error")
+        models = [
+            model_object(name, route=backend.name, state=backend.state, created=int(backend.since))
+            for backend in self._fleet.backends.values()
+            if may_use(key, backend.name) and not backend.spec.hidden
+            for name in (*backend.models, *backend.spec.aliases)
+        ]
+        wanted = "/".join(path[1:])
+        if not wanted:
+            answer_json(request, 200, {"object": "list", "data": models})
+            return
+        for model in models:
+            if model["id"] == wanted:
+                answer_json(request, 200, model)
+                return
+        raise model_not_found(wanted, [model["id"] for model in models])
