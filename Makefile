@@ -1,0 +1,78 @@
+# llmproxy: `make help` lists what there is. Nothing needs to be installed first but Python 3.11.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMPS := $(VENV)/.stamps
+IMAGE ?= llmproxy
+BASE_IMAGE ?= python:3.13-slim
+TESTS ?= tests
+ARGS ?=
+export VENV PORT LISTEN
+
+# A plain editable install hides the twisted/plugins folder from Twisted; "compat" shows it.
+INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat
+
+.PHONY: help run env test lint format bench test-vllm image wheelhouse clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+run: $(STAMPS)/run env ## serve on :8000 (PORT=, LISTEN=): Compose's models with Docker, demo models without
+	@exec scripts/run.sh $(ARGS)
+
+env: ## write .env with a fresh key, if there is none
+	@scripts/make_env.sh
+
+test: $(STAMPS)/test ## all tests, with branch coverage (TESTS=, ARGS=); Docker tests need an engine
+	$(PY) -m pytest $(TESTS) -m "not vllm" --cov --cov-branch --cov-report=term $(ARGS)
+
+lint: $(STAMPS)/lint ## types, style and format
+	$(PY) -m mypy llmproxy twisted/plugins/llmproxy_plugin.py scripts tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(STAMPS)/lint ## put the format right
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(STAMPS)/test ## measure the proxy beside its peers
+	$(PY) -m bench $(ARGS)
+
+test-vllm: $(STAMPS)/test ## the tests that need a real vLLM (slow; not part of `make test`)
+	$(PY) -m pytest tests -m vllm $(ARGS)
+
+image: ## build the container image (IMAGE=, BASE_IMAGE=)
+	docker build --build-arg BASE_IMAGE=$(BASE_IMAGE) -t $(IMAGE) .
+
+wheelhouse: $(STAMPS)/run ## download what the image needs, for a build with no network (IMAGE_PYTHON=3.13)
+	$(PY) -m pip download --quiet --disable-pip-version-check --dest deploy/wheelhouse --only-binary=:all: \
+	    --implementation cp --python-version $(or $(IMAGE_PYTHON),3.13) \
+	    $(foreach glibc,2014 _2_17 _2_28 _2_34,--platform manylinux$(glibc)_$(shell uname -m)) \
+	    setuptools wheel $$($(PY) scripts/requirements.py)
+
+clean: ## remove what was made here, but .env
+	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache \
+	    .hypothesis _trial_temp* twistd.log twistd.pid deploy/wheelhouse/*.whl
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(PY):
+	@python=$$(scripts/find_python.sh) && echo "Making $(VENV) with $$python ..." >&2 && \
+	    { "$$python" -m venv $(VENV) || { rm -rf $(VENV); \
+	      echo "That Python cannot make virtual environments (Debian, Ubuntu: apt install python3-venv)." >&2; exit 1; }; }
+
+# Installing again is only needed when what is to be installed has changed.
+$(STAMPS)/run: setup.cfg pyproject.toml | $(PY)
+	@echo "Installing llmproxy into $(VENV) ..." >&2
+	@$(INSTALL) -e .
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/test: setup.cfg pyproject.toml | $(PY)
+	@echo "Installing llmproxy and what its tests need into $(VENV) ..." >&2
+	@$(INSTALL) -e '.[test]'
+	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/run
+
+$(STAMPS)/lint: setup.cfg pyproject.toml | $(PY)
+	@echo "Installing llmproxy and what its checks need into $(VENV) ..." >&2
+	@$(INSTALL) -e '.[test,lint]'
+	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/run $(STAMPS)/test

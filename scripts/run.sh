@@ -1,0 +1,26 @@
+#!/bin/sh
+# Serve docker-compose.yml's models, or the built-in demo models when no Docker engine answers.
+#   PORT=8000 or LISTEN=tcp:8000 (any Twisted endpoint string); further arguments go to `twistd llmproxy`.
+set -eu
+cd "$(dirname "$0")/.."
+bin=${VENV:-.venv}/bin
+
+set -a
+. ./.env
+set +a
+
+listen=${LISTEN:-${PORT:+tcp:$PORT}}
+# The command line beats llmproxy.yaml, so it is only used when something was asked for.
+[ -z "$listen" ] || set -- --listen "$listen" "$@"
+
+# docker.from_env() honours DOCKER_HOST as the proxy itself does.
+if why=$("$bin/python" -W ignore -c 'import docker; docker.from_env(timeout=5).ping()' 2>&1); then
+    echo "Docker answers: serving the models of docker-compose.yml on ${listen:-tcp:8000}." >&2
+    COMPOSE_FILE=${COMPOSE_FILE:-docker-compose.yml}
+    export COMPOSE_FILE
+else
+    why=$(printf '%s\n' "$why" | tail -n 1 | cut -c 1-200)
+    echo "No Docker engine answers ($why): serving the built-in demo models on ${listen:-tcp:8000}." >&2
+    set -- --demo "$@"
+fi
+exec "$bin/twistd" -n --pidfile= llmproxy "$@"
