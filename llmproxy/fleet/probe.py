@@ -12,11 +12,10 @@ from typing import Literal
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
-from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from llmproxy.http.headers import authority
-from llmproxy.relay.upstream import Broken, ResponseHead, UpstreamConnection
+from llmproxy.relay.upstream import UPSTREAM, Broken, ResponseHead, UpstreamConnection
 from llmproxy.runtimes.interface import Address
 
 __all__ = ["ANSWER_LIMIT", "INTERVAL", "Prober", "Verdict", "probe_once"]
@@ -47,7 +46,7 @@ class _Question:
         )
         self._connection: UpstreamConnection | None = None
         self._limit: IDelayedCall = clock.callLater(ANSWER_LIMIT, self._settle, "silent")
-        self._connecting = endpoint.connect(Factory.forProtocol(UpstreamConnection))
+        self._connecting = endpoint.connect(UPSTREAM)
         self._connecting.addCallbacks(self._connected, self._not_connected)
 
     def _connected(self, connection: object) -> None:

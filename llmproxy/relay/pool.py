@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IProtocol, IReactorTime, IStreamClientEndpoint
-from twisted.internet.protocol import Factory
 
-from llmproxy.relay.upstream import UpstreamConnection
+from llmproxy.relay.upstream import UPSTREAM, UpstreamConnection
 
 __all__ = ["KEEP_IDLE", "ConnectionPool"]
 
@@ -24,7 +23,6 @@ class ConnectionPool:
     def __init__(self, clock: IReactorTime, endpoint: IStreamClientEndpoint) -> None:
         self._clock = clock
         self._endpoint = endpoint
-        self._factory = Factory.forProtocol(UpstreamConnection)
         self._idle: list[tuple[UpstreamConnection, float]] = []
         self._sweep: IDelayedCall | None = None
         self._closed = False
@@ -38,7 +36,7 @@ class ConnectionPool:
             connection, _ = self._idle.pop()
             if not connection.closed:
                 return succeed(connection)
-        return self._endpoint.connect(self._factory).addCallback(self._connected)
+        return self._endpoint.connect(UPSTREAM).addCallback(self._connected)
 
     def _connected(self, connection: IProtocol) -> UpstreamConnection:
         assert isinstance(connection, UpstreamConnection)

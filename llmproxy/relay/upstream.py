@@ -13,14 +13,14 @@ import httptools
 from attrs import frozen
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IConsumer
+from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.protocol import Protocol as TwistedProtocol
-from twisted.internet.protocol import connectionDone
 from twisted.protocols.basic import FileSender
 from twisted.python.failure import Failure
 
 from llmproxy.relay.immediate import write_now
 
-__all__ = ["Broken", "ResponseHandler", "ResponseHead", "UpstreamConnection"]
+__all__ = ["UPSTREAM", "Broken", "ResponseHandler", "ResponseHead", "UpstreamConnection"]
 
 SMALL_BODY = 64 * 1024
 """Bytes of a request body that are written in one go with its head; larger ones are sent as the backend
@@ -301,3 +301,9 @@ class UpstreamConnection(TwistedProtocol):
     def on_message_complete(self) -> None:
         if self._head is not None and not self._complete:
             self._complete = True
+
+
+UPSTREAM = Factory.forProtocol(UpstreamConnection)
+"""Makes the connections."""
+# Twisted would log the start and the end of it with every single connection.
+UPSTREAM.noisy = False

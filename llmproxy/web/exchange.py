@@ -218,9 +218,10 @@ class Exchange:
     # -- ResponseHandler: what the backend answers --------------------------------------------------
 
     def _own_headers(self) -> list[tuple[bytes, bytes]]:
+        held = self._clock.seconds() - self._request.arrived if self._held else self._hold_seconds
         return [
             (b"X-LLMProxy-Backend", self.backend.name.encode("utf-8")),
-            (b"X-LLMProxy-Cold-Start", b"%.3f" % self._hold_seconds),
+            (b"X-LLMProxy-Cold-Start", b"%.3f" % held),
             *self._request.own_headers,
         ]
 
