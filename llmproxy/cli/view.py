@@ -1,0 +1,131 @@
+"""How the command shows things to a person.  Pure: values in, text or tables out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["backend_lines", "backends_table", "console", "duration", "event_line", "failure_lines"]
+
+_COLOURS = {
+    "ready": "green",
+    "starting": "yellow",
+    "waking": "yellow",
+    "draining": "yellow",
+    "stopping": "yellow",
+    "falling_asleep": "yellow",
+    "sleeping": "cyan",
+    "failed": "red",
+}
+# Wide enough that nothing is cut off when the output goes to a file or a pipe.
+_PIPE_WIDTH = 240
+
+
+def console() -> Console:
+    """Standard output: coloured and as wide as the terminal, or plain and wide."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> duration(0.42), duration(75), duration(3700)
+    ('0.4 s', '1 m 15 s', '1 h 1 m')
+    """
+    if seconds < 9.95:
+        return f"{max(seconds, 0):.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} m {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} m"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def _next(backend: Mapping[str, Any]) -> str:
+    if backend.get("retry_in") is not None:
+        return f"retry in {duration(backend['retry_in'])}"
+    if backend.get("idle_in") is not None:
+        return f"stops in {duration(backend['idle_in'])}"
+    return ""
+
+
+def _since(backend: Mapping[str, Any], now: float) -> str:
+    since = backend.get("since")
+    return "" if since is None else duration(now - since)
+
+
+def backends_table(backends: Iterable[Mapping[str, Any]], now: float) -> Table:
+    """One line for each backend.
+
+    :param now: POSIX seconds.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+    for name in ("BACKEND", "STATE", "FOR", "IN FLIGHT", "WAITING", "NEXT", "MODELS", "ADDRESS"):
+        table.add_column(name, justify="right" if name in ("IN FLIGHT", "WAITING") else "left")
+    for backend in backends:
+        state = str(backend["state"])
+        table.add_row(
+            Text(str(backend["name"])),
+            Text(state, style=_COLOURS.get(state, "")),
+            Text(_since(backend, now)),
+            str(backend.get("in_flight", 0)),
+            str(backend.get("waiting", 0)),
+            Text(_next(backend)),
+            Text(", ".join(backend.get("models") or ())),
+            Text(backend.get("address") or ""),
+        )
+    return table
+
+
+def failure_lines(name: str, failure: Mapping[str, Any] | None, tail: int = 5) -> list[str]:
+    """Why a backend failed, what to do, and the last lines of its log."""
+    if not failure:
+        return []
+    lines = [f"{name}: {failure.get('message')}"]
+    if failure.get("hint"):
+        lines.append(f"  hint: {failure['hint']}")
+    log = failure.get("log_tail") or ()
+    rows: Sequence[str] = log.splitlines() if isinstance(log, str) else list(log)
+    if rows and tail:
+        lines.append("  its log ends with:")
+        lines += [f"    {row}" for row in rows[-tail:]]
+    return lines
+
+
+def backend_lines(backend: Mapping[str, Any], now: float) -> list[str]:
+    """All that is known of one backend."""
+    pairs = [
+        ("state", f"{backend['state']} for {_since(backend, now)}"),
+        ("next", _next(backend)),
+        ("runtime", f"{backend.get('runtime')}, engine {backend.get('engine')}"),
+        ("container", backend.get("container") or ""),
+        ("address", backend.get("address") or ""),
+        ("reached by", backend.get("via") or ""),
+        ("models", ", ".join(backend.get("models") or ())),
+        ("in flight", str(backend.get("in_flight", 0))),
+        ("waiting", str(backend.get("waiting", 0))),
+    ]
+    start = backend.get("last_start")
+    if start:
+        phases = start.get("phases") or {}
+        parts = ", ".join(f"{phase} {duration(took)}" for phase, took in phases.items())
+        pairs.append(("last start", f"{duration(start['seconds'])}{f' ({parts})' if parts else ''}"))
+    lines = [str(backend["name"])]
+    lines += [f"  {name + ':':<12} {value}" for name, value in pairs if value]
+    return lines + failure_lines("  last failure", backend.get("last_failure"))
+
+
+def event_line(event: Mapping[str, Any]) -> str:
+    """One transition."""
+    at = datetime.fromtimestamp(float(event.get("at") or 0)).strftime("%H:%M:%S")
+    reason = f": {event['reason']}" if event.get("reason") else ""
+    return f"{at} {event.get('backend')} {event.get('from')} -> {event.get('to')}{reason}"
