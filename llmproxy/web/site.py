@@ -284,6 +284,10 @@ class ProxyChannel(HTTPChannel):
             return
         super().allHeadersReceived()
 
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """A request line or header field is longer than Twisted reads (16 KiB)."""
+        self._respondToBadRequestAndDisconnect()
+
     def _respondToBadRequestAndDisconnect(self) -> None:
         self.refuse(invalid_request("The request is not valid HTTP/1.1."))
 

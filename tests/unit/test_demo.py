@@ -186,7 +186,7 @@ class PathTests(DemoCase):
         headers = {
             "Connection": "Upgrade",
             "Upgrade": "websocket",
-            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",  # no secret
             "Sec-WebSocket-Protocol": "one, two",
         }
         answer = self.ask("GET", "/ws", headers=headers)

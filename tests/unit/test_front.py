@@ -1,0 +1,644 @@
+"""The front over a backend in memory: a client's bytes in, the client's bytes out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from llmproxy.config.model import BackendSpec, Config, Key, Limits
+from llmproxy.fleet.fleet import Fleet
+from llmproxy.fleet.probe import INTERVAL
+from llmproxy.web.accesslog import AccessLog, Entry
+from llmproxy.web.auth import Authenticator
+from llmproxy.web.resources import RootResource
+from llmproxy.web.site import ProxySite
+from tests.fakes import FakeController, FakeRuntime
+from tests.inmemory import Far, Servers
+
+KEY = b"Authorization: Bearer client\r\n"
+ADMIN = b"Authorization: Bearer admin\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+class ClientTransport(StringTransport):
+    """The proxy's end of a client's connection."""
+
+    def abortConnection(self) -> None:
+        self.disconnecting = True
+        self.aborted = True
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """Nothing to set."""
+
+
+class Log(AccessLog):
+    """Keeps the entries."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+
+    def write(self, entry: Entry) -> None:
+        self.entries.append(entry)
+
+
+class Client:
+    """One connection to the front."""
+
+    def __init__(self, site: ProxySite) -> None:
+        self.transport = ClientTransport()
+        self.channel: Any = site.buildProtocol(None)
+        self.channel.makeConnection(self.transport)
+        self.gone = False
+
+    def send(self, data: bytes) -> Client:
+        self.channel.dataReceived(data)
+        return self
+
+    def get(self, path: bytes, headers: bytes = KEY) -> Client:
+        return self.send(b"GET %b HTTP/1.1\r\nHost: h\r\n%b\r\n" % (path, headers))
+
+    def post(self, path: bytes, body: Any, headers: bytes = KEY) -> Client:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        head = b"POST %b HTTP/1.1\r\nHost: h\r\n%bContent-Length: %d\r\n\r\n" % (path, headers, len(data))
+        return self.send(head + data)
+
+    def leave(self) -> None:
+        if self.gone:
+            return
+        self.gone = True
+        self.channel.connectionLost(Failure(ConnectionDone()))
+
+    def take(self) -> bytes:
+        data = self.transport.value()
+        self.transport.clear()
+        return data
+
+    def answer(self) -> tuple[int, dict[str, str], bytes]:
+        head, _, body = self.take().partition(b"\r\n\r\n")
+        lines = head.decode().split("\r\n")
+        fields = dict(line.split(": ", 1) for line in lines[1:])
+        return int(lines[0].split()[1]), {k.lower(): v for k, v in fields.items()}, body
+
+    def error(self) -> tuple[int, dict[str, Any], dict[str, str]]:
+        status, headers, body = self.answer()
+        return status, json.loads(body)["error"], headers
+
+
+class FrontTests(SynchronousTestCase):
+    """What a client sees."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.world = FakeController()
+        self.servers = Servers()
+        self.log = Log()
+        self.build()
+
+    def build(self, **spec: Any) -> None:
+        """A proxy with two routes, an administrator's key and a client's."""
+        keys = (
+            Key("root", "admin", admin=True),
+            Key("me", "client"),
+            Key("site", "limited", routes=("chat",)),
+            Key("meek", "meek", may_start=False),
+        )
+        config = Config(
+            backends={
+                "coder": BackendSpec(route="coder", container="c", models=("coder3b",), **spec),
+                "chat": BackendSpec(route="chat", container="d", models=("sitechat",), aliases=("gpt-4",)),
+            },
+            keys=keys,
+            backend_key="own",
+            limits=Limits(max_body=1000),
+        )
+        self.fleet = Fleet(self.clock, self.servers.connect, {"docker": FakeRuntime(self.world)}, config)
+        self.fleet.start()
+        root = RootResource(self.fleet)
+        self.site = ProxySite(root, self.clock, Authenticator(keys), config.limits, self.log)
+
+    def client(self) -> Client:
+        client = Client(self.site)
+        self.addCleanup(client.leave)
+        return client
+
+    def ready(self) -> None:
+        self.servers.mode = "healthy"
+        self.clock.advance(INTERVAL)
+
+    def warm(self, route: str = "coder") -> None:
+        self.fleet.backends[route].demand()
+        self.ready()
+
+    def far(self, index: int = -1) -> Far:
+        return self.servers.requests[index]
+
+    # -- keys and routes ----------------------------------------------------------------------------
+
+    def test_a_key_is_required(self) -> None:
+        """Without one, or with a wrong one, 401 invalid_api_key and WWW-Authenticate."""
+        for headers in (b"", b"Authorization: Bearer nope\r\n", b"Authorization: Basic Y2xpZW50\r\n"):
+            for path in (b"/coder/v1/models", b"/v1/models", b"/nowhere", b"/api/backends"):
+                status, error, fields = self.client().get(path, headers).error()
+                self.assertEqual((status, error["code"]), (401, "invalid_api_key"))
+                self.assertIn("bearer", fields["www-authenticate"].lower())
+        self.assertEqual(self.world.count("ensure_started"), 0)
+
+    def test_x_api_key_is_a_key(self) -> None:
+        """Anthropic's header is taken too."""
+        self.assertEqual(self.client().get(b"/v1/models", b"x-api-key: client\r\n").answer()[0], 200)
+
+    def test_healthz_needs_no_key(self) -> None:
+        """It is 200 while the reactor turns, and every answer has its request id."""
+        status, fields, _ = self.client().get(b"/healthz", b"X-Request-ID: mine\r\n").answer()
+        self.assertEqual((status, fields["x-request-id"]), (200, "mine"))
+
+    def test_readyz_tells_why_not(self) -> None:
+        """503 with the reason while the runtime does not answer."""
+        self.assertEqual(self.client().get(b"/readyz", b"").answer()[0], 200)
+        self.world.go_away("no engine here")
+        status, _, body = self.client().get(b"/readyz", b"").answer()
+        self.assertEqual(status, 503)
+        self.assertIn(b"no engine here", body)
+
+    def test_an_unknown_route_lists_what_the_key_may_use(self) -> None:
+        """404 route_not_found names the routes of this key and no others."""
+        status, error, _ = self.client().get(b"/nope/v1/models", b"x-api-key: limited\r\n").error()
+        self.assertEqual((status, error["code"]), (404, "route_not_found"))
+        self.assertIn("/chat", error["message"])
+        self.assertNotIn("/coder", error["message"])
+
+    def test_a_key_is_kept_to_its_routes(self) -> None:
+        """403 on another route, 404 for a model of another route."""
+        headers = b"x-api-key: limited\r\n"
+        status, error, _ = self.client().get(b"/coder/v1/models", headers).error()
+        self.assertEqual((status, error["code"]), (403, "not_allowed"))
+        status, error, _ = self.client().post(b"/v1/completions", {"model": "coder3b"}, headers).error()
+        self.assertEqual((status, error["code"]), (404, "model_not_found"))
+
+    def test_a_key_may_be_kept_from_starting(self) -> None:
+        """403 when it is not ready, served when it is."""
+        headers = b"x-api-key: meek\r\n"
+        self.assertEqual(self.client().get(b"/coder/v1/models", headers).error()[0], 403)
+        self.assertEqual(self.world.count("ensure_started"), 0)
+        self.warm()
+        client = self.client().get(b"/coder/v1/models", headers)
+        self.far().send(OK)
+        self.assertEqual(client.answer()[0], 200)
+
+    def test_a_bare_route_redirects(self) -> None:
+        """308 to the route with a slash, query kept; nothing is woken."""
+        status, fields, _ = self.client().get(b"/coder?a=b").answer()
+        self.assertEqual((status, fields["location"]), (308, "/coder/?a=b"))
+        self.assertEqual(self.world.count("ensure_started"), 0)
+
+    def test_route_names_have_no_case(self) -> None:
+        """/CODER is /coder."""
+        self.warm()
+        self.client().get(b"/CODER/x")
+        self.assertTrue(self.far().received.startswith(b"GET /x HTTP/1.1\r\n"))
+
+    # -- passing on ---------------------------------------------------------------------------------
+
+    def test_bytes_are_passed_on_as_they_are(self) -> None:
+        """Target, header case and order stay; hop-by-hop fields and the client's key go, ours come."""
+        self.warm()
+        self.client().get(
+            b"/coder/a%2Fb//c?x=%20y&z",
+            KEY + b"X-oDD: 1\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 2\r\nTE: trailers\r\nAccept: */*\r\n",
+        )
+        head = self.far().received
+        self.assertTrue(head.startswith(b"GET /a%2Fb//c?x=%20y&z HTTP/1.1\r\nHost: h\r\nX-oDD: 1\r\nAccept: */*\r\n"))
+        self.assertNotIn(b"X-Hop", head)
+        self.assertNotIn(b"client", head)
+        for line in (b"Authorization: Bearer own", b"X-Forwarded-Proto: http", b"X-Forwarded-Host: h"):
+            self.assertIn(b"\r\n" + line + b"\r\n", head)
+
+    def test_passthrough_keeps_the_clients_key(self) -> None:
+        """auth: passthrough sends the client's own Authorization and none of ours."""
+        self.build(auth="passthrough")
+        self.warm()
+        self.client().get(b"/coder/x")
+        self.assertIn(b"Authorization: Bearer client\r\n", self.far().received)
+        self.assertNotIn(b"own", self.far().received)
+
+    def test_an_answer_comes_back_whole(self) -> None:
+        """Status, fields in their case, body; with the names of backend and request."""
+        self.warm()
+        client = self.client().get(b"/coder/x")
+        self.far().send(b"HTTP/1.1 418 Short and Stout\r\nX-oDD: 1\r\nContent-Length: 2\r\nConnection: x\r\n\r\nok")
+        data = client.take()
+        self.assertTrue(data.startswith(b"HTTP/1.1 418 Short and Stout\r\nX-oDD: 1\r\nContent-Length: 2\r\n"))
+        self.assertIn(b"X-LLMProxy-Backend: coder\r\n", data)
+        self.assertIn(b"X-LLMProxy-Cold-Start: 0.000\r\n", data)
+        self.assertTrue(data.endswith(b"\r\n\r\nok"))
+        self.assertEqual(self.log.entries[-1].outcome, "ok")
+        self.assertEqual(self.log.entries[-1].sent, 2)
+
+    def test_chunks_leave_as_they_arrive(self) -> None:
+        """Each event is written at once, and event streams are marked for proxies in front."""
+        self.warm()
+        client = self.client().post(b"/coder/v1/chat/completions", {"stream": True})
+        self.far().send(EVENTS + b"6\r\ndata: \r\n")
+        self.assertIn(b"X-Accel-Buffering: no\r\n", client.transport.value())
+        self.assertTrue(client.take().endswith(b"\r\n\r\n6\r\ndata: \r\n"))
+        self.far().send(b"3\r\n1\n\n\r\n")
+        self.assertEqual(client.take(), b"3\r\n1\n\n\r\n")
+        self.far().send(b"0\r\n\r\n")
+        self.assertEqual(client.take(), b"0\r\n\r\n")
+
+    def test_http_1_0_clients_get_no_chunks(self) -> None:
+        """The body is delimited by the end of the connection."""
+        self.warm()
+        client = self.client().send(b"GET /coder/x HTTP/1.0\r\n" + KEY + b"\r\n")
+        self.far().send(EVENTS + b"5\r\nhello\r\n0\r\n\r\n")
+        status, fields, body = client.answer()
+        self.assertEqual((status, body), (200, b"hello"))
+        self.assertNotIn("transfer-encoding", fields)
+        self.assertTrue(client.transport.disconnecting)
+
+    def test_pipelined_requests_are_answered_in_order(self) -> None:
+        """The second goes on when the first has been answered."""
+        self.warm()
+        client = self.client()
+        client.send(b"GET /coder/1 HTTP/1.1\r\n%b\r\nGET /coder/2 HTTP/1.1\r\n%b\r\n" % (KEY, KEY))
+        self.assertEqual(len(self.servers.requests), 1)
+        self.far().send(OK)
+        self.assertIn(b"GET /2 HTTP/1.1", self.far().received)
+        self.far().send(OK)
+        self.assertEqual(client.take().count(b"HTTP/1.1 200 OK"), 2)
+
+    def test_a_head_request_has_no_body_back(self) -> None:
+        """Its length is told and nothing follows."""
+        self.warm()
+        client = self.client().send(b"HEAD /coder/x HTTP/1.1\r\n" + KEY + b"\r\n")
+        self.far().send(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n")
+        status, fields, body = client.answer()
+        self.assertEqual((status, fields["content-length"], body), (200, "500", b""))
+
+    def test_a_chunked_upload_arrives_with_its_length(self) -> None:
+        """The body is the same, its framing ours."""
+        self.warm()
+        client = self.client()
+        client.send(b"POST /coder/x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + KEY + b"\r\n3\r\nabc\r\n")
+        client.send(b"2\r\nde\r\n0\r\n\r\n")
+        self.assertTrue(self.far().received.endswith(b"Content-Length: 5\r\n\r\nabcde"))
+
+    def test_a_slow_client_slows_the_backend(self) -> None:
+        """When the client's connection is full the backend's is not read, until it has room again."""
+        self.warm()
+        client = self.client().post(b"/coder/x", {})
+        self.far().send(EVENTS + b"2\r\nab\r\n")
+        client.channel.pauseProducing()
+        self.assertEqual(self.far().transport.producerState, "paused")
+        client.channel.resumeProducing()
+        self.assertEqual(self.far().transport.producerState, "producing")
+
+    def test_a_client_that_leaves_closes_the_upstream_request(self) -> None:
+        """At once, so that vLLM aborts it; and its place is free."""
+        self.warm()
+        client = self.client().post(b"/coder/x", {})
+        self.far().send(EVENTS)
+        client.leave()
+        self.assertTrue(self.far().closed)
+        self.assertEqual(self.fleet.backends["coder"].admission.in_flight, 0)
+        self.assertEqual(self.log.entries[-1].outcome, "client_gone")
+
+    def test_a_websocket_is_a_tunnel(self) -> None:
+        """The handshake is passed on, then bytes go both ways until one side closes."""
+        self.warm()
+        client = self.client().get(b"/coder/ws", KEY + b"Connection: Upgrade\r\nUpgrade: websocket\r\n")
+        self.assertIn(b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n", self.far().received)
+        self.far().send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhi")
+        data = client.take()
+        self.assertTrue(data.startswith(b"HTTP/1.1 101 Switching Protocols\r\n"))
+        self.assertTrue(data.endswith(b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\nhi"))
+        client.send(b"\x81\x02yo")
+        self.assertTrue(self.far().received.endswith(b"\x81\x02yo"))
+        self.assertEqual(self.fleet.backends["coder"].admission.in_flight, 1)
+        self.far().close()
+        self.assertTrue(client.transport.disconnecting)
+        self.assertEqual(self.fleet.backends["coder"].admission.in_flight, 0)
+
+    # -- breakage -----------------------------------------------------------------------------------
+
+    def test_a_reused_connection_that_dies_is_retried_once(self) -> None:
+        """The same request goes out on a new connection, body included."""
+        self.warm()
+        client = self.client()
+        client.get(b"/coder/1")
+        self.far().send(OK)
+        client.take()
+        client.post(b"/coder/2", b"body")
+        self.far().close()
+        self.assertEqual(len(self.servers.requests), 2)
+        self.assertTrue(self.far().received.endswith(b"\r\n\r\nbody"))
+        self.far().close()
+        status, error, _ = client.error()
+        self.assertEqual((status, error["code"], error["backend"]), (502, "backend_unavailable", "coder"))
+        self.assertEqual(len(self.servers.requests), 2)
+
+    def test_a_stream_that_dies_gets_an_error_event_and_no_clean_end(self) -> None:
+        """The client sees an error event, no last chunk, and the end of the connection."""
+        self.warm()
+        client = self.client().post(b"/coder/v1/completions", {"stream": True})
+        self.far().send(EVENTS + b"8\r\ndata: 1\n\r\n")
+        client.take()
+        self.far().close()
+        data = client.take()
+        self.assertIn(b'data: {"error": {"message": ', data)
+        self.assertIn(b'"code": "backend_died"', data)
+        self.assertNotIn(b"\r\n0\r\n", data)
+        self.assertTrue(client.transport.disconnecting)
+        client.leave()
+        self.assertEqual(self.log.entries[-1].outcome, "backend_died")
+
+    def test_an_answer_that_dies_has_no_clean_end(self) -> None:
+        """Fewer bytes than announced, then the end of the connection; nothing is added."""
+        self.warm()
+        client = self.client().get(b"/coder/x")
+        self.far().send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+        self.far().close()
+        self.assertTrue(client.take().endswith(b"half"))
+        self.assertTrue(client.transport.disconnecting)
+
+    def test_a_stream_that_the_engine_broke_off_is_counted_as_broken(self) -> None:
+        """vLLM's error event before [DONE] is passed on and is no success; its health is asked for."""
+        self.warm()
+        probes = self.servers.probes
+        self.client().post(b"/coder/v1/completions", {"stream": True})
+        event = b'data: {"error": {"message": "EngineCore"}}\n\ndata: [DONE]\n\n'
+        self.far().send(EVENTS + b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event))
+        self.assertEqual(self.log.entries[-1].outcome, "backend_died")
+        self.assertEqual(self.servers.probes, probes + 1)
+
+    def test_nonsense_from_the_backend_is_a_bad_gateway(self) -> None:
+        """An answer that is no HTTP is 502."""
+        self.warm()
+        client = self.client().get(b"/coder/x")
+        self.far().send(b"SSH-2.0-OpenSSH\r\n")
+        self.assertEqual(client.error()[0], 502)
+
+    # -- cold ---------------------------------------------------------------------------------------
+
+    def test_a_cold_request_is_held_and_handed_over(self) -> None:
+        """It waits for health, then gets its answer with the seconds that it waited."""
+        client = self.client().post(b"/v1/chat/completions", {"model": "coder3b"})
+        self.clock.advance(2)
+        self.assertEqual(client.take(), b"")
+        self.ready()
+        self.far().send(OK)
+        status, fields, body = client.answer()
+        self.assertEqual((status, body), (200, b"ok"))
+        self.assertGreaterEqual(float(fields["x-llmproxy-cold-start"]), 2)
+        self.assertEqual(self.log.entries[-1].state, "absent")
+
+    def test_a_held_stream_gets_heartbeats(self) -> None:
+        """After heartbeat_after come the head and a comment, then one every heartbeat_every, then the
+        answer's events without its head."""
+        client = self.client().post(b"/v1/chat/completions", {"model": "coder3b", "stream": True})
+        self.clock.advance(7.9)
+        self.assertEqual(client.take(), b"")
+        self.clock.advance(0.1)
+        first = client.take()
+        self.assertTrue(first.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream"))
+        self.assertIn(b': llmproxy {"state":"starting","elapsed":8', first)
+        self.clock.advance(10)
+        self.assertIn(b'"elapsed":18', client.take())
+        self.ready()
+        self.far().send(EVENTS + b"6\r\ndata: \r\n0\r\n\r\n")
+        self.assertEqual(client.take(), b"6\r\ndata: \r\n0\r\n\r\n")
+
+    def test_an_early_failure_of_a_stream_is_a_true_503(self) -> None:
+        """Before the first heartbeat a failed start is a status; after it, one error event."""
+        early = self.client().post(b"/v1/chat/completions", {"model": "coder3b", "stream": True})
+        self.world.exit("coder", 1)
+        self.assertEqual(early.error()[:2][0], 503)
+        self.clock.advance(5)
+        late = self.client().post(b"/v1/chat/completions", {"model": "coder3b", "stream": True})
+        self.clock.advance(9)
+        late.take()
+        self.world.exit("coder", 1)
+        data = late.take()
+        self.assertIn(b'data: {"error": {"message": ', data)
+        self.assertIn(b"backend_start_failed", data)
+        self.assertTrue(data.endswith(b"0\r\n\r\n"))
+
+    def test_an_error_after_heartbeats_is_an_event(self) -> None:
+        """The engine's own 400 reaches a client whose stream has begun as one event."""
+        client = self.client().post(b"/v1/chat/completions", {"model": "coder3b", "stream": True})
+        self.clock.advance(8)
+        client.take()
+        self.ready()
+        self.far().send(b'HTTP/1.1 400 Bad Request\r\nContent-Length: 22\r\n\r\n{"error": {"code": 1}}')
+        data = client.take()
+        self.assertIn(b'data: {"error": {"code": 1}}\n\n', data)
+        self.assertTrue(data.endswith(b"0\r\n\r\n"))
+
+    def test_max_wait_bounds_a_hold(self) -> None:
+        """504 hold_timeout, and the start goes on."""
+        self.build(max_wait=20.0)
+        client = self.client().get(b"/coder/x")
+        self.clock.advance(20)
+        status, error, _ = client.error()
+        self.assertEqual((status, error["code"]), (504, "hold_timeout"))
+        self.assertEqual(self.fleet.backends["coder"].state, "starting")
+
+    def test_a_waiter_that_hangs_up_frees_its_place(self) -> None:
+        """At once."""
+        client = self.client().get(b"/coder/x")
+        self.assertEqual(self.fleet.backends["coder"].admission.waiting, 1)
+        client.leave()
+        self.assertEqual(self.fleet.backends["coder"].admission.waiting, 0)
+        self.assertEqual((self.log.entries[-1].outcome, self.site.held), ("client_gone", 0))
+
+    def test_passive_paths_never_wake(self) -> None:
+        """503 not_running with the state; from the backend when it is ready."""
+        for path in (b"health", b"ping", b"metrics", b"load", b"version", b"%68ealth", b"./health"):
+            status, error, _ = self.client().get(b"/coder/" + path).error()
+            self.assertEqual((status, error["code"], error["state"]), (503, "not_running", "absent"))
+        self.assertEqual(self.world.count("ensure_started"), 0)
+        self.warm()
+        client = self.client().get(b"/coder/metrics")
+        self.far().send(OK)
+        self.assertEqual(client.answer()[0], 200)
+
+    def test_the_engines_controls_are_for_administrators(self) -> None:
+        """403 for a client's key in whatever spelling; passed on for an administrator's; nothing is woken."""
+        for path in (b"sleep", b"wake_up", b"collective_rpc", b"%73leep", b"/sleep", b"x/../sleep", b"docs"):
+            status, error, _ = self.client().post(b"/coder/" + path, b"").error()
+            self.assertEqual((status, error["code"]), (403, "not_allowed"), path)
+        self.assertEqual(self.client().post(b"/coder/sleep", b"", ADMIN).error()[0], 503)
+        self.assertEqual(self.world.count("ensure_started"), 0)
+        self.warm()
+        self.client().post(b"/coder/sleep", b"", ADMIN)
+        self.assertTrue(self.far().received.startswith(b"POST /sleep HTTP/1.1"))
+
+    # -- /v1 ----------------------------------------------------------------------------------------
+
+    def test_models_are_listed_and_none_is_woken(self) -> None:
+        """All models of all routes that the key may use, with their state."""
+        _, _, body = self.client().get(b"/v1/models").answer()
+        listed = json.loads(body)
+        self.assertEqual(listed["object"], "list")
+        self.assertEqual([model["id"] for model in listed["data"]], ["coder3b", "sitechat", "gpt-4"])
+        self.assertEqual(listed["data"][0]["meta"]["llmproxy"], {"route": "coder", "state": "absent"})
+        _, _, body = self.client().get(b"/v1/models", b"x-api-key: limited\r\n").answer()
+        self.assertEqual([model["id"] for model in json.loads(body)["data"]], ["sitechat", "gpt-4"])
+        self.assertEqual(json.loads(self.client().get(b"/v1/models/sitechat").answer()[2])["id"], "sitechat")
+        self.assertEqual(self.client().get(b"/v1/models/nope").error()[1]["code"], "model_not_found")
+        self.assertEqual(self.world.count("ensure_started"), 0)
+
+    def test_bad_bodies(self) -> None:
+        """Malformed JSON, JSON that is no object, no model and a model that is no string are 400."""
+        for body in (b"", b"{", b"[]", b'"x"', b"{}", b'{"model": 5}', b'{"model": ""}', b"\xff\xfe", b"[" * 900):
+            status, error, _ = self.client().post(b"/v1/chat/completions", body).error()
+            self.assertEqual((status, error["code"]), (400, "invalid_request"), body)
+        status, error, _ = self.client().post(b"/v1/chat/completions", {"model": "n\ud800"}).error()
+        self.assertEqual((status, error["code"]), (404, "model_not_found"))
+        self.assertEqual(self.world.count("ensure_started"), 0)
+
+    def test_the_body_is_passed_on_byte_for_byte(self) -> None:
+        """A model by its own name alters nothing, not even spaces."""
+        self.warm()
+        self.client().post(b"/v1/completions", b'{ "model" :"coder3b" , "x":1.0 }')
+        self.assertTrue(self.far().received.endswith(b'\r\n\r\n{ "model" :"coder3b" , "x":1.0 }'))
+
+    def test_an_alias_becomes_the_engines_own_name(self) -> None:
+        """The backend gets a model that it serves; the rest of the body is as it was."""
+        self.warm("chat")
+        for name in ("gpt-4", "chat"):
+            client = self.client().post(b"/v1/completions", {"model": name, "n": 1})
+            received = self.far().received.rpartition(b"\r\n\r\n")[2]
+            self.assertEqual(json.loads(received), {"model": "sitechat", "n": 1})
+            self.far().send(OK)
+            client.take()
+
+    def test_multipart_forms_name_their_model(self) -> None:
+        """/v1/audio/... is routed by the form's model field, the body untouched."""
+        self.warm()
+        form = (
+            b'--B\r\nContent-Disposition: form-data; name="file"; filename="model"\r\n\r\nx\r\n'
+            b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\ncoder3b\r\n--B--\r\n'
+        )
+        kind = b"Content-Type: multipart/form-data; boundary=B\r\n"
+        self.client().post(b"/v1/audio/transcriptions", form, KEY + kind)
+        self.assertTrue(self.far().received.endswith(form))
+        status, error, _ = self.client().post(b"/v1/audio/transcriptions", b"--B--", KEY + kind).error()
+        self.assertEqual((status, error["param"]), (400, "model"))
+
+    # -- limits and malformed requests --------------------------------------------------------------
+
+    def test_bodies_are_bounded(self) -> None:
+        """413 before the body is read when it is announced, and as soon as it is seen when it is not."""
+        client = self.client()
+        client.send(b"POST /coder/x HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 1001\r\n" + KEY + b"\r\n")
+        status, error, fields = client.error()
+        self.assertEqual((status, error["code"], fields["connection"]), (413, "body_too_large", "close"))
+        client = self.client()
+        client.send(b"POST /coder/x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + KEY + b"\r\n")
+        client.send(b"400\r\n" + b"x" * 1024 + b"\r\n")
+        self.assertEqual(client.error()[0], 413)
+        self.clock.advance(3)
+
+    def test_expect_100_continue(self) -> None:
+        """The client is told to go on."""
+        client = self.client()
+        client.send(b"POST /coder/x HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 3\r\n" + KEY + b"\r\n")
+        self.assertEqual(client.take(), b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def test_malformed_requests(self) -> None:
+        """Each is 400 invalid_request in OpenAI's shape, and the end of its connection."""
+        for data in (
+            b"NONSENSE\r\n\r\n",
+            b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+            b"GET / HTTP/1.1\r\nBad Name: x\r\n\r\n",
+            b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+            b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 600 + b"\r\n",
+            b"GET /" + b"x" * 20000 + b" HTTP/1.1\r\n\r\n",
+        ):
+            client = self.client().send(data)
+            status, error, fields = client.error()
+            self.assertEqual((status, error["code"], fields["connection"]), (400, "invalid_request", "close"))
+            client.send(b"GET /healthz HTTP/1.1\r\n\r\n")
+            self.assertEqual(client.take(), b"")
+            client.leave()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_absolute_form_is_the_same_request(self) -> None:
+        """The authority in the target changes nothing."""
+        self.assertEqual(self.client().get(b"http://elsewhere/healthz").answer()[0], 200)
+
+    def test_connect_is_refused(self) -> None:
+        """It is no tunnel for anything."""
+        client = self.client().send(b"CONNECT a:1 HTTP/1.1\r\n" + KEY + b"\r\n")
+        self.assertEqual(client.error()[0], 400)
+
+    # -- administration -----------------------------------------------------------------------------
+
+    def test_the_admin_api_needs_an_administrator(self) -> None:
+        """403 for a client's key."""
+        self.assertEqual(self.client().get(b"/api/backends").error()[0], 403)
+
+    def test_backends_are_shown_started_and_stopped(self) -> None:
+        """202 with the backend at once; with wait=1 when it is done."""
+        _, _, body = self.client().get(b"/api/backends/coder", ADMIN).answer()
+        self.assertEqual(json.loads(body)["state"], "absent")
+        client = self.client().post(b"/api/backends/coder/start", b"", ADMIN)
+        status, _, body = client.answer()
+        self.assertEqual((status, json.loads(body)["state"]), (202, "starting"))
+        waiting = self.client().post(b"/api/backends/coder/start?wait=1", b"", ADMIN)
+        self.assertEqual(waiting.take(), b"")
+        self.ready()
+        status, _, body = waiting.answer()
+        self.assertEqual((status, json.loads(body)["state"]), (200, "ready"))
+        client = self.client().post(b"/api/backends/coder/stop?wait=1", b"", ADMIN)
+        self.assertEqual(json.loads(client.answer()[2])["state"], "absent")
+        self.assertEqual(self.client().post(b"/api/backends/nope/stop", b"", ADMIN).error()[0], 404)
+        self.assertEqual(self.client().get(b"/api/backends/coder/stop", ADMIN).error()[0], 405)
+
+    def test_logs_are_shown_without_secrets(self) -> None:
+        """The tail that was asked for, the keys in it replaced."""
+        self.fleet.backends["coder"].demand()
+        self.world.print_line("coder", "one")
+        self.world.print_line("coder", "Bearer own")
+        _, fields, body = self.client().get(b"/api/backends/coder/logs?tail=1", ADMIN).answer()
+        self.assertEqual(fields["content-type"], "text/plain; charset=utf-8")
+        self.assertEqual(body.strip(), b"Bearer ***")
+
+    def test_logs_and_events_are_followed(self) -> None:
+        """What comes is streamed until the client leaves."""
+        self.fleet.backends["coder"].demand()
+        logs = self.client().get(b"/api/backends/coder/logs?follow=1", ADMIN)
+        events = self.client().get(b"/api/events", ADMIN)
+        self.world.print_line("coder", "hello")
+        self.assertIn(b"hello\n", logs.take())
+        events.take()
+        self.ready()
+        self.assertIn(b'"to": "ready"', events.take())
+        logs.leave()
+        events.leave()
+        self.world.print_line("coder", "more")
+        self.assertEqual(logs.take() + events.take(), b"")
+
+    # -- the end ------------------------------------------------------------------------------------
+
+    def test_the_end_refuses_what_comes(self) -> None:
+        """Who waits and who comes gets 503 shutting_down with Retry-After, and the connection ends."""
+        waiting = self.client().get(b"/coder/x")
+        idle = self.client().get(b"/healthz")
+        self.fleet.refuse_new()
+        self.site.close_idle()
+        self.assertTrue(idle.transport.disconnecting)
+        status, error, fields = waiting.error()
+        self.assertEqual((status, error["code"]), (503, "shutting_down"))
+        self.assertIn("retry-after", fields)
+        self.assertTrue(waiting.transport.disconnecting)
