@@ -14,12 +14,27 @@ listen=${LISTEN:-${PORT:+tcp:$PORT}}
 [ -z "$listen" ] || set -- --listen "$listen" "$@"
 
 # docker.from_env() honours DOCKER_HOST as the proxy itself does.
-if why=$("$bin/python" -W ignore -c 'import docker; docker.from_env(timeout=5).ping()' 2>&1); then
+if why=$("$bin/python" -W ignore 2>&1 <<'PY'
+import sys
+
+import docker
+
+try:
+    docker.from_env(timeout=5).ping()
+except Exception as error:  # whatever it is, the demo can be served
+    known = {
+        "FileNotFoundError": "its socket does not exist",
+        "PermissionError": "this user may not use its socket",
+        "ConnectionRefusedError": "nothing listens on its socket",
+        "NewConnectionError": "nothing listens at DOCKER_HOST",
+    }
+    sys.exit(next((words for name, words in known.items() if name in str(error)), str(error)[:200]))
+PY
+); then
     echo "Docker answers: serving the models of docker-compose.yml on ${listen:-tcp:8000}." >&2
     COMPOSE_FILE=${COMPOSE_FILE:-docker-compose.yml}
     export COMPOSE_FILE
 else
-    why=$(printf '%s\n' "$why" | tail -n 1 | cut -c 1-200)
     echo "No Docker engine answers ($why): serving the built-in demo models on ${listen:-tcp:8000}." >&2
     set -- --demo "$@"
 fi

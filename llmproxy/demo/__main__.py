@@ -91,7 +91,11 @@ class Process:
         _say(f"Starting vLLM server on {where}")
         _say(f"INFO:     Started server process [{os.getpid()}]", prefix=False)
         _say("INFO:     Waiting for application startup.", prefix=False)
-        self._socket.listen(2048)  # uvicorn's backlog
+        try:
+            self._socket.listen(2048)  # uvicorn's backlog
+        except OSError as wrong:  # another one that was bound early, too, listens by now
+            _say(f"ERROR:    {wrong}", prefix=False)
+            os._exit(1)
         factory = site(self._resource, self._settings.keep_alive)
         self._port = self._reactor.adoptStreamPort(self._socket.fileno(), self._socket.family, factory)
         self._socket.close()
