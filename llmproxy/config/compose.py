@@ -1,0 +1,116 @@
+"""What a compose file says of its services.  Pure: text in, services out; Compose itself creates them.
+
+Only what llmproxy wants to know is read, and leniently: an error in the file is for Compose to tell.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from attrs import Factory, field, frozen
+
+from llmproxy.config.interpolate import compose_text
+from llmproxy.errors import ConfigError
+
+__all__ = ["ComposeService", "read_compose"]
+
+
+@frozen
+class ComposeService:
+    """One service.
+
+    :ivar args: entrypoint and command together, as far as the file gives them.
+    """
+
+    name: str
+    container_name: str | None = None
+    image: str | None = None
+    labels: Mapping[str, str] = Factory(dict)
+    args: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default=Factory(dict), repr=False)
+    profiles: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
+
+    @property
+    def container(self) -> str:
+        """The name of its container, as far as the file tells it."""
+        return self.container_name or self.name
+
+
+def read_compose(text: str, name: str, environ: Mapping[str, str]) -> tuple[ComposeService, ...]:
+    """Read a compose file.
+
+    :param name: what errors call it.
+    :param environ: what ``${NAME}`` is read from; what is not set is empty.
+    :raises llmproxy.errors.ConfigError: it is no YAML, or no compose file.
+    """
+    try:
+        document = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ConfigError(f"{name}: it is not valid YAML") from None
+    services = document.get("services") if isinstance(document, dict) else None
+    if not isinstance(services, dict):
+        raise ConfigError(f"{name}: it is no compose file, for it has no services")
+    return tuple(
+        _service(str(key), _fill(service, environ), environ)
+        for key, service in services.items()
+        if isinstance(service, dict)
+    )
+
+
+def _fill(value: Any, environ: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return compose_text(value, environ)
+    if isinstance(value, list):
+        return [_fill(item, environ) for item in value]
+    if isinstance(value, dict):
+        return {key: _fill(item, environ) for key, item in value.items()}
+    return value
+
+
+def _service(name: str, service: dict[Any, Any], environ: Mapping[str, str]) -> ComposeService:
+    container = service.get("container_name")
+    image = service.get("image")
+    return ComposeService(
+        name=name,
+        container_name=str(container) if container else None,
+        image=str(image) if image else None,
+        labels=_pairs(service.get("labels"), {}),
+        args=(*_words(service.get("entrypoint")), *_words(service.get("command"))),
+        environment=_pairs(service.get("environment"), environ),
+        profiles=_words(service.get("profiles")),
+        ports=tuple(str(port) for port in _list(service.get("ports"))),
+    )
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        try:
+            return tuple(shlex.split(value))
+        except ValueError:
+            return ()
+    return tuple(_scalar(word) for word in _list(value))
+
+
+def _pairs(value: Any, environ: Mapping[str, str]) -> dict[str, str]:
+    if isinstance(value, dict):
+        return {
+            str(key): environ.get(str(key), "") if item is None else _scalar(item)
+            for key, item in value.items()
+        }
+    pairs = {}
+    for item in _list(value):
+        key, equals, text = str(item).partition("=")
+        pairs[key] = text if equals else environ.get(key, "")
+    return pairs
+
+
+def _scalar(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

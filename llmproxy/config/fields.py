@@ -1,0 +1,328 @@
+"""Every backend field: how it is written in YAML and as text, what is allowed, and what it means.
+
+One table serves ``llmproxy.yaml``, container labels, ``MAP__`` variables, the JSON schema and the
+documentation.  Pure.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from attrs import frozen
+
+from llmproxy.config import units
+from llmproxy.errors import ConfigError
+
+__all__ = ["FIELDS", "Field", "read_field", "unknown_key"]
+
+Schema = dict[str, Any]
+
+
+@frozen
+class Field:
+    """One backend field.
+
+    :ivar read: the value of what YAML gives; raises ``ValueError`` saying what is allowed.
+    :ivar from_text: the value of a label or a variable.
+    :ivar schema: JSON schema of what YAML gives.
+    :ivar doc: what it means, in one line.
+    """
+
+    name: str
+    read: Callable[[Any], Any]
+    from_text: Callable[[str], Any]
+    schema: Schema
+    doc: str
+
+
+def _fail(allowed: str) -> Any:
+    raise ValueError(allowed)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        _fail("a text that is not empty")
+    return str(value)
+
+
+def _boolean(value: Any) -> bool:
+    return value if isinstance(value, bool) else bool(_fail("true or false"))
+
+
+def _boolean_text(value: str) -> bool:
+    word = value.strip().lower()
+    if word in ("true", "yes", "on", "1"):
+        return True
+    if word in ("false", "no", "off", "0"):
+        return False
+    return bool(_fail("true or false"))
+
+
+def _whole(least: int, most: int) -> Callable[[Any], int]:
+    allowed = f"a whole number from {least} to {most}"
+
+    def read(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            _fail(allowed)
+        return int(value)
+
+    return read
+
+
+def _whole_text(read: Callable[[Any], int]) -> Callable[[str], int]:
+    def from_text(value: str) -> int:
+        try:
+            number: Any = int(value.strip())
+        except ValueError:
+            number = None
+        return read(number)
+
+    return from_text
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    allowed = "a list of texts"
+    if not isinstance(value, list):
+        _fail(allowed)
+    words = []
+    for word in value:
+        # A bare number in a command line is meant as it is written.
+        if isinstance(word, bool) or not isinstance(word, str | int | float):
+            _fail(allowed)
+        words.append(str(word))
+    return tuple(words)
+
+
+def _commas(value: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in value.split(",") if word.strip())
+
+
+def _words(value: str) -> tuple[str, ...]:
+    if value.lstrip().startswith("["):
+        try:
+            return _texts(json.loads(value))
+        except ValueError:
+            _fail("a JSON list of texts, or words as in a shell")
+    try:
+        return tuple(shlex.split(value))
+    except ValueError:
+        return tuple(_fail("a JSON list of texts, or words as in a shell"))
+
+
+def _command(value: Any) -> tuple[str, ...]:
+    words = _texts(value)
+    return words or tuple(_fail("a list of texts that is not empty"))
+
+
+def _mapping_of_texts(value: Any) -> dict[str, str]:
+    allowed = "a mapping of names to texts"
+    if not isinstance(value, dict):
+        _fail(allowed)
+    read = {}
+    for name, text in value.items():
+        if not isinstance(name, str) or not name or "=" in name or isinstance(text, list | dict):
+            _fail(allowed)
+        read[name] = "" if text is None else str(text).lower() if isinstance(text, bool) else str(text)
+    return read
+
+
+def _pairs(value: str) -> dict[str, str]:
+    if value.lstrip().startswith("{"):
+        return _mapping_of_texts(_json(value))
+    read = {}
+    for pair in _commas(value):
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            _fail("NAME=value pairs with commas between them, or a JSON object")
+        read[name] = text
+    return read
+
+
+def _json(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return _fail("a JSON object")
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        _fail("a mapping")
+    return dict(value)
+
+
+def _choice(*allowed: str) -> Callable[[Any], str]:
+    words = f"one of {', '.join(allowed)}"
+
+    def read(value: Any) -> str:
+        # YAML reads a bare off as false and a bare 1 as a number.
+        word = {False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+        return word if word in allowed else str(_fail(words))
+
+    return read
+
+
+def _path(value: Any) -> str:
+    if not isinstance(value, str) or not value.startswith("/") or any(c.isspace() for c in value):
+        _fail("a path that begins with /")
+    return str(value)
+
+
+def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else read(value)
+
+
+_PORT = _whole(1, 65535)
+_COUNT = _whole(1, 1_000_000)
+_PRIORITY = _whole(-1000, 1000)
+
+_TEXT: Schema = {"type": "string", "pattern": r"\S"}
+_LIST: Schema = {"type": "array", "items": {"type": ["string", "number"]}}
+_DURATION: Schema = {
+    "anyOf": [
+        {"type": "number", "minimum": 0, "maximum": units.LONGEST},
+        {"type": "string", "pattern": units.DURATION_PATTERN},
+    ]
+}
+
+
+def _duration(name: str, doc: str) -> Field:
+    return Field(name, units.duration, units.duration, _DURATION, doc)
+
+
+def _count(name: str, read: Callable[[Any], int], least: int, most: int, doc: str) -> Field:
+    schema = {"type": "integer", "minimum": least, "maximum": most}
+    return Field(name, read, _whole_text(read), schema, doc)
+
+
+def _or_nothing(field: Field) -> Field:
+    return Field(
+        field.name,
+        _optional(field.read),
+        field.from_text,
+        {"anyOf": [field.schema, {"type": "null"}]},
+        field.doc,
+    )
+
+
+def _enum(name: str, doc: str, *allowed: str) -> Field:
+    read = _choice(*allowed)
+    return Field(name, read, read, {"enum": list(allowed)}, doc)
+
+
+_ALL: tuple[Field, ...] = (
+    _enum("runtime", "where it runs", "docker", "process", "swarm", "url"),
+    _enum("engine", "what it is", "vllm", "generic"),
+    Field("container", _text, _text, _TEXT, "name of the container"),
+    Field("image", _text, _text, _TEXT, "image of a container that llmproxy creates when it is missing"),
+    Field("args", _texts, _words, _LIST, "arguments of the created container"),
+    Field(
+        "environment",
+        _mapping_of_texts,
+        _pairs,
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[^=]+$"},
+            "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
+        },
+        "environment of the created container or the process",
+    ),
+    Field("volumes", _texts, _commas, _LIST, "volumes of the created container, host:container[:ro]"),
+    Field("command", _command, _words, {**_LIST, "minItems": 1}, "command line of a process backend"),
+    Field("cwd", _text, _text, _TEXT, "working directory of a process backend"),
+    Field("url", _text, _text, _TEXT, "address of a url backend, http or https"),
+    Field("service", _text, _text, _TEXT, "name of the service of a swarm backend"),
+    _count("port", _PORT, 1, 65535, "port that the server listens on; read from the container"),
+    Field(
+        "health", _path, _path, {"type": "string", "pattern": r"^/\S*$"}, "path that answers 200 when ready"
+    ),
+    _enum("auth", "whose key the backend gets: its own, or the client's", "key", "passthrough"),
+    Field("models", _texts, _commas, _LIST, "names that it serves; read from the container"),
+    Field("aliases", _texts, _commas, _LIST, "other names for its first model"),
+    _duration("idle", "time without a request after which it is reaped; 0 means never"),
+    _duration("start_timeout", "time from its start to its health"),
+    _duration("stop_grace", "time from TERM to KILL"),
+    _count("max_waiting", _COUNT, 1, 1_000_000, "requests held at most"),
+    _or_nothing(_duration("max_wait", "time that one request is held at most")),
+    _or_nothing(_count("max_in_flight", _COUNT, 1, 1_000_000, "requests handed over at once at most")),
+    _duration("heartbeat_after", "time after which a held stream gets its head and a comment"),
+    _duration("heartbeat_every", "time between the comments to a held stream"),
+    _duration("abandon_idle", "time after which it is reaped when every waiter left during its start"),
+    Field(
+        "gpu_memory",
+        units.fraction_or_size,
+        units.fraction_or_size,
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0, "maximum": 1},
+                {"type": "integer", "minimum": units.LEAST_BARE_BYTES},
+                {"type": "string"},
+            ]
+        },
+        "fraction of a GPU, or a size; read from the container",
+    ),
+    Field("gpus", _texts, _commas, _LIST, "GPUs that it uses; read from the container, else 0"),
+    Field("pinned", _boolean, _boolean_text, {"type": "boolean"}, "never evicted"),
+    _count("priority", _PRIORITY, -1000, 1000, "more stays longer"),
+    _duration("min_residency", "time that it stays after a swap"),
+    Field("prewarm", _boolean, _boolean_text, {"type": "boolean"}, "started with the proxy"),
+    Field(
+        "sleep",
+        _choice("auto", "off", "1", "2"),
+        _choice("auto", "off", "1", "2"),
+        {"enum": ["auto", "off", "1", "2", 1, 2, False]},
+        "whether it is put to sleep rather than stopped, and how deeply",
+    ),
+    _duration("sleep_idle", "time asleep after which it is stopped"),
+    Field(
+        "request_defaults",
+        _object,
+        lambda text: _object(_json(text)),
+        {"type": "object"},
+        "added to requests",
+    ),
+    Field(
+        "request_overrides", _object, lambda text: _object(_json(text)), {"type": "object"}, "put in requests"
+    ),
+    Field("hidden", _boolean, _boolean_text, {"type": "boolean"}, "not listed in /v1/models"),
+)
+
+FIELDS: Mapping[str, Field] = {field.name: field for field in _ALL}
+"""By name, in the order of the documentation."""
+
+_SHOWN = 60
+
+
+def read_field(place: str, name: str, value: Any, *, text: bool = False) -> Any:
+    """The value of one backend field.
+
+    :param place: where it stands, for the error (``llmproxy.yaml backends.coder``).
+    :param text: it comes from a label or a variable.
+    :raises llmproxy.errors.ConfigError: the name is unknown or the value not allowed.
+    """
+    field = FIELDS.get(name)
+    if field is None:
+        raise unknown_key(place, name, FIELDS)
+    try:
+        return field.from_text(value) if text else field.read(value)
+    except ValueError as allowed:
+        # Values of these may be secrets, or may hold some.
+        shown = "" if name in ("environment", "args", "command") else f" is {_short(value)}, which"
+        raise ConfigError(f"{place}: {name}{shown} is not allowed; use {allowed}") from None
+
+
+def _short(value: Any) -> str:
+    told = repr(value)
+    return told if len(told) <= _SHOWN else told[:_SHOWN] + "..."
+
+
+def unknown_key(place: str, name: object, known: Iterable[str]) -> ConfigError:
+    """The error for a key that nothing is known of, with the nearest one that is."""
+    names = list(known)
+    near = difflib.get_close_matches(str(name), names, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(names)}"
+    return ConfigError(f"{place}: unknown key {str(name)!r}; {hint}")

@@ -1,0 +1,332 @@
+"""All sources together: defaults, llmproxy.yaml, labels, environment, command line.  Pure.
+
+Later sources win field by field, and for each setting it is kept where its value came from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from attrs import Factory, evolve, fields, frozen
+
+from llmproxy.config.compose import ComposeService
+from llmproxy.config.demo import demo_layer
+from llmproxy.config.environment import prewarm_routes, read_environment, with_environment_keys
+from llmproxy.config.file import read_file
+from llmproxy.config.labels import read_labels
+from llmproxy.config.layers import Layer, Setting
+from llmproxy.config.model import BackendSpec, Config, DockerSettings, Key, Limits, Scheduler
+from llmproxy.errors import ConfigError
+
+__all__ = ["CommandLine", "LabelledContainer", "describe", "read_sources"]
+
+
+@frozen
+class LabelledContainer:
+    """A container that exists, and its labels."""
+
+    name: str
+    labels: Mapping[str, str]
+
+
+@frozen
+class CommandLine:
+    """What the command line says.
+
+    :ivar listen: endpoint strings; they take the place of all others when there are any.
+    :ivar demo: serve the built-in demo models, and nothing else.
+    :ivar python: the interpreter that demo models run in.
+    """
+
+    listen: tuple[str, ...] = ()
+    demo: bool = False
+    python: str = "python3"
+
+
+@frozen
+class Sources:
+    """The texts that settings are read from.
+
+    :ivar file: text of llmproxy.yaml; None when there is none.
+    :ivar file_name: what errors call it.
+    """
+
+    environ: Mapping[str, str]
+    file: str | None = None
+    file_name: str = "llmproxy.yaml"
+    containers: Sequence[LabelledContainer] = ()
+    compose: Sequence[ComposeService] = ()
+    options: CommandLine = Factory(CommandLine)
+
+
+def read_sources(sources: Sources) -> Config:
+    """Read every source and put them together.
+
+    :raises llmproxy.errors.ConfigError: a setting is unknown, not allowed, or contradicts another one.
+    """
+    environ, options = sources.environ, sources.options
+    environment = read_environment(environ)
+    file = Layer() if sources.file is None else read_file(sources.file, sources.file_name, environ)
+    if options.demo:
+        # The demo shows the proxy, and so takes over no model that happens to be configured.
+        file.backends, environment.backends = {}, {}
+        layers = [demo_layer(options.python), file, environment]
+    else:
+        layers = [file, _labels(sources), environment]
+    command_line = Layer()
+    if options.listen:
+        command_line.top["listen"] = Setting(options.listen, "command line --listen")
+    layers.append(command_line)
+    keys = with_environment_keys(file.keys, environ)
+    return _put_together(layers, keys, environ)
+
+
+def _labels(sources: Sources) -> Layer:
+    layer = Layer()
+    existing = set()
+    for container in sources.containers:
+        existing.add(container.name)
+        read_labels(layer, container.name, container.labels)
+    for service in sources.compose:
+        if service.container not in existing:
+            read_labels(layer, service.container, service.labels, kind="compose service")
+    return layer
+
+
+def _put_together(layers: Sequence[Layer], keys: Sequence[Key], environ: Mapping[str, str]) -> Config:
+    top: dict[str, Setting] = {}
+    for layer in layers:
+        top.update(layer.top)
+    sources = {name: setting.source for name, setting in top.items()}
+    backends = {}
+    prewarm = prewarm_routes(environ)
+    routes = {route: None for layer in layers for route in layer.backends}
+    for route in prewarm:
+        if route not in routes:
+            known = ", ".join(routes) or "none"
+            raise ConfigError(f"environment PREWARM_ROUTES: there is no route {route!r}; routes: {known}")
+    for route in routes:
+        settings: dict[str, Setting] = {}
+        for layer in layers:
+            settings.update(layer.defaults)
+            settings.update(layer.backends.get(route, {}))
+        if route in prewarm:
+            settings["prewarm"] = Setting(True, "environment PREWARM_ROUTES")
+        backends[route] = _backend(route, settings)
+        sources.update({f"backends.{route}.{name}": setting.source for name, setting in settings.items()})
+    _check_together(backends, sources)
+    listen = tuple(_value(top, "listen", Config().listen))
+    notes = _notes(keys)
+    if not keys:
+        listen, note = _loopback(listen)
+        notes = (note, *notes)
+    return Config(
+        listen=listen,
+        docker=DockerSettings(_value(top, "docker.host"), _value(top, "docker.compose_file")),
+        gpus=_value(top, "gpus", {}),
+        host_memory_for_sleep=_value(top, "host_memory_for_sleep"),
+        scheduler=Scheduler(**_section(top, "scheduler")),
+        limits=Limits(**_section(top, "limits")),
+        drain=_value(top, "drain", Config().drain),
+        stop_backends_on_exit=_value(top, "stop_backends_on_exit", False),
+        state_dir=_value(top, "state_dir") or _state_dir(environ),
+        backends=backends,
+        keys=tuple(keys),
+        backend_key=environ.get("VLLM_API_KEY", "").strip() or None,
+        sources=sources,
+        notes=notes,
+    )
+
+
+def _value(top: Mapping[str, Setting], name: str, default: Any = None) -> Any:
+    return top[name].value if name in top else default
+
+
+def _section(top: Mapping[str, Setting], section: str) -> dict[str, Any]:
+    prefix = section + "."
+    return {
+        name.removeprefix(prefix): setting.value for name, setting in top.items() if name.startswith(prefix)
+    }
+
+
+def _state_dir(environ: Mapping[str, str]) -> str:
+    """systemd's ``STATE_DIRECTORY``, else the user's state folder (XDG base directories)."""
+    systemd = environ.get("STATE_DIRECTORY", "").split(":")[0]
+    if systemd:
+        return systemd
+    base = environ.get("XDG_STATE_HOME") or f"{environ.get('HOME') or '/tmp'}/.local/state"
+    return f"{base}/llmproxy"
+
+
+# -- backends ---------------------------------------------------------------------------------------
+
+_WHERE = {
+    "docker": ("container", "image", "args", "volumes"),
+    "process": ("command", "cwd"),
+    "url": ("url",),
+}
+"""Fields that only one runtime understands."""
+
+
+def _backend(route: str, settings: Mapping[str, Setting]) -> BackendSpec:
+    def fault(message: str, name: str | None = None) -> ConfigError:
+        setting = settings.get(name) if name else next(iter(settings.values()), None)
+        source = f" ({setting.source})" if setting is not None else ""
+        return ConfigError(f"backend {route}: {message}{source}")
+
+    spec = BackendSpec(route=route, **{name: setting.value for name, setting in settings.items()})
+    if spec.runtime == "swarm" or spec.service is not None:
+        raise fault("runtime swarm is not supported yet; use docker, process or url", "runtime")
+    for runtime, names in _WHERE.items():
+        for name in names:
+            if runtime != spec.runtime and name in settings:
+                raise fault(f"{name} is for runtime {runtime}, and its runtime is {spec.runtime}", name)
+    if spec.runtime == "docker":
+        if spec.container is None and spec.image is None:
+            raise fault("a docker backend needs container or image")
+        if spec.container is None:
+            spec = evolve(spec, container=f"llmproxy-{route}")
+    elif spec.runtime == "process":
+        if not spec.command:
+            raise fault("a process backend needs command")
+    else:
+        if spec.url is None:
+            raise fault("a url backend needs url")
+        _check_url(spec.url, fault)
+        # It runs elsewhere: there is nothing to reap.
+        spec = evolve(spec, idle=0.0)
+    if spec.heartbeat_every < 0.1:
+        raise fault("heartbeat_every must be at least 0.1 s", "heartbeat_every")
+    if spec.start_timeout <= 0:
+        raise fault("start_timeout must be more than 0", "start_timeout")
+    return spec
+
+
+def _check_url(url: str, fault: Any) -> None:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or parts.query or parts.fragment or parts.username:
+        raise fault("url must be http://host[:port][/path] or https://...", "url")
+
+
+def _check_together(backends: Mapping[str, BackendSpec], sources: Mapping[str, str]) -> None:
+    containers: dict[str, str] = {}
+    models: dict[str, str] = {}
+    for route, spec in backends.items():
+        if spec.container is not None:
+            other = containers.setdefault(spec.container, route)
+            if other != route:
+                raise ConfigError(
+                    f"backends {other} and {route} have the same container {spec.container!r}"
+                    f" ({sources.get(f'backends.{route}.container', 'default')})"
+                )
+        for name in (*(spec.models or ()), *spec.aliases):
+            other = models.setdefault(name, route)
+            if other != route:
+                raise ConfigError(f"backends {other} and {route} both serve a model named {name!r}")
+
+
+# -- safety and remarks -----------------------------------------------------------------------------
+
+
+def _loopback(listen: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """Every TCP endpoint on 127.0.0.1 alone: without a key, whoever reaches it may do everything."""
+    bound = []
+    for description in listen:
+        kind = description.partition(":")[0]
+        if kind in ("tcp", "ssl", "tcp6"):
+            plain = re.sub(r":interface=(?:\\.|[^:\\])*", "", description)
+            description = plain + (":interface=\\:\\:1" if kind == "tcp6" else ":interface=127.0.0.1")
+        bound.append(description)
+    note = "no key is configured (VLLM_API_KEY): listening on loopback only"
+    return tuple(bound), note
+
+
+def _notes(keys: Sequence[Key]) -> tuple[str, ...]:
+    notes = []
+    unused = ("requests_per_minute", "tokens_per_minute", "streams", "may_evict", "priority")
+    defaults = Key("", "")
+    for key in keys:
+        given = [name for name in unused if getattr(key, name) != getattr(defaults, name)]
+        if given:
+            notes.append(f"key {key.name}: {', '.join(given)} not in force in this version")
+        if key.secret.lower() in ("changeme", "change-me", "secret", "test"):
+            notes.append(
+                f"key {key.name}: its secret is one that everybody tries; mint one: openssl rand -hex 32"
+            )
+    return tuple(notes)
+
+
+# -- showing ----------------------------------------------------------------------------------------
+
+
+def describe(config: Config) -> list[tuple[str, str, str]]:
+    """Every effective setting as name, value and source; secrets are not shown."""
+    rows = [
+        ("listen", ", ".join(config.listen), _source(config, "listen")),
+        ("docker.host", config.docker.host or "docker's own default", _source(config, "docker.host")),
+        ("docker.compose_file", config.docker.compose_file or "none", _source(config, "docker.compose_file")),
+        ("drain", f"{config.drain:g}", _source(config, "drain")),
+        (
+            "stop_backends_on_exit",
+            str(config.stop_backends_on_exit).lower(),
+            _source(config, "stop_backends_on_exit"),
+        ),
+        ("state_dir", config.state_dir, _source(config, "state_dir")),
+        (
+            "host_memory_for_sleep",
+            _shown(config.host_memory_for_sleep),
+            _source(config, "host_memory_for_sleep"),
+        ),
+        (
+            "scheduler.max_wait_before_drain",
+            f"{config.scheduler.max_wait_before_drain:g}",
+            _source(config, "scheduler.max_wait_before_drain"),
+        ),
+    ]
+    for attribute in fields(Limits):
+        name = f"limits.{attribute.name}"
+        rows.append((name, str(getattr(config.limits, attribute.name)), _source(config, name)))
+    for index, gpu in config.gpus.items():
+        rows.append(
+            (f"gpus.{index}", f"memory {_shown(gpu.memory)}, reserve {gpu.reserve}", _source(config, "gpus"))
+        )
+    for key in config.keys:
+        rights = ["admin"] if key.admin else []
+        rights += [f"routes {', '.join(key.routes)}"] if key.routes is not None else []
+        rows.append((f"keys.{key.name}", "; ".join(rights) or "client", "secret not shown"))
+    for route, spec in config.backends.items():
+        for attribute in fields(BackendSpec):
+            if attribute.name != "route":
+                name = f"backends.{route}.{attribute.name}"
+                rows.append((name, _field_shown(spec, attribute.name), _source(config, name)))
+    return rows
+
+
+def _source(config: Config, name: str) -> str:
+    return config.sources.get(name, "default")
+
+
+def _field_shown(spec: BackendSpec, name: str) -> str:
+    value = getattr(spec, name)
+    if name == "environment":
+        return ", ".join(f"{key}=***" for key in value) or "none"
+    return _shown(value)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, tuple):
+        return ", ".join(value) or "none"
+    return str(value)
