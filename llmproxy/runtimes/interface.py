@@ -15,7 +15,16 @@ from twisted.internet.defer import Deferred
 
 from llmproxy.config.model import BackendSpec
 
-__all__ = ["Address", "Exit", "Facts", "IRuntime", "Instance", "RuntimeUnavailable", "StartRefused", "Watcher"]
+__all__ = [
+    "Address",
+    "Exit",
+    "Facts",
+    "IRuntime",
+    "Instance",
+    "RuntimeUnavailable",
+    "StartRefused",
+    "Watcher",
+]
 
 
 class RuntimeUnavailable(Exception):

@@ -1,0 +1,405 @@
+"""Backends as containers of a Docker engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from attrs import define, field
+from docker.api.client import APIClient
+from docker.errors import APIError, NotFound
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from llmproxy.config.model import BackendSpec, DockerSettings
+from llmproxy.errors import ConfigError
+from llmproxy.runtimes.compose import ComposeService, create_service
+from llmproxy.runtimes.docker_catalogue import LabelledContainer, list_labelled
+from llmproxy.runtimes.docker_client import Engine, describe
+from llmproxy.runtimes.docker_create import PULL_TIMEOUT, create_container, has_image, pull_image, start_hint
+from llmproxy.runtimes.docker_events import EventStream
+from llmproxy.runtimes.docker_logs import Follower, read_tail
+from llmproxy.runtimes.docker_reach import addresses, find_reach
+from llmproxy.runtimes.docker_state import (
+    MANAGED_SPEC,
+    ROUTE_LABEL,
+    Event,
+    Snapshot,
+    container_name,
+    read_facts,
+    read_snapshot,
+    spec_hash,
+)
+from llmproxy.runtimes.docker_stop import Stopping
+from llmproxy.runtimes.docker_threads import shielded
+from llmproxy.runtimes.docker_watch import Watch
+from llmproxy.runtimes.interface import Facts, Instance, RuntimeUnavailable, StartRefused, Watcher
+
+__all__ = ["DockerReactor", "DockerRuntime"]
+
+T = TypeVar("T")
+
+START_TIMEOUT = 120.0
+"""Seconds for ``start``: the first one that uses a GPU after boot loads kernel modules."""
+PING_EVERY = 15.0
+"""Seconds between looks at an engine across a network, whose end no closed socket may tell."""
+ROUNDS = 4
+"""How often a start looks again after it changed something; others may interfere meanwhile."""
+
+
+class DockerReactor(IReactorTime, IReactorFromThreads):
+    """What is needed of the reactor."""
+
+
+@define(eq=False)
+class DockerRuntime:
+    """See :class:`llmproxy.runtimes.interface.IRuntime`.
+
+    :ivar backend_key: ``VLLM_API_KEY`` of vLLM containers created here.
+    """
+
+    _reactor: DockerReactor
+    settings: DockerSettings
+    _compose: Callable[[], Sequence[ComposeService]] = field(default=lambda: (), kw_only=True)
+    _backend_key: str | None = field(default=None, kw_only=True, repr=False)
+    _engine: Engine = field(init=False)
+    _events: EventStream = field(init=False)
+    _connected: bool = field(default=False, init=False)
+    _closed: bool = field(default=False, init=False)
+    _watches: dict[str, Watch] = field(factory=dict, init=False)
+    _starts: dict[str, Deferred[Instance]] = field(factory=dict, init=False)
+    _stops: list[Stopping] = field(factory=list, init=False)
+    _followers: set[Follower] = field(factory=set, init=False)
+    _own: set[str] = field(factory=set, init=False)
+    _catalogue_changed: list[Callable[[], None]] = field(factory=list, init=False)
+    _ping_timer: Any = field(default=None, init=False)
+    _log = Logger()
+
+    def __attrs_post_init__(self) -> None:
+        self._engine = Engine(self.settings, self._reactor)
+        self._events = EventStream(self._reactor, self.settings, self._stands, self._event, self._lost)
+
+    # -- IRuntime ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._events.start()
+        if not self._engine.host.startswith("unix:"):
+            self._ping_timer = self._reactor.callLater(PING_EVERY, self._check_far_engine)
+
+    def close(self) -> Deferred[None]:
+        self._closed = True
+        if self._ping_timer is not None and self._ping_timer.active():
+            self._ping_timer.cancel()
+        self._events.close()
+        for route in list(self._watches):
+            self.unwatch(route)
+        for stopping in list(self._stops):
+            stopping.fail(Failure(CancelledError()))
+        for follower in list(self._followers):
+            follower.ended.cancel()
+        for started in list(self._starts.values()):
+            started.cancel()
+        self._engine.close()
+        return succeed(None)
+
+    def ping(self) -> Deferred[None]:
+        return self._safely(self._engine.call(_ping))
+
+    def watch(self, spec: BackendSpec, watcher: Watcher) -> Deferred[None]:
+        self.unwatch(spec.route)
+        watch = Watch(
+            self._reactor,
+            spec,
+            watcher,
+            self._look,
+            lambda: self._connected,
+            lambda: container_name(spec) in self._starts,
+            self._own,
+        )
+        self._watches[spec.route] = watch
+        watch.reconcile()
+        return watch.settled()
+
+    def unwatch(self, route: str) -> None:
+        watch = self._watches.pop(route, None)
+        if watch is not None:
+            watch.close()
+
+    def ensure_started(self, spec: BackendSpec) -> Deferred[Instance]:
+        name = container_name(spec)
+        started = self._starts.get(name)
+        if started is None:
+            started = Deferred.fromCoroutine(self._start(spec, name))
+            if not started.called:
+                self._starts[name] = started
+                started.addBoth(self._start_over, name)
+        answer = shielded(started)
+        started.addErrback(lambda _: None)  # told to those who still wait
+        return answer
+
+    def stop(self, spec: BackendSpec, grace: float) -> Deferred[None]:
+        stopped = Deferred.fromCoroutine(self._stop(spec, grace))
+        answer = shielded(stopped)
+        stopped.addErrback(lambda _: None)  # told to the one who still waits
+        return answer
+
+    def facts(self, spec: BackendSpec) -> Deferred[Facts]:
+        return self._safely(self._engine.call(lambda client: self._read_facts(client, spec)))
+
+    def logs(self, spec: BackendSpec, tail: int) -> Deferred[str]:
+        return self._safely(self._engine.call(lambda client: read_tail(client, container_name(spec), tail)))
+
+    def follow_logs(self, spec: BackendSpec, tail: int, line: Callable[[str], None]) -> Deferred[None]:
+        follower = Follower(self._reactor, self.settings, container_name(spec), tail, line)
+        self._followers.add(follower)
+
+        def over(result: T) -> T:
+            self._followers.discard(follower)
+            return result
+
+        return follower.start().addBoth(over)
+
+    # -- Routes by label -----------------------------------------------------------------------------------
+
+    def catalogue(self) -> Deferred[list[LabelledContainer]]:
+        """All containers with a route label, running or not.
+
+        :raises RuntimeUnavailable: the engine does not answer.
+        """
+        return self._safely(self._engine.call(list_labelled))
+
+    def on_catalogue_change(self, callback: Callable[[], None]) -> None:
+        """Call back when a container with a route label was created, removed or renamed, and after the
+        event stream (came back and) may have missed that."""
+        self._catalogue_changed.append(callback)
+
+    # -- Events --------------------------------------------------------------------------------------------
+
+    def _stands(self) -> None:
+        self._connected = True
+        for watch in list(self._watches.values()):
+            watch.reconcile(again=True)
+        self._tell_catalogue()
+
+    def _lost(self, reason: str) -> None:
+        if self._connected:
+            self._log.warn("lost the Docker engine: {reason}", reason=reason)
+        self._connected = False
+
+    def _event(self, event: Event) -> None:
+        if event.action.startswith(("exec_", "health_status", "top", "attach", "resize", "archive")):
+            return
+        if event.action == "die":
+            for stopping in list(self._stops):
+                if stopping.container_id == event.id:
+                    stopping.died(event.at)
+        for watch in list(self._watches.values()):
+            if watch.matches(event):
+                watch.event(event)
+        if event.action in ("create", "destroy", "rename") and ROUTE_LABEL in event.labels:
+            self._tell_catalogue()
+        if event.action == "destroy":
+            self._own.discard(event.id)
+
+    def _tell_catalogue(self) -> None:
+        for callback in list(self._catalogue_changed):
+            callback()
+
+    def _check_far_engine(self) -> None:
+        def missed(reason: Failure) -> None:
+            if self._connected:
+                self._events.reconnect()
+
+        def again(_: None) -> None:
+            if not self._closed:
+                self._ping_timer = self._reactor.callLater(PING_EVERY, self._check_far_engine)
+
+        self.ping().addErrback(missed).addBoth(again)
+
+    # -- Looking -------------------------------------------------------------------------------------------
+
+    def _look(self, spec: BackendSpec) -> Deferred[tuple[Snapshot, Instance] | None]:
+        return self._safely(self._engine.call(lambda client: self._see(client, spec)))
+
+    def _see(self, client: APIClient, spec: BackendSpec) -> tuple[Snapshot, Instance] | None:
+        try:
+            snapshot = read_snapshot(client.inspect_container(container_name(spec)))
+        except NotFound:
+            return None
+        lender = None
+        mode = str((snapshot.info.get("HostConfig") or {}).get("NetworkMode") or "")
+        if mode.startswith("container:"):
+            try:
+                lender = client.inspect_container(mode.partition(":")[2])
+            except NotFound:
+                lender = None
+        found = addresses(spec, snapshot, find_reach(client, self._engine.host), lender)
+        started_at = snapshot.started_ns / 1e9 if snapshot.started_ns else None
+        return snapshot, Instance(snapshot.run, found, started_at)
+
+    def _read_facts(self, client: APIClient, spec: BackendSpec) -> Facts:
+        name = container_name(spec)
+        try:
+            return read_facts(client.inspect_container(name).get("Config") or {})
+        except NotFound:
+            pass
+        for service in self._compose():
+            if service.container_name == name:
+                return Facts(tuple(service.args), dict(service.environment))
+        image = has_image(client, spec.image) if spec.image else None
+        facts = read_facts(image or {}, spec.args or None)
+        return Facts(facts.args, {**facts.environment, **spec.environment})
+
+    def _safely(self, deferred: Deferred[T]) -> Deferred[T]:
+        """Where the engine says no and that can only mean that something is wrong with it."""
+
+        def no(reason: Failure) -> T:
+            error = reason.value
+            if not isinstance(error, APIError):
+                reason.raiseException()
+            raise RuntimeUnavailable(
+                f"the Docker engine at {self._engine.host} says: {describe(error)}"
+            ) from error
+
+        return deferred.addErrback(no)
+
+    # -- Starting ------------------------------------------------------------------------------------------
+
+    def _start_over(self, result: T, name: str) -> T:
+        self._starts.pop(name, None)
+        return result
+
+    async def _start(self, spec: BackendSpec, name: str) -> Instance:
+        for _ in range(ROUNDS):
+            found = await self._look(spec)
+            if found is None:
+                await self._create(spec, name)
+                continue
+            snapshot, instance = found
+            if snapshot.serving:
+                return self._begun(spec, snapshot, instance)
+            if self._outdated(spec, snapshot) or (snapshot.status == "dead" and snapshot.managed):
+                await self._change(name, _removal_of(snapshot))
+                continue
+            if snapshot.status in ("removing", "dead"):
+                raise StartRefused(
+                    f"container {name!r} is {snapshot.status}",
+                    f"Remove it and create it anew: docker rm -f {name}",
+                )
+            await self._change(name, _verb_for(snapshot))
+            found = await self._look(spec)
+            if found is not None:
+                return self._begun(spec, *found)
+        raise StartRefused(
+            f"container {name!r} vanishes whenever it is started",
+            "Is it run with --rm, or removed by something else?",
+        )
+
+    def _begun(self, spec: BackendSpec, snapshot: Snapshot, instance: Instance) -> Instance:
+        watch = self._watches.get(spec.route)
+        if watch is None:
+            return instance
+        instance = watch.started(snapshot, instance)
+        if not snapshot.serving:
+            # It has ended already; said after the one who waits for the start has its answer.
+            self._reactor.callLater(0, watch.over, snapshot, instance)
+        else:
+            # It may have ended since that look, and its event may have come before we knew the run.
+            watch.reconcile()
+        return instance
+
+    def _outdated(self, spec: BackendSpec, snapshot: Snapshot) -> bool:
+        if not snapshot.managed or spec.image is None:
+            return False
+        return snapshot.labels.get(MANAGED_SPEC) != spec_hash(spec, self._backend_key)
+
+    async def _change(self, name: str, verb: Callable[[APIClient], object]) -> None:
+        try:
+            await self._engine.call(verb, lane=self._engine.starts, timeout=START_TIMEOUT)
+        except NotFound as error:
+            said = describe(error)
+            if "no such container" in said.lower():
+                return  # removed meanwhile: the next look tells
+            raise StartRefused(
+                f"container {name!r} cannot be started: {said}", start_hint(said, error)
+            ) from error
+        except APIError as error:
+            said = describe(error)
+            if error.status_code == 409 and "already in progress" in said:
+                return
+            raise StartRefused(
+                f"container {name!r} cannot be started: {said}", start_hint(said, error)
+            ) from error
+
+    async def _create(self, spec: BackendSpec, name: str) -> None:
+        engine = self._engine
+        if self.settings.compose_file is not None:
+            service = await engine.slow.run(lambda: self._service(name))
+            if service is not None:
+                await engine.slow.run(lambda: create_service(self.settings, service))
+                return
+        if spec.image is None:
+            raise StartRefused(
+                f"container {name!r} does not exist",
+                "Create it (docker compose up --no-start), name its service in the compose file that "
+                "docker.compose_file says, or give the backend an image.",
+            )
+        image = spec.image
+        if await self._safely(engine.call(lambda client: has_image(client, image))) is None:
+            self._log.info("pulling image {image} for {route}", image=image, route=spec.route)
+            await engine.call(
+                lambda client: pull_image(client, image), lane=engine.slow, timeout=PULL_TIMEOUT
+            )
+        self._own.add(
+            await self._safely(
+                engine.call(
+                    lambda client: create_container(
+                        client, spec, find_reach(client, engine.host), self._backend_key
+                    ),
+                    lane=engine.starts,
+                    timeout=START_TIMEOUT,
+                )
+            )
+        )
+
+    def _service(self, name: str) -> str | None:
+        try:
+            services = self._compose()
+        except ConfigError as error:
+            raise StartRefused(f"container {name!r} does not exist, and {error}") from error
+        return next((each.name for each in services if each.container_name == name), None)
+
+    # -- Stopping ------------------------------------------------------------------------------------------
+
+    async def _stop(self, spec: BackendSpec, grace: float) -> None:
+        found = await self._look(spec)
+        if found is None or not found[0].alive:
+            return
+        stopping = Stopping(self._reactor, self._engine, found[0], self._stop_over)
+        self._stops.append(stopping)
+        await stopping.start(grace)
+
+    def _stop_over(self, stopping: Stopping) -> None:
+        if stopping in self._stops:
+            self._stops.remove(stopping)
+
+
+def _ping(client: APIClient) -> None:
+    client.ping()
+
+
+def _removal_of(snapshot: Snapshot) -> Callable[[APIClient], object]:
+    """Anonymous volumes go with it: only a container that llmproxy created itself is ever removed."""
+    return lambda client: client.remove_container(snapshot.id, v=True, force=True)
+
+
+def _verb_for(snapshot: Snapshot) -> Callable[[APIClient], object]:
+    """What makes a container run that does not serve."""
+    if snapshot.status == "paused":
+        return lambda client: client.unpause(snapshot.id)
+    if snapshot.status == "restarting":
+        # It waits for the next try of its restart policy, up to a minute; `start` would say "already".
+        return lambda client: client.restart(snapshot.id, timeout=0)
+    return lambda client: client.start(snapshot.id)

@@ -1,0 +1,58 @@
+"""Containers that say by their labels that they are routes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import requests
+import urllib3
+from attrs import frozen
+from docker.api.client import APIClient
+from docker.errors import DockerException
+
+from llmproxy.config.model import DockerSettings
+from llmproxy.runtimes.docker_client import docker_host, make_client, unavailable
+from llmproxy.runtimes.docker_state import ROUTE_LABEL
+
+__all__ = ["LabelledContainer", "list_labelled", "read_labelled_containers"]
+
+
+@frozen
+class LabelledContainer:
+    """A container with an ``llmproxy.route`` label, running or not."""
+
+    name: str
+    labels: Mapping[str, str]
+
+
+def list_labelled(client: APIClient) -> list[LabelledContainer]:
+    """All of them, by name."""
+    found = client.containers(all=True, filters={"label": [ROUTE_LABEL]})
+    return sorted(
+        (
+            # A link gives a container more names, with a slash in them; its own has none.
+            LabelledContainer(
+                min((name.lstrip("/") for name in each["Names"]), key=lambda name: (name.count("/"), name)),
+                dict(each.get("Labels") or {}),
+            )
+            for each in found
+            if each.get("Names")
+        ),
+        key=lambda each: each.name,
+    )
+
+
+def read_labelled_containers(settings: DockerSettings, timeout: float) -> list[LabelledContainer]:
+    """The same for the start of the process, before a reactor runs.  Blocks for ``timeout`` seconds or a
+    little more.
+
+    :raises RuntimeUnavailable: the engine does not answer.
+    """
+    try:
+        client = make_client(settings, timeout)
+        try:
+            return list_labelled(client)
+        finally:
+            client.close()
+    except (DockerException, requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+        raise unavailable(docker_host(settings), error) from error

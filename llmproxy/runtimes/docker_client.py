@@ -1,0 +1,160 @@
+"""The Docker SDK in threads of its own, and its many errors as our two."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+from attrs import define, field
+from docker.api.client import APIClient
+from docker.errors import APIError, DockerException
+from docker.tls import TLSConfig
+from docker.utils import kwargs_from_env
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
+
+from llmproxy.config.model import DockerSettings
+from llmproxy.runtimes.docker_threads import Lane
+from llmproxy.runtimes.interface import RuntimeUnavailable
+
+__all__ = ["CALL_TIMEOUT", "Engine", "describe", "docker_host", "host_address", "make_client", "unavailable"]
+
+T = TypeVar("T")
+
+CALL_TIMEOUT = 30.0
+"""Seconds for one call: an engine under load has been seen to stall for 20 s and then to answer."""
+DEFAULT_HOST = "unix:///var/run/docker.sock"
+
+
+def docker_host(settings: DockerSettings) -> str:
+    """Where the engine is, in ``DOCKER_HOST`` form: the setting, else the environment, else the default."""
+    return settings.host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
+
+
+def host_address(host: str) -> str:
+    """The address at which ports published by that engine are reached."""
+    parts = urlsplit(host)
+    if parts.scheme in ("tcp", "http", "https", "ssh") and parts.hostname not in (None, "", "0.0.0.0", "::"):
+        return str(parts.hostname)
+    return "127.0.0.1"
+
+
+def make_client(settings: DockerSettings, timeout: float = CALL_TIMEOUT) -> APIClient:
+    """A client that speaks the newest version that both sides know (engines from 20.10, API 1.41, on).
+
+    :param timeout: seconds for each call.
+    :raises OSError: nobody listens there.
+    :raises DockerException: the engine does not answer.
+    """
+    host = docker_host(settings)
+    if host.startswith("unix:"):
+        # The SDK would leave its socket to the garbage collector when nobody listens.
+        with closing(socket.socket(socket.AF_UNIX)) as probe:
+            probe.settimeout(timeout)
+            probe.connect(urlsplit(host).path)
+    # DOCKER_TLS_VERIFY and DOCKER_CERT_PATH mean what they mean to the docker command.
+    tls: bool | TLSConfig = False
+    if host.startswith(("tcp:", "https:")):
+        tls = kwargs_from_env().get("tls") or False
+    return APIClient(base_url=host, version="auto", timeout=max(1, round(timeout)), tls=tls)
+
+
+def describe(error: BaseException) -> str:
+    """The cause in one line: the innermost one, as the layers around it only repeat it."""
+    if isinstance(error, APIError):
+        return " ".join(str(error.explanation or error).split())
+    seen = {id(error)}
+    cause = error.__cause__ or error.__context__
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        error, cause = cause, cause.__cause__ or cause.__context__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def unavailable(host: str, error: BaseException) -> RuntimeUnavailable:
+    """Our word for an engine that does not answer."""
+    return RuntimeUnavailable(f"the Docker engine at {host} does not answer: {describe(error)}")
+
+
+@define(eq=False)
+class Engine:
+    """Calls to one Docker engine.
+
+    Each thread has a client of its own (``requests`` promises nothing about sharing one), made when it is
+    first needed and thrown away when a call finds the engine gone.
+
+    ``calls`` are the short ones; ``starts`` may take long (a GPU's first use), ``slow`` very long (pulls,
+    Compose), and neither may keep a ``kill`` waiting.
+    """
+
+    settings: DockerSettings
+    _reactor: IReactorFromThreads
+    host: str = field(init=False)
+    calls: Lane = field(init=False)
+    starts: Lane = field(init=False)
+    slow: Lane = field(init=False)
+    _mine: threading.local = field(factory=threading.local, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.host = docker_host(self.settings)
+        self.calls = Lane(self._reactor, "llmproxy-docker", 8, self._forget)
+        self.starts = Lane(self._reactor, "llmproxy-docker-start", 4, self._forget)
+        self.slow = Lane(self._reactor, "llmproxy-docker-slow", 4, self._forget)
+
+    def close(self) -> None:
+        """Let the threads go."""
+        for lane in (self.calls, self.starts, self.slow):
+            lane.close()
+
+    def call(
+        self, job: Callable[[APIClient], T], *, lane: Lane | None = None, timeout: float = CALL_TIMEOUT
+    ) -> Deferred[T]:
+        """Have ``job`` talk to the engine in a thread.
+
+        :param timeout: seconds that each of its calls may wait for bytes.
+        :raises RuntimeUnavailable: the engine does not answer, or answers with a server error.
+        :raises docker.errors.APIError: it says no (4xx); what that means is for the caller to say.
+        """
+        return (lane or self.calls).run(lambda: self.blocking(job, timeout))
+
+    def blocking(self, job: Callable[[APIClient], T], timeout: float = CALL_TIMEOUT) -> T:
+        """The same in the present thread, which must not be the reactor's."""
+        client: APIClient | None = getattr(self._mine, "client", None)
+        fresh = client is None
+        try:
+            if client is None:
+                client = self._mine.client = make_client(self.settings)
+            client.timeout = max(1, round(timeout))
+            return job(client)
+        except APIError:
+            raise
+        except (DockerException, requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            self._forget()
+            if not fresh and _stale(error):
+                # The connection had been kept from before the engine was restarted: once more, anew.
+                return self.blocking(job, timeout)
+            raise unavailable(self.host, error) from error
+
+    def _forget(self) -> None:
+        client: APIClient | None = getattr(self._mine, "client", None)
+        self._mine.client = None
+        if client is not None:
+            client.close()
+
+
+def _stale(error: BaseException) -> bool:
+    """Whether a kept connection was found closed: the request never reached the engine."""
+    text = describe(error)
+    return isinstance(error, requests.ConnectionError) and (
+        "RemoteDisconnected" in text
+        or "without response" in text
+        or "Connection reset" in text
+        or "Broken pipe" in text
+    )

@@ -1,0 +1,156 @@
+"""Creates containers for backends that the operator describes by an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Any
+
+from docker.api.client import APIClient
+from docker.errors import APIError, ImageNotFound, NotFound
+from docker.utils import parse_repository_tag
+
+from llmproxy.config.model import BackendSpec
+from llmproxy.runtimes.docker_client import describe
+from llmproxy.runtimes.docker_reach import Reach, instance_port
+from llmproxy.runtimes.docker_state import (
+    MANAGED,
+    MANAGED_ROUTE,
+    MANAGED_SPEC,
+    Json,
+    container_name,
+    spec_hash,
+)
+from llmproxy.runtimes.interface import StartRefused
+
+__all__ = ["PULL_TIMEOUT", "container_body", "create_container", "has_image", "pull_image", "start_hint"]
+
+PULL_TIMEOUT = 600.0
+"""Seconds that a pull may go without a word; progress comes several times a second."""
+
+
+def container_body(
+    spec: BackendSpec, image: Json, *, backend_key: str | None, reach: Reach, nvidia: bool
+) -> dict[str, Any]:
+    """The body of ``POST /containers/create``.
+
+    :param image: ``Config`` of the image.
+    :param reach: from where it is to be reached.
+    :param nvidia: whether the engine has NVIDIA's runtime.
+    """
+    environment = dict(spec.environment)
+    if spec.engine == "vllm" and backend_key is not None:
+        environment.setdefault("VLLM_API_KEY", backend_key)
+    port = f"{instance_port(spec, image, spec.args or None)}/tcp"
+    host: dict[str, Any] = {"Init": True, "Binds": list(spec.volumes)}
+    networking: dict[str, Any] = {}
+    if reach.networks:
+        # The engine's own "bridge" has no names for its members, but addresses are all that we use.
+        own = sorted(reach.networks, key=lambda name: (name == "bridge", name))[0]
+        host["NetworkMode"] = own
+        networking = {"EndpointsConfig": {own: {}}}
+    else:
+        host["PortBindings"] = {port: [{"HostIp": _loopback_or(reach.published), "HostPort": ""}]}
+    if spec.engine == "vllm":
+        # Workers of one vLLM share memory; Docker's 64 MiB of /dev/shm are too little (vLLM, "Using Docker").
+        host["IpcMode"] = "host"
+        requests = _device_requests(spec, nvidia)
+        if requests:
+            host["DeviceRequests"] = requests
+    body: dict[str, Any] = {
+        "Image": spec.image,
+        "Env": [f"{name}={value}" for name, value in environment.items()],
+        "Labels": {
+            MANAGED: "true",
+            MANAGED_ROUTE: spec.route,
+            MANAGED_SPEC: spec_hash(spec, backend_key),
+        },
+        "ExposedPorts": {port: {}},
+        "HostConfig": host,
+        "NetworkingConfig": networking,
+    }
+    if spec.args:
+        body["Cmd"] = list(spec.args)
+    return body
+
+
+def _loopback_or(published: str) -> str:
+    """Where to publish: for this machine only, or on the very address at which we reach a remote engine."""
+    try:
+        return str(ip_address(published))
+    except ValueError:
+        return ""
+
+
+def _device_requests(spec: BackendSpec, nvidia: bool) -> list[dict[str, Any]]:
+    """What ``--gpus`` means (Docker Engine API, ``DeviceRequest``)."""
+    if spec.gpus is not None:
+        if not spec.gpus:
+            return []
+        return [{"Driver": "", "DeviceIDs": list(spec.gpus), "Capabilities": [["gpu"]]}]
+    return [{"Driver": "", "Count": -1, "Capabilities": [["gpu"]]}] if nvidia else []
+
+
+def has_image(client: APIClient, image: str) -> Json | None:
+    """``Config`` of the image if the engine has it."""
+    try:
+        config: Json | None = client.inspect_image(image).get("Config")
+    except NotFound:
+        return None
+    return config or {}
+
+
+def pull_image(client: APIClient, image: str) -> None:
+    """Get the image from its registry.  Blocks for minutes.
+
+    :raises StartRefused: there is no such image, or the registry does not give it.
+    """
+    repository, tag = parse_repository_tag(image)
+    hint = "Check the image's name and tag, the network, and `docker login` if the registry is private."
+    try:
+        # A digest stands where the tag would, and no tag means `latest`, not all of them.
+        for step in client.pull(repository, tag=tag or "latest", stream=True, decode=True):
+            if isinstance(step, Mapping) and step.get("error"):
+                raise StartRefused(f"image {image} cannot be pulled: {step['error']}", hint)
+    except APIError as error:
+        raise StartRefused(f"image {image} cannot be pulled: {describe(error)}", hint) from error
+
+
+def create_container(client: APIClient, spec: BackendSpec, reach: Reach, backend_key: str | None) -> str:
+    """Create the container of a backend whose image is there, and return its id.
+
+    :raises StartRefused: the engine says no.
+    """
+    assert spec.image is not None
+    image = has_image(client, spec.image)
+    if image is None:
+        raise StartRefused(f"image {spec.image} is not there", f"docker pull {spec.image}")
+    nvidia = spec.engine == "vllm" and spec.gpus is None and "nvidia" in (client.info().get("Runtimes") or {})
+    body = container_body(spec, image, backend_key=backend_key, reach=reach, nvidia=nvidia)
+    try:
+        return str(client.create_container_from_config(body, container_name(spec))["Id"])
+    except APIError as error:
+        said = describe(error)
+        raise StartRefused(
+            f"container {container_name(spec)!r} cannot be created: {said}", start_hint(said, error)
+        ) from error
+
+
+def start_hint(said: str, error: Exception | None = None) -> str | None:
+    """The fix for what the engine says when it cannot create or start a container."""
+    text = said.lower()
+    if isinstance(error, ImageNotFound) or "no such image" in text:
+        return "Pull or build the image."
+    if "port is already allocated" in text or "address already in use" in text:
+        return "Something else listens on a port that this container publishes; stop it or change the port."
+    if "could not select device driver" in text or "nvidia-container" in text or "unknown runtime" in text:
+        return "Install the NVIDIA Container Toolkit and restart Docker (on WSL: update the Windows driver)."
+    if "executable file not found" in text or "no such file or directory" in text:
+        return "The command or a mounted path does not exist; check the image, its command and its volumes."
+    if "network" in text and "not found" in text:
+        return "The network that it was created on is gone: create the container anew (docker compose up)."
+    if "no space left" in text:
+        return "The disk is full: docker system df shows what takes the space."
+    if "memory" in text:
+        return "Not enough memory for this container; check its limits."
+    return None
