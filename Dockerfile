@@ -46,9 +46,8 @@ RUN apt-get update \
     && install -d -o llmproxy -g llmproxy -m 700 /var/lib/llmproxy
 COPY --from=build /opt/llmproxy /opt/llmproxy
 COPY deploy/entrypoint.sh /usr/local/bin/llmproxy-entrypoint
-# XDG_STATE_HOME makes the user's state folder /var/lib/llmproxy.
 ENV PATH=/opt/llmproxy/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 XDG_STATE_HOME=/var/lib
+    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 LLMPROXY_STATE_DIR=/var/lib/llmproxy
 USER llmproxy
 WORKDIR /home/llmproxy
 VOLUME /var/lib/llmproxy

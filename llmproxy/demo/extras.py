@@ -98,6 +98,6 @@ def tunnel(request: Request) -> bytes | int:
     transport.unregisterProducer()  # the HTTP channel is registered with its own transport
     echo = _Echo()
     transport.protocol = echo
-    echo.makeConnection(transport)  # type: ignore[no-untyped-call]
+    echo.makeConnection(transport)
     transport.write(b"\r\n".join(head) + b"\r\n\r\n")
     return NOT_DONE_YET

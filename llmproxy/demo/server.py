@@ -62,7 +62,7 @@ class _Channel(HTTPChannel):
         if not hasattr(request, "received"):
             request.received = []
         request.received.append((name.decode("latin-1"), value.strip(b" \t").decode("latin-1")))
-        return bool(super().headerReceived(line))  # type: ignore[no-untyped-call]
+        return bool(super().headerReceived(line))
 
 
 @define
@@ -100,7 +100,7 @@ class DemoResource(Resource):
         exhaust: Callable[[], object] = exhaust_memory,
         starts: int = 1,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.reactor = reactor
         self.stats = Stats(starts=starts)
         self.running: set[Generation] = set()

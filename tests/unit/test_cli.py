@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +19,7 @@ from llmproxy.cli.client import connect, read_env_file
 from llmproxy.cli.main import cli
 from llmproxy.cli.view import backend_lines, duration, event_line
 
+ROOT = Path(__file__).resolve().parents[2]
 KEY = "secret-of-the-test"
 FAILURE = {
     "message": "The container exited with status 1.",
@@ -300,6 +302,79 @@ def test_wrong_usage() -> None:
 def test_the_key_is_not_shown() -> None:
     """The API object does not show its key."""
     assert "abc" not in repr(connect(None, {"VLLM_API_KEY": "abc"}))
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty folder, and an environment without llmproxy's variables or a Docker engine."""
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith(("LLMPROXY_", "MAP__", "COMPOSE_")) or name in ("VLLM_API_KEY", "IDLE_SECONDS"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    return tmp_path
+
+
+def test_config_shows_values_and_sources(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``config`` shows each setting in force with its source, says what it could not read, and no secret."""
+    (alone / ".env").write_text("VLLM_API_KEY=very-secret\n", encoding="utf-8")
+    monkeypatch.setenv("MAP__coder__container", "coder3b")
+    monkeypatch.setenv("IDLE_SECONDS", "77")
+    result = run("config")
+    assert result.exit_code == 0
+    (line,) = (row for row in result.stdout.splitlines() if row.startswith("backends.coder.idle"))
+    assert line.split() == ["backends.coder.idle", "77", "environment", "IDLE_SECONDS"]
+    assert "labels of containers are left out" in result.stderr
+    assert "very-secret" not in result.output
+    settings = json.loads(run("config", "--json", "--no-docker").stdout)["settings"]
+    assert settings["backends.coder.container"]["value"] == "coder3b"
+
+
+def test_config_file(alone: Path) -> None:
+    """``config --config`` reads that file; ./llmproxy.yaml is read without being named."""
+    text = "backends: {far: {runtime: url, url: 'http://10.0.0.1:8000'}}\n"
+    (alone / "other.yaml").write_text(text, encoding="utf-8")
+    result = run("config", "--config", "other.yaml", "--check", "--no-docker")
+    assert (result.exit_code, result.stdout) == (0, "The configuration is right. Routes: /far.\n")
+    assert "/far" not in run("config", "--check", "--no-docker").stdout
+    (alone / "llmproxy.yaml").write_text(text, encoding="utf-8")
+    assert "/far" in run("config", "--check", "--no-docker").stdout
+
+
+def test_config_reads_the_compose_file(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Routes of services that have no container yet come from the compose file's labels."""
+    monkeypatch.setenv("COMPOSE_FILE", str(ROOT / "docker-compose.yml"))
+    assert "Routes: /coder, /chat, /qwen7b." in run("config", "--check", "--no-docker").stdout
+    monkeypatch.setenv("COMPOSE_FILE", "missing.yml")
+    result = run("config", "--check", "--no-docker")
+    assert result.exit_code == 2
+    assert "compose file missing.yml: No such file or directory" in result.stderr
+
+
+def test_config_demo(alone: Path) -> None:
+    """``config --demo`` shows the demo models' routes."""
+    assert "Routes: /coder, /chat, /qwen7b." in run("config", "--demo", "--check").stdout
+
+
+def test_config_with_an_error(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting that is not allowed is one line and status 2."""
+    monkeypatch.setenv("IDLE_SECONDS", "soon")
+    result = run("config", "--check")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: environment IDLE_SECONDS is 'soon'")
+    assert len(result.stderr.splitlines()) == 1
+    assert "IDLE_SECONDS" in json.loads(run("config", "--json").stdout)["error"]["message"]
+    assert run("config", "--config", "missing.yaml").exit_code == 2
+
+
+def test_example_is_right(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llmproxy.example.yaml is a configuration."""
+    monkeypatch.setenv("VLLM_API_KEY", "k" * 20)
+    (alone / "docker-compose.yml").write_text("services: {}\n", encoding="utf-8")
+    file = str(ROOT / "llmproxy.example.yaml")
+    result = run("config", "--config", file, "--check", "--no-docker")
+    assert result.exit_code == 0, result.output
+    assert "Routes: /coder, /chat, /local, /far." in result.stdout
 
 
 @given(strategies.dictionaries(strategies.from_regex(r"[A-Z_]{1,9}", fullmatch=True), strategies.integers()))
