@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -14,28 +13,15 @@ from rich.text import Text
 
 from llmproxy.cli.client import read_env_file
 from llmproxy.cli.view import console
-from llmproxy.config.compose import ComposeService, read_compose
+from llmproxy.config.loader import Loader
 from llmproxy.config.model import Config, DockerSettings
-from llmproxy.config.resolve import CommandLine, LabelledContainer, Sources, describe, read_sources
+from llmproxy.config.resolve import CommandLine, LabelledContainer, describe
 from llmproxy.errors import ConfigError
 
-__all__ = ["config", "gather"]
+__all__ = ["config"]
 
-DEFAULT_FILE = "llmproxy.yaml"
 # Labels are wanted for the picture, but nobody should wait long for an engine that does not answer.
 DOCKER_TIMEOUT = 5.0
-
-
-def _text(path: Path, what: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as wrong:
-        reason = wrong.strerror if isinstance(wrong, OSError) else "it is not UTF-8"
-        raise ConfigError(f"{what} {path}: {reason}") from None
-
-
-def _services(file: str, environment: Mapping[str, str]) -> Sequence[ComposeService]:
-    return read_compose(_text(Path(file), "compose file"), file, environment)
 
 
 def _containers(settings: DockerSettings) -> tuple[list[LabelledContainer], str | None]:
@@ -51,39 +37,14 @@ def _containers(settings: DockerSettings) -> tuple[list[LabelledContainer], str 
     return [LabelledContainer(container.name, container.labels) for container in found], None
 
 
-def gather(
-    file: str | None, environment: Mapping[str, str], *, docker: bool, demo: bool = False
-) -> tuple[Config, tuple[str, ...]]:
-    """Read all sources as the proxy does at its start, and give remarks on what could not be read.
+def _load(loader: Loader, docker: bool) -> tuple[Config, list[str]]:
+    """Everything as the proxy reads it when it starts, and remarks on it.
 
-    :param file: llmproxy.yaml; without one, the one in this folder, if there is one.
-    :param docker: ask the Docker engine for labels.
     :raises llmproxy.errors.ConfigError: a setting is not allowed.
     """
-    name = file or (DEFAULT_FILE if Path(DEFAULT_FILE).exists() else None)
-    text = None if name is None else _text(Path(name), "configuration file")
-    options = CommandLine(demo=demo, python=sys.executable)
-
-    def read(containers: Sequence[LabelledContainer] = (), services: Sequence[ComposeService] = ()) -> Config:
-        return read_sources(
-            Sources(
-                environ=environment,
-                file=text,
-                file_name=name or DEFAULT_FILE,
-                containers=containers,
-                compose=services,
-                options=options,
-            )
-        )
-
-    # Where the engine and the compose file are is itself a setting.
-    found = read()
-    if demo:
-        return found, found.notes
-    services = _services(found.docker.compose_file, environment) if found.docker.compose_file else ()
-    containers, remark = _containers(found.docker) if docker else ([], None)
-    found = read(containers, services)
-    return found, (*found.notes, *([remark] if remark else []))
+    containers, remark = _containers(loader.docker_settings()) if docker else ([], None)
+    found = loader.load(containers)
+    return found, [*found.notes, *([remark] if remark else [])]
 
 
 @click.command()
@@ -103,7 +64,8 @@ def config(
     as_json = as_json or bool(context.find_root().params.get("as_json"))
     environment = {**read_env_file(Path(".env")), **os.environ}
     try:
-        found, notes = gather(file, environment, docker=docker, demo=demo)
+        loader = Loader(environment, CommandLine(demo=demo, python=sys.executable), file)
+        found, notes = _load(loader, docker and not demo)
     except ConfigError as wrong:
         if as_json:
             click.echo(json.dumps({"error": {"message": str(wrong)}}))
@@ -113,7 +75,7 @@ def config(
     rows = describe(found)
     if as_json:
         settings = {name: {"value": value, "source": source} for name, value, source in rows}
-        click.echo(json.dumps({"settings": {} if check else settings, "notes": list(notes), "ok": True}))
+        click.echo(json.dumps({"settings": {} if check else settings, "notes": notes, "ok": True}))
         return
     if check:
         routes = ", ".join(f"/{route}" for route in found.backends) or "none"

@@ -348,7 +348,7 @@ def test_config_reads_the_compose_file(alone: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("COMPOSE_FILE", "missing.yml")
     result = run("config", "--check", "--no-docker")
     assert result.exit_code == 2
-    assert "compose file missing.yml: No such file or directory" in result.stderr
+    assert "missing.yml: it cannot be read: No such file or directory" in result.stderr
 
 
 def test_config_demo(alone: Path) -> None:
