@@ -138,7 +138,7 @@ class BackendTests(SynchronousTestCase):
         visitor = Request(rig.backend)
         self.assertFalse(rig.backend.visit(visitor))
         self.assertEqual(rig.backend.state, "absent")
-        rig.request().leases
+        rig.request()
         rig.ready()
         rig.backend._leases.pop().release()
         rig.clock.advance(8)

@@ -1,0 +1,111 @@
+"""The JSON schema of llmproxy.yaml, made from the same tables as the parser.
+
+``python -m llmproxy.config.schema`` prints it; the copy that is published is ``llmproxy.schema.json``.
+What it cannot say: cross checks between fields and backends, and ``${NAME}`` before it is filled in.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import Any
+
+from llmproxy.config import units
+from llmproxy.config.fields import FIELDS
+from llmproxy.config.layers import RESERVED
+
+__all__ = ["schema"]
+
+_TEXT = {"type": "string", "pattern": r"\S"}
+_TEXTS = {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}}
+_COUNT = {"type": "integer", "minimum": 1, "maximum": 10_000_000}
+_DURATION = FIELDS["idle"].schema
+_SIZE = {
+    "anyOf": [
+        {"type": "integer", "minimum": 0, "maximum": units.LARGEST},
+        {"type": "string", "pattern": units.SIZE_PATTERN},
+    ]
+}
+
+
+def _object(properties: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {name: _or_null(value) for name, value in properties.items()},
+        "additionalProperties": False,
+        **more,
+    }
+
+
+def _or_null(value: dict[str, Any]) -> dict[str, Any]:
+    """A key without a value is as if it were not there."""
+    return {"anyOf": [value, {"type": "null"}]}
+
+
+def schema() -> dict[str, Any]:
+    """The schema (JSON Schema 2020-12)."""
+    backend = _object({name: {"description": field.doc, **field.schema} for name, field in FIELDS.items()})
+    # Route names have no case, and JSON Schema's patterns have no flag for that.
+    reserved = "|".join(
+        "".join(f"[{c}{c.upper()}]" if c.isalpha() else re.escape(c) for c in name)
+        for name in sorted(RESERVED)
+    )
+    key = _object(
+        {
+            "name": _TEXT,
+            "secret": _TEXT,
+            "secret_env": _TEXT,
+            "admin": {"type": "boolean"},
+            "client": {"type": "boolean"},
+            "routes": _TEXTS,
+            "may_start": {"type": "boolean"},
+            "may_evict": {"type": "boolean"},
+            "priority": {"type": "integer"},
+            "requests_per_minute": _COUNT,
+            "tokens_per_minute": _COUNT,
+            "streams": _COUNT,
+            "expires": {"type": "string", "description": "a date, as in 2027-01-31"},
+        },
+        required=["name"],
+        oneOf=[{"required": ["secret"]}, {"required": ["secret_env"]}],
+    )
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "llmproxy.yaml",
+        **_object(
+            {
+                "listen": {**_TEXTS, "description": "Twisted endpoint strings"},
+                "docker": _object({"host": _TEXT, "compose_file": _TEXT}),
+                "gpus": {
+                    "type": "object",
+                    "additionalProperties": _or_null(_object({"memory": _SIZE, "reserve": _SIZE})),
+                },
+                "host_memory_for_sleep": _SIZE,
+                "scheduler": _object({"max_wait_before_drain": _DURATION}),
+                "limits": _object({"max_body": _SIZE, "max_connections": _COUNT, "max_held": _COUNT}),
+                "drain": _DURATION,
+                "stop_backends_on_exit": {"type": "boolean"},
+                "state_dir": _TEXT,
+                "defaults": {"$ref": "#/$defs/backend"},
+                "backends": {
+                    "type": "object",
+                    "propertyNames": {
+                        "pattern": rf"^(?!(?:{reserved})$)[A-Za-z0-9][A-Za-z0-9._-]*$",
+                    },
+                    "additionalProperties": _or_null({"$ref": "#/$defs/backend"}),
+                },
+                "keys": {"type": "array", "items": key},
+            }
+        ),
+        "$defs": {"backend": backend},
+    }
+
+
+def main() -> None:
+    """Print the schema."""
+    sys.stdout.write(json.dumps(schema(), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""``twistd llmproxy``: reads the settings and puts every concrete part together.
+
+The only module that knows them all, and the only one that uses the global reactor.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from twisted.application.service import IService
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+from twisted.python import usage
+
+from llmproxy import __version__
+from llmproxy.config.loader import Loader
+from llmproxy.config.model import Config
+from llmproxy.config.resolve import CommandLine, LabelledContainer
+from llmproxy.errors import ConfigError
+from llmproxy.fleet.fleet import Fleet
+from llmproxy.relay.endpoints import endpoint_for
+from llmproxy.runtimes.docker import DockerRuntime
+from llmproxy.runtimes.docker_catalogue import read_labelled_containers
+from llmproxy.runtimes.interface import Address, IRuntime, RuntimeUnavailable
+from llmproxy.runtimes.process import ProcessRuntime
+from llmproxy.runtimes.url import UrlRuntime
+from llmproxy.service import ProxyService
+from llmproxy.web.accesslog import AccessLog
+from llmproxy.web.auth import Authenticator
+from llmproxy.web.resources import RootResource
+from llmproxy.web.site import ProxySite
+
+__all__ = ["Options", "makeService"]
+
+LABELS_LIMIT = 5.0
+"""Seconds that the start waits for the engine's labels; an engine that is away is no fault of a setting."""
+
+_log = Logger()
+
+
+def _refuse(message: str) -> NoReturn:
+    """End with one line and exit status 2, before anything was started."""
+    sys.stderr.write(f"llmproxy: {message}\n")
+    raise SystemExit(2)
+
+
+def _exit_failed(message: str) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.write(f"llmproxy: {message}\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
+class Options(usage.Options):
+    """The command line of ``twistd llmproxy``."""
+
+    synopsis = "[--config FILE] [--listen ENDPOINT]... [--demo]"
+    longdesc = (
+        "A lazy reverse proxy in front of vLLM models: it starts the model that a request names, holds the"
+        " request until the engine is healthy, and stops what nobody uses. Settings come from llmproxy.yaml,"
+        " container labels, the environment and this command line; `llmproxy config` shows them all."
+    )
+    optParameters = [
+        ["config", "c", None, "the configuration file [./llmproxy.yaml, /etc/llmproxy/llmproxy.yaml]"],
+    ]
+    optFlags = [["demo", None, "serve the built-in demo models; needs neither Docker nor a GPU"]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self["listen"] = []
+
+    def opt_listen(self, endpoint: str) -> None:
+        """Listen there: a Twisted endpoint string such as tcp:8000, unix:/run/llmproxy.sock or
+        systemd:domain=INET:index=0. May be given several times. [tcp:8000]"""
+        self["listen"].append(endpoint)
+
+    opt_l = opt_listen
+
+    def opt_version(self) -> NoReturn:
+        """Show the version of llmproxy and end."""
+        sys.stdout.write(f"llmproxy {__version__}\n")
+        raise SystemExit(0)
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """Parse, and end with exit status 2 where twistd itself would print its whole help and end with 0."""
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as cause:
+            _refuse(f"{cause} (see twistd llmproxy --help)")
+
+    def parseArgs(self, *arguments: str) -> None:
+        """There are none."""
+        if arguments:
+            raise usage.UsageError(f"unexpected argument {arguments[0]!r}")
+
+
+def makeService(options: Options) -> IService:
+    """Read the settings and make the service.
+
+    :raises SystemExit: with status 2 and one line on standard error when a setting is not allowed.
+    """
+    from twisted.internet import reactor
+
+    try:
+        return _Assembly(reactor, options, os.environ).service()
+    except ConfigError as cause:
+        _refuse(str(cause))
+
+
+class _Assembly:
+    """Puts the parts together, and reads the settings again when asked."""
+
+    def __init__(self, reactor: Any, options: Options, environ: Mapping[str, str]) -> None:
+        self._reactor = reactor
+        command_line = CommandLine(
+            listen=tuple(options["listen"]), demo=bool(options["demo"]), python=sys.executable
+        )
+        self._loader = Loader(dict(environ), command_line, options["config"])
+        self._demo = command_line.demo
+        self._docker: DockerRuntime | None = None
+
+    def service(self) -> ProxyService:
+        """Everything, ready to be started."""
+        config = self._loader.load(self._containers())
+        runtimes = self._runtimes(config)
+        self._fleet = Fleet(self._reactor, self._connect, runtimes, config)
+        root = RootResource(self._fleet)
+        site = ProxySite(root, self._reactor, Authenticator(config.keys), config.limits, AccessLog())
+        self._service = ProxyService(self._reactor, self._fleet, site, self._load_again, self._cannot_listen)
+        self._reactor.callWhenRunning(self._listen_to_signals)
+        if self._docker is not None:
+            self._docker.on_catalogue_change(self._catalogue_changed)
+        return self._service
+
+    def _containers(self) -> list[LabelledContainer]:
+        if self._demo:
+            return []
+        try:
+            found = read_labelled_containers(self._loader.docker_settings(), LABELS_LIMIT)
+        except RuntimeUnavailable as cause:
+            _log.info("labels will be read when the engine answers: {cause}", cause=str(cause))
+            return []
+        return [LabelledContainer(each.name, each.labels) for each in found]
+
+    def _runtimes(self, config: Config) -> dict[str, IRuntime]:
+        runtimes: dict[str, IRuntime] = {
+            "process": ProcessRuntime(self._reactor, config.state_dir, backend_key=config.backend_key),
+            "url": UrlRuntime(),
+        }
+        if not self._demo:
+            self._docker = DockerRuntime(
+                self._reactor,
+                config.docker,
+                compose=lambda: self._loader.compose,
+                backend_key=config.backend_key,
+            )
+            runtimes["docker"] = self._docker
+        return runtimes
+
+    def _connect(self, address: Address) -> Any:
+        return endpoint_for(self._reactor, address.host, address.port, tls=address.tls)
+
+    def _catalogue_changed(self) -> None:
+        self._service.reload()
+
+    def _load_again(self) -> Deferred[Config]:
+        if self._docker is None:
+            return succeed([]).addCallback(self._loader.load)
+        catalogue = self._docker.catalogue()
+        # While the engine is away its labels cannot be read, and a route must not vanish for that.
+        catalogue.addErrback(lambda failure: failure.trap(RuntimeUnavailable) and None)
+        return catalogue.addCallback(self._with_labels)
+
+    def _with_labels(self, found: Any) -> Config:
+        if found is None:
+            raise ConfigError("the Docker engine does not answer, so that labels cannot be read")
+        return self._loader.load([LabelledContainer(each.name, each.labels) for each in found])
+
+    def _cannot_listen(self, message: str) -> None:
+        _log.error("{message}", message=message)
+        # twistd ends with 0 whatever made the reactor stop; a supervisor must see that this was a failure.
+        self._reactor.addSystemEventTrigger("after", "shutdown", _exit_failed, message)
+        self._reactor.stop()
+
+    def _listen_to_signals(self) -> None:
+        # Python runs handlers between two steps of the main thread, the reactor's own.
+        signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._service.reload))
