@@ -8,9 +8,8 @@ reactor's thread.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
-from attrs import define, evolve, field, frozen
+from attrs import evolve, field, frozen
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -21,6 +20,7 @@ from llmproxy.engines.vllm import VllmFlags, read_flags, redact
 from llmproxy.errors import Refusal, shutting_down
 from llmproxy.fleet.admission import Admission
 from llmproxy.fleet.failures import describe_exit, exit_failure, overdue_failure, refusal_for
+from llmproxy.fleet.gate import Gate, Waiter
 from llmproxy.fleet.lifecycle import Lifecycle, StartFailure, State, Timer, cool_down
 from llmproxy.fleet.probe import Connect, Prober, probe_once
 from llmproxy.relay.pool import ConnectionPool
@@ -34,58 +34,13 @@ from llmproxy.runtimes.interface import (
     StartRefused,
 )
 
-__all__ = ["Backend", "LastStart", "Lease", "Surroundings", "Transition", "Waiter"]
+__all__ = ["Backend", "LastStart", "Surroundings", "Transition"]
 
 LOG_LIMIT = 2.0
 """Seconds that a refusal waits for the log it quotes; Docker's API can stall for many more."""
 
 DIAGNOSIS_LINES = 80
 """Lines of log that are searched for the cause of a failed start."""
-
-
-class Waiter(Protocol):
-    """A request that asks for this backend; told exactly one of the first two, once."""
-
-    def admitted(self, lease: Lease) -> None:
-        """It may go on; it must ``lease.release()`` when it is done."""
-
-    def refused(self, refusal: Refusal) -> None:
-        """It is not served."""
-
-    def cut(self, reason: str) -> None:
-        """Admitted before, and to be broken off now."""
-
-    def handed_on(self, backend: Backend | None) -> None:
-        """Its backend is configured differently now: it must ``enter`` this one; None: there is none."""
-
-
-@define(eq=False)
-class Lease:
-    """The right to one exchange with a backend; released once, through this object.
-
-    :ivar address: where the backend answers.
-    :ivar pool: connections to it.
-    :ivar counted: it is a use of the backend: it has a place in flight and sets the idle clock back.
-    """
-
-    backend: Backend
-    waiter: Waiter
-    address: Address
-    pool: ConnectionPool
-    counted: bool = True
-    _released: bool = False
-
-    def release(self, *, suspicious: bool = False) -> None:
-        """The exchange is over.
-
-        :param suspicious: it ended in a way that a dead engine would explain, so ask for its health.
-        """
-        if self._released:
-            return
-        self._released = True
-        self.backend._release(self)
-        if suspicious:
-            self.backend.suspect()
 
 
 @frozen
@@ -146,9 +101,9 @@ class Backend:
         self.spec = spec
         self.runtime = runtime
         self.admission: Admission[Waiter] = Admission(spec.max_waiting, spec.max_in_flight)
+        self.gate = Gate(surroundings.clock, self.admission, self._drained, self.suspect)
         self.lifecycle = Lifecycle(self)
         self.models: tuple[str, ...] = spec.models or ()
-        self.address: Address | None = None
         self.since = surroundings.clock.seconds()
         self.last_start: LastStart | None = None
         self.last_failure: StartFailure | None = None
@@ -159,8 +114,7 @@ class Backend:
         self._secrets: tuple[str, ...] = ()
         self._timers: dict[Timer, IDelayedCall] = {}
         self._prober: Prober | None = None
-        self._pool: ConnectionPool | None = None
-        self._leases: set[Lease] = set()
+        self._healthy_at: Address | None = None
         self._instance: Instance | None = None
         self._present: Instance | None = None
         self._last_gone: tuple[str | None, Exit] = (None, Exit())
@@ -169,8 +123,7 @@ class Backend:
         self._failure: StartFailure | None = None
         self._closing = False
         self._suspecting = False
-        self._used_at = self.since
-        self._unused_start = False
+        self._abandoned = False
         self._started_at = self.since
         self._launched_at = self.since
         self._watched: list[tuple[frozenset[State], Deferred[None]]] = []
@@ -186,6 +139,11 @@ class Backend:
     def state(self) -> State:
         """The state that is shown."""
         return self.lifecycle.state
+
+    @property
+    def address(self) -> Address | None:
+        """Where it answers while it is ready."""
+        return self.gate.address
 
     @property
     def authorization(self) -> bytes | None:
@@ -208,27 +166,20 @@ class Backend:
             waiter.refused(refusal)
             return False
         try:
-            at_once = self.admission.enter(waiter)
+            held = self.gate.enter(waiter)
         except Refusal as full:
             waiter.refused(full.about(self.name, self.state))
             return False
-        if at_once:
-            self._admit(waiter)
-            return False
-        self.lifecycle.demand()
-        return True
+        if held:
+            self.lifecycle.demand()
+        return held
 
     def visit(self, waiter: Waiter) -> bool:
         """Reach the backend if it is ready, without waking it or keeping it awake (monitoring).
 
         :return: whether the waiter was admitted.
         """
-        if self.address is None or self._pool is None or self.state not in ("ready", "draining"):
-            return False
-        lease = Lease(self, waiter, self.address, self._pool, counted=False)
-        self._leases.add(lease)
-        waiter.admitted(lease)
-        return True
+        return self.gate.visit(waiter)
 
     def leave(self, waiter: Waiter) -> None:
         """A held waiter gives up its place; the start goes on."""
@@ -251,32 +202,8 @@ class Backend:
         refusal = refusal_for(failure, start_timeout=self.spec.start_timeout, retry_after=left)
         return refusal.about(self.name, self.state)
 
-    def _admit(self, waiter: Waiter) -> None:
-        assert self.address is not None, "the gate is open only while it is ready"
-        assert self._pool is not None
-        self._unused_start = False
-        lease = Lease(self, waiter, self.address, self._pool)
-        self._leases.add(lease)
-        try:
-            waiter.admitted(lease)
-        except Exception:
-            # A fault in one request must neither stop the hand-over of the others nor keep its place.
-            self._log.failure("handing a request over to {backend}", backend=self.name)
-            lease.release()
-
-    def _admit_next(self) -> None:
-        while (waiter := self.admission.next()) is not None:
-            self._admit(waiter)
-
-    def _release(self, lease: Lease) -> None:
-        self._leases.discard(lease)
-        if not lease.counted:
-            return
-        self.admission.release()
-        self._used_at = self._around.clock.seconds()
-        self._admit_next()
-        if self.admission.in_flight == 0:
-            self.lifecycle.drained()
+    def _drained(self) -> None:
+        self.lifecycle.drained()
 
     def suspect(self) -> None:
         """An answer was broken: ask for its health now, rather than wait for news of its end.
@@ -310,7 +237,7 @@ class Backend:
 
     def stop_wanted(self, cause: str, *, force: bool = False) -> None:
         """End it when it has drained; at once when ``force``."""
-        self.lifecycle.stop_wanted(cause, busy=self.admission.in_flight > 0, force=force)
+        self.lifecycle.stop_wanted(cause, busy=self.gate.busy, force=force)
 
     def reset(self) -> None:
         """Forget failed starts, so that the next request tries again."""
@@ -342,16 +269,16 @@ class Backend:
             self.models = spec.models
         if self.state == "ready":
             self.arm("idle")
-        self._admit_next()
+        self.gate.advance()
 
-    def retire(self, cause: str, successor: Backend | None) -> Deferred[None]:
-        """It is configured no more: those who wait go to ``successor``, and it ends when it has drained.
+    def retire(self, cause: str, *, succeeded: bool) -> Deferred[None]:
+        """It is configured no more: those who wait go to its successor, and it ends when it has drained.
 
         Fires when it has ended.
         """
         self._closing = True
         for waiter in self.admission.dismiss():
-            waiter.handed_on(successor)
+            waiter.handed_on(self.name if succeeded else None)
         self.reset()
         self.stop_wanted(cause)
         return self.when("absent", "failed").addCallback(lambda _: self.close())
@@ -363,8 +290,7 @@ class Backend:
             self.disarm(timer)
         if self._prober is not None:
             self._prober.stop()
-        if self._pool is not None:
-            self._pool.close()
+        self.gate.close()
 
     def logs(self, tail: int) -> Deferred[str]:
         """The last lines of its output, secrets removed."""
@@ -506,7 +432,7 @@ class Backend:
         assert self._instance is not None, "only what runs is asked for its health"
 
         def healthy(address: Address) -> None:
-            self.address = address
+            self._healthy_at = address
             self.lifecycle.healthy(attempt)
 
         self._prober = Prober(
@@ -515,34 +441,28 @@ class Backend:
 
     def open_gate(self) -> None:
         """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
-        assert self.address is not None
+        assert self._healthy_at is not None
         now = self._around.clock.seconds()
         self.last_start = LastStart(
             now,
             now - self._started_at,
             {"create": self._launched_at - self._started_at, "health": now - self._launched_at},
         )
-        self._pool = ConnectionPool(self._around.clock, self._around.connect(self.address))
-        self.admission.open = True
-        self._admit_next()
+        pool = ConnectionPool(self._around.clock, self._around.connect(self._healthy_at))
+        self.gate.open(self._healthy_at, pool)
         if not self.models:
             self._read_facts()
 
     def close_gate(self) -> None:
         """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
-        self.admission.open = False
-        self.address = None
+        self.gate.close()
         if self._prober is not None:
             self._prober.stop()
             self._prober = None
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
 
     def cut(self, reason: str) -> None:
         """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
-        for lease in list(self._leases):
-            lease.waiter.cut(reason)
+        self.gate.cut(reason)
 
     def refuse(self, failure: StartFailure) -> None:
         """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
@@ -603,7 +523,9 @@ class Backend:
         del self._timers[timer]
         if timer == "idle":
             self.lifecycle.idle_due(
-                busy=self._busy, idle_for=self._around.clock.seconds() - self._used_at, limit=self._idle_limit
+                busy=self.gate.busy,
+                idle_for=self._around.clock.seconds() - self.gate.used_at,
+                limit=self._idle_limit,
             )
         elif timer == "start":
             attempt = self.lifecycle.attempt
@@ -614,27 +536,23 @@ class Backend:
             self.lifecycle.cooled()
 
     @property
-    def _busy(self) -> bool:
-        return self.admission.in_flight > 0
-
-    @property
     def _idle_limit(self) -> float:
         limit = self.spec.idle
-        return min(limit, self.spec.abandon_idle) if self._unused_start else limit
+        return min(limit, self.spec.abandon_idle) if self._abandoned and self.gate.unused else limit
 
     @property
     def idle_in(self) -> float | None:
         """Seconds until it is reaped if no request comes; None when it is not going to be."""
-        return self._idle_left() if self.state == "ready" and not self._busy else None
+        return self._idle_left() if self.state == "ready" and not self.gate.busy else None
 
     def _idle_left(self) -> float | None:
         if self.spec.idle <= 0:
             return None
         limit = self._idle_limit
-        if self._busy:
+        if self.gate.busy:
             # The clock starts when the last answer has ended, which is later than now.
             return limit
-        return max(0.0, self._used_at + limit - self._around.clock.seconds())
+        return max(0.0, self.gate.used_at + limit - self._around.clock.seconds())
 
     @property
     def retry_in(self) -> float | None:
@@ -646,8 +564,8 @@ class Backend:
         """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
         now = self.since = self._around.clock.seconds()
         if new == "ready":
-            self._used_at = now
-            self._unused_start = self.admission.abandoned
+            self.gate.used_at = now
+            self._abandoned = self.admission.abandoned
         if new == "starting" or (old == "failed" and new == "absent"):
             self._failure = None
         self._around.record(Transition(now, self.name, old, new, cause))

@@ -223,7 +223,8 @@ class Fleet:
         ended.addCallback(gone.callback)
 
     def _retire(self, old: Backend, successor: Backend | None) -> Deferred[None]:
-        ended = old.retire("its configuration changed" if successor else "its route was removed", successor)
+        cause = "its configuration changed" if successor else "its route was removed"
+        ended = old.retire(cause, succeeded=successor is not None)
         if successor is None or old.runtime is not successor.runtime:
             ended.addCallback(lambda _: old.runtime.unwatch(old.name))
         return ended

@@ -25,7 +25,9 @@ from llmproxy.relay.downstream import Downstream
 from llmproxy.relay.upstream import Broken, ResponseHead, UpstreamConnection
 
 if TYPE_CHECKING:
-    from llmproxy.fleet.backend import Backend, Lease
+    from llmproxy.fleet.backend import Backend
+    from llmproxy.fleet.fleet import Fleet
+    from llmproxy.fleet.gate import Lease
     from llmproxy.web.site import ProxyRequest
 
 __all__ = ["Exchange"]
@@ -45,12 +47,14 @@ class Exchange:
     def __init__(
         self,
         request: ProxyRequest,
+        fleet: Fleet,
         backend: Backend,
         target: bytes,
         body: IO[bytes] | None,
         length: int | None,
     ) -> None:
         self.backend = backend
+        self._fleet = fleet
         self._request = request
         self._target = target
         self._body = body
@@ -146,28 +150,29 @@ class Exchange:
     # -- Waiter: what the backend says --------------------------------------------------------------
 
     def admitted(self, lease: Lease) -> None:
-        """See :class:`~llmproxy.fleet.backend.Waiter`."""
+        """See :class:`~llmproxy.fleet.gate.Waiter`."""
         self._hold_over()
         self._lease = lease
         self._connect(fresh=False)
 
     def refused(self, refusal: Refusal) -> None:
-        """See :class:`~llmproxy.fleet.backend.Waiter`."""
+        """See :class:`~llmproxy.fleet.gate.Waiter`."""
         self._hold_over()
         self._fail(refusal, "refused")
 
     def cut(self, reason: str) -> None:
-        """See :class:`~llmproxy.fleet.backend.Waiter`."""
+        """See :class:`~llmproxy.fleet.gate.Waiter`."""
         if self._done:
             return
         self._let_go_upstream()
         self._broke(reason, suspicious=False)
 
-    def handed_on(self, backend: Backend | None) -> None:
-        """See :class:`~llmproxy.fleet.backend.Waiter`."""
+    def handed_on(self, route: str | None) -> None:
+        """See :class:`~llmproxy.fleet.gate.Waiter`."""
         self._hold_over()
+        backend = None if route is None else self._fleet.route(route)
         if backend is None:
-            self._fail(route_not_found(self.backend.name, ()), "refused")
+            self._fail(route_not_found(self.backend.name, self._fleet.backends), "refused")
         else:
             self.backend = backend
             self.begin()

@@ -91,7 +91,7 @@ class RootResource(Resource):
         backend = self._fleet.route(path.decode("utf-8", "replace"))
         if backend is None:
             return UnknownResource(self._fleet)
-        return BackendResource(backend)
+        return BackendResource(self._fleet, backend)
 
 
 class HealthResource(ProxyResource):
@@ -140,8 +140,9 @@ class UnknownResource(ProxyResource):
 class BackendResource(ProxyResource):
     """``/<route>/...``: the lazy backend of one route."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, fleet: Fleet, backend: Backend) -> None:
         super().__init__()
+        self._fleet = fleet
         self._backend = backend
 
     def serve(self, request: ProxyRequest) -> None:
@@ -158,7 +159,7 @@ class BackendResource(ProxyResource):
         target = request.uri[slash:]
         path = request.path[slash:].decode("latin-1")
         body = request.content if request.length is not None else None
-        exchange = Exchange(request, backend, target, body, request.length)
+        exchange = Exchange(request, self._fleet, backend, target, body, request.length)
         control = backend.spec.engine == "vllm" and is_control(path)
         if control:
             request.site.authenticator.require_admin(key)
@@ -215,7 +216,7 @@ class InferenceResource(ProxyResource):
             # It was asked for by an alias or by its route; the engine knows its own name only.
             content = with_model(parsed, served[0])
             body, length = io.BytesIO(content), len(content)
-        exchange = Exchange(request, backend, request.uri, body, length)
+        exchange = Exchange(request, self._fleet, backend, request.uri, body, length)
         _begin(exchange, backend, key)
 
     def _backend_for(self, model: str, key: Key) -> Backend:

@@ -11,7 +11,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llmproxy.config.model import BackendSpec
 from llmproxy.errors import Refusal
-from llmproxy.fleet.backend import Backend, Lease, Surroundings, Transition
+from llmproxy.fleet.backend import Backend, Surroundings, Transition
+from llmproxy.fleet.gate import Lease
 from llmproxy.fleet.probe import INTERVAL
 from llmproxy.runtimes.interface import Exit, Facts
 from tests.fakes import FakeController, FakeRuntime
@@ -38,7 +39,7 @@ class Request:
         self.cuts.append(reason)
         self.leases[0].release()
 
-    def handed_on(self, backend: Backend | None) -> None:
+    def handed_on(self, route: str | None) -> None:
         raise AssertionError("no configuration changes here")
 
     @property
@@ -140,7 +141,7 @@ class BackendTests(SynchronousTestCase):
         self.assertEqual(rig.backend.state, "absent")
         rig.request()
         rig.ready()
-        rig.backend._leases.pop().release()
+        rig.backend.gate.leases()[0].release()
         rig.clock.advance(8)
         self.assertTrue(rig.backend.visit(visitor))
         visitor.leases[0].release()
@@ -218,7 +219,7 @@ class BackendTests(SynchronousTestCase):
         rig.world.hold_stops = True
         rig.request()
         rig.ready()
-        rig.backend._leases.pop().release()
+        rig.backend.gate.leases()[0].release()
         rig.clock.advance(10)
         self.assertEqual(rig.backend.state, "stopping")
         rig.servers.mode = "refuse"
@@ -370,7 +371,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(index=st.integers(0, 100), suspicious=st.booleans())
     def finish(self, index: int, suspicious: bool) -> None:
-        leases = sorted(self.backend._leases, key=id)
+        leases = sorted(self.backend.gate.leases(), key=id)
         if leases:
             leases[index % len(leases)].release(suspicious=suspicious)
 
@@ -442,7 +443,7 @@ class AnyOrder(RuleBasedStateMachine):
     def bounds_hold(self) -> None:
         assert self.backend.admission.waiting <= 4
         assert self.backend.admission.in_flight <= 3
-        assert self.backend.admission.in_flight == len(self.backend._leases)
+        assert self.backend.admission.in_flight == len(self.backend.gate.leases())
 
     @invariant()
     def nobody_waits_for_nothing(self) -> None:
@@ -467,7 +468,7 @@ class AnyOrder(RuleBasedStateMachine):
                 self.world.finish_stop(route)
             self.rig.servers.mode = "healthy"
             self.rig.clock.pump([INTERVAL, 3.0, INTERVAL])
-            for lease in list(self.backend._leases):
+            for lease in self.backend.gate.leases():
                 lease.release()
         for request in self.requests:
             assert request.answers == 1 or request.left

@@ -1,0 +1,171 @@
+"""The gate of one backend: who waits before it, who is in flight behind it, and the connections there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from attrs import define
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from llmproxy.errors import Refusal
+from llmproxy.fleet.admission import Admission
+from llmproxy.relay.pool import ConnectionPool
+from llmproxy.runtimes.interface import Address
+
+__all__ = ["Gate", "Lease", "Waiter"]
+
+
+class Waiter(Protocol):
+    """A request that asks for a backend; told exactly one of the first two, once."""
+
+    def admitted(self, lease: Lease) -> None:
+        """It may go on; it must ``lease.release()`` when it is done."""
+
+    def refused(self, refusal: Refusal) -> None:
+        """It is not served."""
+
+    def cut(self, reason: str) -> None:
+        """Admitted before, and to be broken off now."""
+
+    def handed_on(self, route: str | None) -> None:
+        """Its backend is configured anew: it must enter the one of this route; None: there is none."""
+
+
+@define(eq=False)
+class Lease:
+    """The right to one exchange with a backend; released once, through this object.
+
+    :ivar address: where the backend answers.
+    :ivar pool: connections to it.
+    :ivar counted: it is a use of the backend: it has a place in flight and sets the idle clock back.
+    """
+
+    waiter: Waiter
+    address: Address
+    pool: ConnectionPool
+    _gate: Gate
+    counted: bool = True
+    _released: bool = False
+
+    def release(self, *, suspicious: bool = False) -> None:
+        """The exchange is over.
+
+        :param suspicious: it ended in a way that a dead engine would explain, so ask for its health.
+        """
+        if not self._released:
+            self._released = True
+            self._gate._release(self, suspicious)
+
+
+class Gate:
+    """Holds requests while it is closed and hands them over when it opens.
+
+    :param drained: called when nothing is in flight any more.
+    :param suspected: called when an exchange ended as if the engine were dead.
+    :ivar address: where the backend answers; None while the gate is closed.
+    :ivar used_at: when the last exchange that counts ended (reactor seconds).
+    :ivar unused: nobody has gone through since it was opened.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        admission: Admission[Waiter],
+        drained: Callable[[], None],
+        suspected: Callable[[], None],
+    ) -> None:
+        self.admission = admission
+        self.address: Address | None = None
+        self.used_at = clock.seconds()
+        self.unused = True
+        self._clock = clock
+        self._pool: ConnectionPool | None = None
+        self._leases: set[Lease] = set()
+        self._drained = drained
+        self._suspected = suspected
+
+    @property
+    def busy(self) -> bool:
+        """Something is in flight that counts."""
+        return self.admission.in_flight > 0
+
+    def open(self, address: Address, pool: ConnectionPool) -> None:
+        """Hand over those who wait, and from now on every request at once."""
+        self.address, self._pool = address, pool
+        self.used_at = self._clock.seconds()
+        self.unused = True
+        self.admission.open = True
+        self.advance()
+
+    def close(self) -> None:
+        """Hand over no more; what is in flight goes on."""
+        self.admission.open = False
+        self.address = None
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def enter(self, waiter: Waiter) -> bool:
+        """Ask to go through.
+
+        :return: False when it has gone through at once; True when it is held.
+        :raises llmproxy.errors.Refusal: too many are held.
+        """
+        if self.admission.enter(waiter):
+            self._admit(waiter)
+            return False
+        return True
+
+    def visit(self, waiter: Waiter) -> bool:
+        """Go through if it is open, without being counted.
+
+        :return: whether it was open.
+        """
+        if self.address is None or self._pool is None:
+            return False
+        lease = Lease(waiter, self.address, self._pool, self, counted=False)
+        self._leases.add(lease)
+        waiter.admitted(lease)
+        return True
+
+    def advance(self) -> None:
+        """Hand over as many as there is room for."""
+        while (waiter := self.admission.next()) is not None:
+            self._admit(waiter)
+
+    def cut(self, reason: str) -> None:
+        """Break off everything that is in flight."""
+        for lease in list(self._leases):
+            lease.waiter.cut(reason)
+
+    def leases(self) -> list[Lease]:
+        """What is in flight."""
+        return list(self._leases)
+
+    def _admit(self, waiter: Waiter) -> None:
+        assert self.address is not None, "the gate is open only where there is an address"
+        assert self._pool is not None
+        self.unused = False
+        lease = Lease(waiter, self.address, self._pool, self)
+        self._leases.add(lease)
+        try:
+            waiter.admitted(lease)
+        except Exception:
+            # A fault in one request must neither stop the hand-over of the others nor keep its place.
+            self._log.failure("handing a request over")
+            lease.release()
+
+    def _release(self, lease: Lease, suspicious: bool) -> None:
+        self._leases.discard(lease)
+        if lease.counted:
+            self.admission.release()
+            self.used_at = self._clock.seconds()
+            self.advance()
+            if not self.busy:
+                self._drained()
+        if suspicious:
+            self._suspected()
