@@ -91,6 +91,8 @@ class FakeController:
     :ivar hold_facts: while true, ``facts`` waits for :meth:`finish_facts`.
     :ivar tell_running: whether a start by ``ensure_started`` is told to the watcher too, and when: as Docker
         does it after the Deferred has fired (``after``), ``before`` it, or ``never``.
+    :ivar on_started: called with the route after ``ensure_started`` made it run and everybody was told.
+    :ivar on_stop: called with the route and the grace of every ``stop`` that is held.
     :ivar stop_code: exit status of a backend that is stopped.
     :ivar calls: every verb called: ``("ensure_started", route)``, ``("stop", route, grace)``,
         ``("watch", route)``, ``("unwatch", route)``, ``("facts", route)``, ``("logs", route)``,
@@ -102,6 +104,8 @@ class FakeController:
     hold_facts: bool = False
     tell_running: Literal["after", "before", "never"] = "after"
     stop_code: int = 143
+    on_started: Callable[[str], None] = field(default=lambda route: None)
+    on_stop: Callable[[str, float], None] = field(default=lambda route, grace: None)
     calls: list[tuple[Any, ...]] = field(factory=list)
     _runtimes: list[FakeRuntime] = field(factory=list)
     _away: str | None = None
@@ -192,7 +196,7 @@ class FakeController:
         """Let a held start happen."""
         pending = self._starts.pop(route)
         instance = self._instances.get(route) or self._begin(route)
-        self._started(instance, pending.waiters)
+        self._started(route, instance, pending.waiters)
         return instance
 
     def refuse_start(self, route: str, message: str = "no such image", hint: str | None = None) -> None:
@@ -246,7 +250,7 @@ class FakeController:
         self._instances[route] = instance
         return instance
 
-    def _started(self, instance: Instance, waiters: list[Deferred[Any]]) -> None:
+    def _started(self, route: str, instance: Instance, waiters: list[Deferred[Any]]) -> None:
         if self.tell_running == "before":
             self._resync()
         for runtime in self._present():
@@ -254,6 +258,7 @@ class FakeController:
         _fire(waiters, instance)
         if self.tell_running == "after":
             self._resync()
+        self.on_started(route)
 
     def _present(self) -> list[FakeRuntime]:
         return [] if self._away is not None else list(self._runtimes)
@@ -330,7 +335,7 @@ class FakeRuntime:
         if self.world.hold_starts:
             self.world._starts.setdefault(spec.route, _Pending(spec)).waiters.append(waiting)
         else:
-            self.world._started(self.world._begin(spec.route), [waiting])
+            self.world._started(spec.route, self.world._begin(spec.route), [waiting])
         return waiting
 
     def stop(self, spec: BackendSpec, grace: float) -> Deferred[None]:
@@ -345,6 +350,7 @@ class FakeRuntime:
             return succeed(None)
         waiting: Deferred[None] = Deferred()
         self.world._stops.setdefault(spec.route, _Pending(spec)).waiters.append(waiting)
+        self.world.on_stop(spec.route, grace)
         return waiting
 
     def facts(self, spec: BackendSpec) -> Deferred[Facts]:

@@ -127,7 +127,7 @@ class Watch:
             return
         self._container_known = True
         # Our own creating and clearing away changes nothing that anybody wished for.
-        if not self._starting() and event.id not in self._own:
+        if self.teller.told and not self._starting() and event.id not in self._own:
             self._watcher.changed()
 
     def _paused(self, run: Snapshot) -> None:
