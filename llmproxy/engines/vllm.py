@@ -52,29 +52,38 @@ _SWITCHES = frozenset(
 )
 """Common flags that take none, so that the model may stand behind them."""
 
+_SHORT = {"-tp": "--tensor-parallel-size"}
+
+_SHELLS = ("sh", "bash", "dash", "ash", "zsh")
+
+_VARIABLE = re.compile(r"\$(?:\{(\w+)(?::?-([^}]*))?\}|(\w+))")
+
 
 def read_flags(args: Sequence[str], environment: Mapping[str, str]) -> VllmFlags:
-    """Read a whole command line: ``vllm serve MODEL ...``, the module form, or flags alone.
+    """Read a whole command line: ``vllm serve MODEL ...``, the module form, flags alone, or one of these
+    inside ``sh -c "..."``.
 
     What cannot be read is left out: a wrong flag is for vLLM to complain of.
     """
-    words = _unwrap(list(args))
+    words = _unwrap(list(args), environment)
     values: dict[str, list[str]] = {}
     positional: list[str] = []
     name: str | None = None
     for word in words:
+        word = _SHORT.get(word, word)
         if word.startswith("--") and len(word) > 2:
             flag, equals, value = word[2:].partition("=")
             flag = flag.replace("_", "-")
             values[flag] = [value] if equals else []
-            name = None if equals or flag in _SWITCHES else flag
+            name = None if equals or flag in _SWITCHES or flag.startswith("no-") else flag
         elif name is not None and not word.startswith("-"):
             values[name].append(word)
             name = name if name in _SEVERAL else None
         else:
-            positional.append(word)
+            if not word.startswith("-"):
+                positional.append(word)
             name = None
-    model = _first(values, "model") or _served_positional(positional)
+    model = _served_positional(positional) or _first(values, "model")
     names = tuple(values.get("served-model-name", ()))
     if not names and model:
         names = (model,)
@@ -85,27 +94,54 @@ def read_flags(args: Sequence[str], environment: Mapping[str, str]) -> VllmFlags
         api_key=_first(values, "api-key") or environment.get("VLLM_API_KEY") or None,
         gpu_memory_utilization=_fraction(_first(values, "gpu-memory-utilization")),
         tensor_parallel_size=_whole(_first(values, "tensor-parallel-size")),
-        sleep_mode="enable-sleep-mode" in values,
+        sleep_mode="enable-sleep-mode" in values and "no-enable-sleep-mode" not in values,
         max_model_len=_whole(_first(values, "max-model-len")),
     )
 
 
-def _unwrap(words: list[str]) -> list[str]:
-    """The command inside ``sh -c "..."``."""
+def _unwrap(words: list[str], environment: Mapping[str, str]) -> list[str]:
+    """The command inside ``sh -c "..."``: of several, the one that speaks of vLLM."""
     for index, word in enumerate(words[:-1]):
-        if word == "-c" and index and words[index - 1].rpartition("/")[2] in ("sh", "bash", "dash"):
-            try:
-                return shlex.split(words[index + 1])
-            except ValueError:
-                return []
+        # -c, and what it is combined with, as in -lc and -ec.
+        if re.fullmatch("-[a-z]*c", word) and index and words[index - 1].rpartition("/")[2] in _SHELLS:
+            commands = _commands(words[index + 1], environment)
+            return next((command for command in commands if "vllm" in " ".join(command)), [])
     return words
 
 
+def _commands(script: str, environment: Mapping[str, str]) -> list[list[str]]:
+    """The simple commands of a shell script, best effort: split at operators, variables filled in."""
+
+    def fill(match: re.Match[str]) -> str:
+        return environment.get(match[1] or match[3]) or match[2] or ""
+
+    reader = shlex.shlex(
+        _VARIABLE.sub(fill, script.replace("\\\n", " ")), posix=True, punctuation_chars=";&|"
+    )
+    reader.whitespace_split = True
+    commands: list[list[str]] = [[]]
+    try:
+        for word in reader:
+            if word.strip(";&|"):
+                commands[-1].append(word)
+            else:
+                commands.append([])
+    except ValueError:  # a quote that is not closed
+        return []
+    return commands
+
+
 def _served_positional(words: Sequence[str]) -> str | None:
-    """MODEL of ``vllm serve MODEL``; the flags in between have been taken out."""
+    """MODEL of ``vllm serve MODEL``; the flags in between have been taken out.
+
+    An image whose entrypoint is ``vllm serve`` gets ``MODEL`` as its first word: ``organisation/name`` is
+    taken for one, while a path or a bare word may as well be a program.
+    """
     for index, word in enumerate(words[:-1]):
         if word == "serve":
             return words[index + 1]
+    if words and re.fullmatch(r"[\w.-]+/[\w.-]+", words[0]) and not words[0].startswith("."):
+        return words[0]
     return None
 
 
@@ -114,9 +150,15 @@ def _first(values: Mapping[str, Sequence[str]], name: str) -> str | None:
     return found[0] if found else None
 
 
+_UNITS = {"": 1, "k": 1000, "m": 10**6, "g": 10**9, "K": 1024, "M": 1024**2, "G": 1024**3}
+"""vLLM's own (``human_readable_int``): small letters are decimal, capitals binary."""
+
+
 def _whole(text: str | None) -> int | None:
-    match = re.fullmatch(r"(\d{1,12})([kK]?)", text or "")
-    return int(match[1]) * (1000 if match[2] else 1) if match else None
+    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([kmgKMG]?)", text or "")
+    if match is None or ("." in match[1] and not match[2]):
+        return None
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def _fraction(text: str | None) -> float | None:
@@ -128,12 +170,12 @@ def _fraction(text: str | None) -> float | None:
 
 
 _SHAPES = re.compile(
-    r"""(hf_|sk-)[A-Za-z0-9_-]{8,}
-      | (?<=Bearer\ )[^\s'",]+
-      | (?<=--api-key[ =])[^\s'",]+
-      | (?<=api_key=['"])[^'"]+
-      | (?<=api_key=\[['"])[^'"]+""",
-    re.VERBOSE,
+    r"""\b(?:hf_|sk-)[A-Za-z0-9_-]{8,}
+      | (?P<before>\bBearer\s+
+          # --api-key X, --api-key=X, api_key='X', "api_key": ["X", and '--api-key', 'X'
+          | \b(?:api[-_]key|hf[-_]token)['"]?\s*[=:,]?\s*\[?\s*)
+        (?:"[^"\r\n]*"?|'[^'\r\n]*'?|[^\s'",\]})]+)""",
+    re.VERBOSE | re.IGNORECASE,
 )
 
 HIDDEN = "***"
@@ -146,7 +188,7 @@ def redact(text: str, secrets: Iterable[str]) -> str:
     """
     for secret in sorted({secret for secret in secrets if len(secret) >= 4}, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
-    return _SHAPES.sub(HIDDEN, text)
+    return _SHAPES.sub(lambda match: (match["before"] or "") + HIDDEN, text)
 
 
 _CAUSES: tuple[tuple[str, str], ...] = (
@@ -193,7 +235,9 @@ _CAUSES: tuple[tuple[str, str], ...] = (
 
 _COMPILED = tuple((re.compile(pattern), hint) for pattern, hint in _CAUSES)
 
-_PREFIX = re.compile(r"^(?:\([^)]*\)\s*)?(?:(?:INFO|WARNING|ERROR)\s+\S+\s+\S+\s+\[[^\]]*\]\s*)?")
+_PREFIX = re.compile(
+    r"^\s*(?:\([^)]*\)\s*)?(?:(?:DEBUG|CRITICAL|INFO|WARNING|ERROR)\s+\S+\s+\S+\s+\[[^\]]*\]\s*)?"
+)
 
 
 def diagnose(exit_code: int | None, oom: bool, log_tail: str) -> tuple[str, str | None]:
@@ -202,17 +246,29 @@ def diagnose(exit_code: int | None, oom: bool, log_tail: str) -> tuple[str, str 
     :param log_tail: the last lines of its output.
     :return: the cause in one line, and a hint that names the fix (None when none is known).
     """
-    lines = [_PREFIX.sub("", line).strip() for line in re.split(r"[\r\n]+", log_tail)]
-    for pattern, hint in _COMPILED:
-        for line in lines:
+    lines = [_PREFIX.sub("", line).strip() for line in re.split(r"[\r\n]+", redact(log_tail, ()))]
+    # From the end: a container's log holds its earlier runs as well.
+    for line in reversed(lines):
+        for pattern, hint in _COMPILED:
             found = pattern.search(line)
             if found:
-                return found[0].strip(), hint
+                return _gist(found[0]), hint
     if oom:
         return "The kernel killed it for lack of memory.", "Give the container or the machine more memory."
-    last = next((line for line in reversed(lines) if line), "")
-    if last:
-        return last, None
+    said = [line for line in lines if line]
+    # This one only points upwards; it is told when there is nothing else.
+    told = [line for line in said if "See root cause above" not in line] or said
+    if told:
+        return _gist(told[-1]), None
     if exit_code == 137:
         return "It was killed.", "Somebody stopped it, or the machine is short of memory."
     return "It wrote no log.", None
+
+
+_GIST = 300
+"""Characters of a log line that make a cause: enough for vLLM's longest message with its numbers."""
+
+
+def _gist(line: str) -> str:
+    line = line.strip()
+    return line if len(line) <= _GIST else line[:_GIST].rstrip() + "..."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -127,7 +127,5 @@ def test_formatted_sizes_read_back(bytes_: int) -> None:
 def test_any_text_is_read_or_refused(text: str) -> None:
     """Any text is either a non-negative value or a ValueError."""
     for reader in (duration, size, fraction_or_size):
-        try:
+        with suppress(ValueError):
             assert reader(text) >= 0
-        except ValueError as error:
-            assert re.search("as in|such as", str(error))

@@ -1,0 +1,201 @@
+"""What is read from vLLM's command line and from its log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmproxy.engines.vllm import VllmFlags, diagnose, read_flags, redact
+
+TYPICAL = VllmFlags(
+    model="org/m",
+    served_model_names=("a", "b"),
+    port=8001,
+    gpu_memory_utilization=0.45,
+    tensor_parallel_size=2,
+    sleep_mode=True,
+    max_model_len=32768,
+)
+
+FLAGS = (
+    "--served-model-name a b --port=8001 --gpu_memory_utilization 0.45 --enable-sleep-mode "
+    "--tensor-parallel-size 2 --max-model-len 32K"
+)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("vllm", "serve", "org/m", *FLAGS.split()),
+        ("/usr/bin/vllm", "serve", *FLAGS.replace(" --port", " --seed 1 --port").split(), "org/m"),
+        (
+            "vllm",
+            "serve",
+            "--enforce-eager",
+            "org/m",
+            *FLAGS.replace("--tensor-parallel-size", "-tp").split(),
+        ),
+        ("python3", "-m", "vllm.entrypoints.openai.api_server", "--model", "org/m", *FLAGS.split()),
+        ("org/m", *FLAGS.split()),
+        ("--model=org/m", *FLAGS.split()),
+        ("sh", "-c", f"vllm serve org/m {FLAGS}"),
+        ("/bin/bash", "-lc", f"source /venv && exec vllm serve $MODEL {FLAGS}; echo 'it ended'"),
+        ("tini", "--", "bash", "-ec", f"vllm serve ${{NONE:-org/m}} \\\n  {FLAGS}"),
+    ],
+)
+def test_all_forms_of_the_command_line(args: Sequence[str]) -> None:
+    """The whole command, the module, flags alone and a shell's command are read alike."""
+    assert read_flags(args, {"MODEL": "org/m"}) == TYPICAL
+
+
+def test_the_compose_stacks_command_line() -> None:
+    """The model may stand between the flags of the entrypoint and those of the command."""
+    args = ["vllm", "serve", "--host", "0.0.0.0", "--dtype", "auto", "--max-num-seqs", "16"]
+    flags = read_flags([*args, "Qwen/Qwen2.5", "--served-model-name=coder3b", "--port=8001"], {})
+    assert (flags.model, flags.served_model_names, flags.port) == ("Qwen/Qwen2.5", ("coder3b",), 8001)
+
+
+def test_what_is_not_said() -> None:
+    """The served name is the model's own, and the rest is not known."""
+    assert read_flags(["vllm", "serve", "/models/x"], {}) == VllmFlags("/models/x", ("/models/x",))
+    assert read_flags(["llama-server", "-m", "model.gguf"], {}) == VllmFlags()
+    assert read_flags([], {}) == VllmFlags()
+
+
+def test_the_key() -> None:
+    """The flag comes before the environment, and the key is not printed."""
+    assert read_flags([], {"VLLM_API_KEY": "k-env"}).api_key == "k-env"
+    flags = read_flags(["--api-key", "k-one", "k-two"], {"VLLM_API_KEY": "k-env"})
+    assert flags.api_key == "k-one"
+    assert "k-one" not in repr(flags)
+
+
+@pytest.mark.parametrize(
+    ("written", "tokens"), [("8192", 8192), ("32k", 32000), ("1.5k", 1500), ("auto", None)]
+)
+def test_lengths(written: str, tokens: int | None) -> None:
+    """Lengths have vLLM's units: k is a thousand, K is 1024."""
+    assert read_flags(["--max-model-len", written], {}).max_model_len == tokens
+
+
+@pytest.mark.parametrize("flag", ["--port", "--gpu-memory-utilization", "--tensor-parallel-size"])
+def test_wrong_values_are_left_out(flag: str) -> None:
+    """A wrong flag is for vLLM to complain of."""
+    assert read_flags([flag, "x"], {}) == read_flags([flag], {}) == VllmFlags()
+    assert not read_flags(["--enable-sleep-mode", "--no-enable-sleep-mode"], {}).sleep_mode
+
+
+@given(st.lists(st.text()), st.dictionaries(st.text(), st.text()))
+def test_any_command_line_is_read(args: list[str], environment: dict[str, str]) -> None:
+    """Nothing that stands on a command line is an error."""
+    read_flags(args, environment)
+    read_flags(["sh", "-c", " ".join(args)], environment)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Authorization: Bearer XSECRETX",
+        "authorization: bearer  XSECRETX.",
+        "--api-key XSECRETX --port 1",
+        "--api_key=XSECRETX",
+        "api_key='XSECRETX'",
+        "non-default args: {'api_key': ['XSECRETX'], 'port': 1}",
+        '{"api_key": "XSECRETX y"}',
+        "['--api-key', 'XSECRETX', '--port', '1']",
+        "api_key=['XSECRETX with a blank']",
+        "HF_TOKEN=XSECRETX",
+        "token hf_XSECRETX.",
+        "(sk-XSECRETX)",
+    ],
+)
+def test_what_looks_like_a_secret_is_removed(text: str) -> None:
+    """Keys and tokens are found by their shape, in flags, dictionaries, lists and headers."""
+    shown = redact(text, ())
+    assert "SECRET" not in shown
+    assert "blank" not in shown
+    assert "***" in shown
+    assert redact(shown, ()).count("***") == shown.count("***")
+
+
+def test_what_is_no_secret_stays() -> None:
+    """Ordinary words are left as they are."""
+    text = "task-forceabcdefgh ran at risk-adjusted rates: --port 8001, the half_lifetimes of bearers"
+    assert redact(text, ("abc", "")) == text
+
+
+@given(st.text(min_size=4), st.text(), st.text())
+def test_known_secrets_are_removed(secret: str, before: str, after: str) -> None:
+    """A known secret does not survive, whatever stands around it."""
+    assert secret in "***" or secret not in redact(before + secret + after, [secret]).replace("***", "")
+
+
+def log(*lines: str) -> str:
+    prefix = "(EngineCore pid=123) ERROR 11-23 09:15:10 [core.py:386] "
+    return "".join(f"{prefix}{line}\n" for line in lines)
+
+
+UPWARDS = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        (
+            "ValueError: Free memory on device (1.2/23.7 GiB) on startup is less than desired GPU memory "
+            "utilization (0.9, 21.3 GiB).",
+            "Free GPU memory",
+        ),
+        (
+            "Free memory on device (1.2/23.7 GiB) on startup. Desired GPU memory utilization is (0.9",
+            "Free GPU memory",
+        ),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "does not fit"),
+        (
+            "AssertionError: Error in memory profiling. Initial free memory 1, current free memory 2",
+            "one model",
+        ),
+        ("ValueError: No available memory for the cache blocks. Try increasing", "Raise"),
+        ("ValueError: To serve at least one request with the model's max seq len (32768), (4 GiB", "Lower"),
+        ("RuntimeError: Insufficient space in /dev/shm", "shared memory"),
+        ("OSError: [Errno 98] Address already in use", "--port"),
+        ("OSError: x/y is not a local folder and is not a valid model identifier", "name"),
+        ("You are trying to access a gated repo.", "HF_TOKEN"),
+        ("api_server.py: error: unrecognized arguments: --nope", "flag"),
+        ("RuntimeError: No CUDA GPUs are available", "GPU"),
+        ("RuntimeError: Failed to infer device type", "GPU"),
+        ("Value error, Sleep mode is not supported on current platform.", "--enable-sleep-mode"),
+    ],
+)
+def test_known_causes(line: str, hint: str) -> None:
+    """The line that tells the cause is found above the last words, without its prefix, and has a hint."""
+    cause, found = diagnose(1, False, log("starting", line, "at exit", UPWARDS))
+    assert cause in line
+    assert len(cause) > 10
+    assert found is not None
+    assert hint in found
+
+
+def test_unknown_causes() -> None:
+    """Otherwise the last line says it, or the way it ended does."""
+    assert diagnose(1, False, log("it broke", UPWARDS) + "\n\n") == ("it broke", None)
+    assert diagnose(1, False, log(UPWARDS)) == (UPWARDS, None)
+    assert diagnose(1, True, log("loading"))[0] == "The kernel killed it for lack of memory."
+    assert diagnose(137, False, "")[0] == "It was killed."
+    assert diagnose(3, False, "\n") == ("It wrote no log.", None)
+
+
+def test_a_cause_is_short_and_has_no_secret() -> None:
+    """A cause goes to clients."""
+    cause, _ = diagnose(1, False, log("token hf_abcdefghijkl " + "x" * 1000))
+    assert "hf_" not in cause
+    assert len(cause) < 310
+
+
+def test_the_last_run_counts() -> None:
+    """A container's log holds its earlier runs as well."""
+    lines = ("torch.OutOfMemoryError: CUDA", "No available memory for the cache blocks 1", "shutting down")
+    assert diagnose(1, False, log(*lines))[0] == lines[1]
