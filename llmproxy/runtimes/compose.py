@@ -5,30 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from llmproxy.config.model import DockerSettings
 from llmproxy.runtimes.interface import StartRefused
 
-__all__ = ["CREATE_TIMEOUT", "ComposeService", "create_service", "find_compose"]
+__all__ = ["CREATE_TIMEOUT", "create_service", "find_compose"]
 
 CREATE_TIMEOUT = 1800.0
 """Seconds for ``up --no-start``: it pulls the image, 10 GB for vLLM."""
 _VERSION_TIMEOUT = 20.0
-
-
-class ComposeService(Protocol):
-    """What has to be known of a service of the compose file (see :mod:`llmproxy.config.compose`)."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def container_name(self) -> str: ...
-    @property
-    def args(self) -> Sequence[str]: ...
-    @property
-    def environment(self) -> Mapping[str, str]: ...
 
 
 def _environment(settings: DockerSettings) -> dict[str, str]:

@@ -13,10 +13,12 @@ from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from llmproxy.config.compose import ComposeService
+from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.model import BackendSpec, DockerSettings
 from llmproxy.errors import ConfigError
-from llmproxy.runtimes.compose import ComposeService, create_service
-from llmproxy.runtimes.docker_catalogue import LabelledContainer, list_labelled
+from llmproxy.runtimes.compose import create_service
+from llmproxy.runtimes.docker_catalogue import list_labelled
 from llmproxy.runtimes.docker_client import Engine, describe
 from llmproxy.runtimes.docker_create import PULL_TIMEOUT, create_container, has_image, pull_image, start_hint
 from llmproxy.runtimes.docker_events import EventStream

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import requests
 import urllib3
-from attrs import frozen
 from docker.api.client import APIClient
 from docker.errors import DockerException
 
+from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.model import DockerSettings
 from llmproxy.runtimes.docker_client import docker_host, make_client, unavailable
 from llmproxy.runtimes.docker_state import ROUTE_LABEL
 
-__all__ = ["LabelledContainer", "list_labelled", "read_labelled_containers"]
-
-
-@frozen
-class LabelledContainer:
-    """A container with an ``llmproxy.route`` label, running or not."""
-
-    name: str
-    labels: Mapping[str, str]
+__all__ = ["list_labelled", "read_labelled_containers"]
 
 
 def list_labelled(client: APIClient) -> list[LabelledContainer]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -19,34 +18,9 @@ from twisted.internet.interfaces import IReactorFromThreads
 from llmproxy.config.model import DockerSettings
 from llmproxy.runtimes.docker_client import docker_host, make_client, unavailable
 from llmproxy.runtimes.docker_events import end_stream
+from llmproxy.runtimes.lines import Lines
 
-__all__ = ["LONGEST_LINE", "Follower", "Lines", "read_tail"]
-
-LONGEST_LINE = 64 * 1024
-"""Characters after which a line is broken: a progress bar that never ends one must not fill our memory."""
-
-
-@define(eq=False)
-class Lines:
-    """Cuts a stream of bytes into lines; a terminal's ``\\r\\n`` counts as one end."""
-
-    line: Callable[[str], None]
-    _decoder: codecs.IncrementalDecoder = field(
-        factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace"), init=False
-    )
-    _rest: str = field(default="", init=False)
-
-    def feed(self, data: bytes, *, last: bool = False) -> None:
-        """Take more bytes; ``last`` ends an unfinished line."""
-        *whole, self._rest = (self._rest + self._decoder.decode(data, last)).split("\n")
-        for line in whole:
-            self.line(line.rstrip("\r"))
-        while len(self._rest) > LONGEST_LINE:
-            self.line(self._rest[:LONGEST_LINE])
-            self._rest = self._rest[LONGEST_LINE:]
-        if last and self._rest:
-            self.line(self._rest.rstrip("\r"))
-            self._rest = ""
+__all__ = ["Follower", "read_tail"]
 
 
 def read_tail(client: APIClient, container: str, tail: int) -> str:

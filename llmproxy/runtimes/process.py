@@ -1,0 +1,366 @@
+"""Backends as child processes, which outlive the proxy and are found again by the next one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+
+from attrs import define, field
+from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.error import ProcessTerminated
+from twisted.internet.interfaces import IReactorProcess
+from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
+
+from llmproxy.config.model import BackendSpec
+from llmproxy.runtimes.docker_threads import shielded
+from llmproxy.runtimes.interface import Address, Exit, Facts, Instance, StartRefused, Watcher
+from llmproxy.runtimes.process_group import Group, GroupReactor, read_process
+from llmproxy.runtimes.process_logs import LogFile
+from llmproxy.runtimes.process_records import SHIM, Record, Records, boot_id, command_hash
+from llmproxy.runtimes.telling import Teller
+
+__all__ = ["ProcessReactor", "ProcessRuntime", "child_environment"]
+
+STRAY_GRACE = 10.0
+"""Seconds that a child which nobody wants any more has to end."""
+_NOT_PASSED = ("LLMPROXY_", "MAP__")
+_NOT_PASSED_NAMES = frozenset(
+    {
+        "VLLM_API_KEY",
+        "NOTIFY_SOCKET",
+        "WATCHDOG_PID",
+        "WATCHDOG_USEC",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "LISTEN_FDNAMES",
+    }
+)
+
+
+class ProcessReactor(GroupReactor, IReactorProcess):
+    """What is needed of the reactor."""
+
+
+def child_environment(
+    own: Mapping[str, str],
+    spec: BackendSpec,
+    port: int,
+    backend_key: str | None,
+    secret_names: frozenset[str],
+) -> dict[str, str]:
+    """What a child sees: the proxy's environment without the proxy's own settings and keys, and without what
+    systemd means for the proxy alone; then what the backend's settings say.
+
+    :param secret_names: more names that hold keys of clients.
+    """
+    environment = {
+        name: value
+        for name, value in own.items()
+        if not name.startswith(_NOT_PASSED) and name not in _NOT_PASSED_NAMES and name not in secret_names
+    }
+    if backend_key is not None:
+        environment["VLLM_API_KEY"] = backend_key
+    environment["PORT"] = str(port)
+    environment.update((name, _with_port(value, port)) for name, value in spec.environment.items())
+    return environment
+
+
+def _with_port(text: str, port: int) -> str:
+    return text.replace("${port}", str(port))
+
+
+def _find_command(spec: BackendSpec, environment: Mapping[str, str]) -> str:
+    """The file to execute.
+
+    :raises StartRefused: there is none.
+    """
+    if not spec.command:
+        raise StartRefused(
+            f"backend {spec.route!r} has no command", "Set `command` to what starts the server."
+        )
+    if spec.cwd is not None and not os.path.isdir(spec.cwd):
+        raise StartRefused(f"there is no directory {spec.cwd}", "Check the backend's `cwd`.")
+    name = spec.command[0]
+    if os.path.dirname(name):
+        path = os.path.join(os.path.abspath(spec.cwd or "."), name)
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+        raise StartRefused(f"there is no executable file {path}", "Check the backend's `command`.")
+    found = shutil.which(name, path=environment.get("PATH", os.defpath))
+    if found is None:
+        raise StartRefused(
+            f"there is no command {name!r}",
+            "Install it, or give its whole path; PATH is that of llmproxy itself.",
+        )
+    return os.path.abspath(found)
+
+
+@define(eq=False)
+class _Child(ProcessProtocol):
+    """Hears of the end of a process that we started ourselves."""
+
+    ended: Callable[[int], None]
+
+    def processEnded(self, reason: Failure) -> None:
+        error = reason.value
+        code = 0
+        if isinstance(error, ProcessTerminated):
+            # 128 + signal, as a shell and Docker tell it.
+            code = 128 + error.signal if error.signal is not None else int(error.exitCode or 0)
+        self.ended(code)
+
+
+@define(eq=False)
+class _Run:
+    """A run that is not over."""
+
+    group: Group
+    instance: Instance
+    port: int
+
+
+@define(eq=False)
+class ProcessRuntime:
+    """See :class:`llmproxy.runtimes.interface.IRuntime`.
+
+    Each child is in a session of its own, writes to ``<state_dir>/logs/<route>.log`` and is recorded in
+    ``<state_dir>/processes/<route>.json``.
+
+    :ivar secret_names: environment variables that hold keys of clients, and are not passed on.
+    """
+
+    _reactor: ProcessReactor
+    state_dir: str
+    _backend_key: str | None = field(default=None, kw_only=True, repr=False)
+    _secret_names: frozenset[str] = field(default=frozenset(), kw_only=True)
+    _records: Records = field(init=False)
+    _runs: dict[str, _Run] = field(factory=dict, init=False)
+    _tellers: dict[str, Teller] = field(factory=dict, init=False)
+    _starts: dict[str, Deferred[Instance]] = field(factory=dict, init=False)
+    _logs: dict[str, LogFile] = field(factory=dict, init=False)
+    _ending: list[Group] = field(factory=list, init=False)
+    _closed: bool = field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._records = Records(os.path.abspath(os.path.join(self.state_dir, "processes")))
+
+    # -- IRuntime ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        for name in ("processes", "logs"):
+            os.makedirs(os.path.join(self.state_dir, name), mode=0o700, exist_ok=True)
+
+    def close(self) -> Deferred[None]:
+        self._closed = True
+        self._tellers.clear()
+        for started in list(self._starts.values()):
+            started.cancel()
+        for group in [*self._ending, *(run.group for run in self._runs.values())]:
+            group.close()
+        for log in self._logs.values():
+            log.close()
+        return succeed(None)
+
+    def ping(self) -> Deferred[None]:
+        return succeed(None)
+
+    def watch(self, spec: BackendSpec, watcher: Watcher) -> Deferred[None]:
+        teller = Teller(watcher)
+        self._tellers[spec.route] = teller
+
+        def tell(_: object) -> None:
+            if self._tellers.get(spec.route) is teller:
+                run = self._runs.get(spec.route)
+                if run is None:
+                    teller.absent()
+                else:
+                    teller.running(run.instance)
+
+        return self._adopt(spec).addCallback(tell)
+
+    def unwatch(self, route: str) -> None:
+        self._tellers.pop(route, None)
+
+    def ensure_started(self, spec: BackendSpec) -> Deferred[Instance]:
+        started = self._starts.get(spec.route)
+        if started is None:
+            started = Deferred.fromCoroutine(self._start(spec))
+            if not started.called:
+                self._starts[spec.route] = started
+                started.addBoth(self._start_over, spec.route)
+        answer = shielded(started)
+        started.addErrback(lambda _: None)  # told to those who still wait
+        return answer
+
+    def stop(self, spec: BackendSpec, grace: float) -> Deferred[None]:
+        stopped = self._adopt(spec).addCallback(lambda _: self._stop(spec.route, grace))
+        answer = shielded(stopped)
+        stopped.addErrback(lambda _: None)  # told to the one who still waits
+        return answer
+
+    def facts(self, spec: BackendSpec) -> Deferred[Facts]:
+        words = spec.command + spec.args
+        run = self._runs.get(spec.route)
+        if run is not None:
+            words = tuple(_with_port(word, run.port) for word in words)
+        return succeed(Facts(words, dict(spec.environment)))
+
+    def logs(self, spec: BackendSpec, tail: int) -> Deferred[str]:
+        return succeed(self._log(spec.route).tail(tail))
+
+    def follow_logs(self, spec: BackendSpec, tail: int, line: Callable[[str], None]) -> Deferred[None]:
+        log = self._log(spec.route)
+        following = log.follow(tail, line)
+        if spec.route not in self._runs:
+            log.end()
+        return following
+
+    # -- Finding what an earlier proxy left ----------------------------------------------------------------
+
+    def end_strays(self, known: Iterable[BackendSpec]) -> Deferred[None]:
+        """End the children of an earlier proxy that the configuration does not ask for any more: their route
+        is gone, or they were started from another command.  Fires when they have ended.
+
+        :param known: the process backends of the present configuration.
+        """
+        wanted = {spec.route: command_hash(spec) for spec in known}
+        ends = [
+            self._end(route, record)
+            for route, record in list(self._records.all())
+            if route not in self._runs and (wanted.get(route) != record.command or not record.is_alive())
+        ]
+        return gatherResults(ends, consumeErrors=True).addCallback(lambda _: None)
+
+    def _end(self, route: str, record: Record) -> Deferred[None]:
+        if record.boot != boot_id():
+            self._records.forget(route, record.run)
+            return succeed(None)
+
+        def over(group: Group) -> None:
+            self._ending.remove(group)
+            self._records.forget(route, record.run)
+
+        group = Group(self._reactor, record.pid, record.start_time, over)
+        self._ending.append(group)
+        # A dead leader may have left others of its session behind.
+        ended = group.stop(STRAY_GRACE if record.is_alive() else 0)
+        group.observe()
+        return ended
+
+    def _adopt(self, spec: BackendSpec) -> Deferred[None]:
+        """Take over a child of an earlier proxy, or end it if its command is another one now."""
+        record = None if spec.route in self._runs else self._records.read(spec.route)
+        if record is None:
+            return succeed(None)
+        if not record.is_alive() or record.command != command_hash(spec):
+            return self._end(spec.route, record)
+        self._add(spec.route, record).group.observe()
+        return succeed(None)
+
+    def _add(self, route: str, record: Record) -> _Run:
+        address = Address("127.0.0.1", record.port, "process")
+        run = _Run(
+            Group(self._reactor, record.pid, record.start_time, lambda _: self._over(route, run)),
+            Instance(record.run, (address,), record.started_at or None),
+            record.port,
+        )
+        self._runs[route] = run
+        self._log(route).begin()
+        return run
+
+    # -- Starting and ending -------------------------------------------------------------------------------
+
+    def _start_over(self, result: Instance, route: str) -> Instance:
+        self._starts.pop(route, None)
+        return result
+
+    async def _start(self, spec: BackendSpec) -> Instance:
+        route = spec.route
+        await self._adopt(spec)
+        run = self._runs.get(route)
+        if run is not None and run.group.has_ended:
+            # Its leader is dead, and the rest of it must not hold the memory that the next one needs.
+            await run.group.over()
+            run = None
+        if run is None:
+            run = self._spawn(spec)
+            self._reactor.callLater(0, self._tell_running, route, run)
+        teller = self._tellers.get(route)
+        if teller is not None:
+            teller.answered(run.instance)
+        return run.instance
+
+    def _tell_running(self, route: str, run: _Run) -> None:
+        teller = self._tellers.get(route)
+        if teller is not None and self._runs.get(route) is run:
+            teller.running(run.instance)
+
+    def _spawn(self, spec: BackendSpec) -> _Run:
+        port = spec.port or self._free_port()
+        environment = child_environment(os.environ, spec, port, self._backend_key, self._secret_names)
+        executable = _find_command(spec, environment)
+        words = [_with_port(word, port) for word in (*spec.command, *spec.args)]
+        started_at = time.time()
+        draft = self._records.draft(spec, port, started_at)
+        shim = [sys.executable, "-I", "-S", "-c", SHIM, self._records.path(spec.route), draft, executable]
+        log = self._log(spec.route).open_new()
+        nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            process = self._reactor.spawnProcess(
+                _Child(lambda code: run.group.leader_ended(code)),
+                sys.executable,
+                [*shim, *words],
+                environment,
+                spec.cwd,
+                childFDs={0: nothing, 1: log, 2: log},
+            )
+        except OSError as error:
+            raise StartRefused(
+                f"backend {spec.route!r} cannot be started: {error.strerror}",
+                "The machine lacks memory or process numbers.",
+            ) from error
+        finally:
+            os.close(log)
+            os.close(nothing)
+        pid = int(process.pid or 0)
+        info = read_process(pid)
+        start_time = info.start_time if info is not None else 0
+        run = self._add(spec.route, Record(pid, start_time, boot_id(), port, command_hash(spec), started_at))
+        return run
+
+    def _free_port(self) -> int:
+        taken = {run.port for run in self._runs.values()}
+        while True:
+            with closing(socket.socket()) as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = int(probe.getsockname()[1])
+            if port not in taken:
+                return port
+
+    def _stop(self, route: str, grace: float) -> Deferred[None]:
+        run = self._runs.get(route)
+        return succeed(None) if run is None else run.group.stop(grace)
+
+    def _over(self, route: str, run: _Run) -> None:
+        if self._closed:
+            return
+        if self._runs.get(route) is run:
+            del self._runs[route]
+        self._records.forget(route, run.instance.run)
+        self._log(route).end()
+        teller = self._tellers.get(route)
+        if teller is not None:
+            teller.ended(run.instance.run, Exit(run.group.code))
+
+    def _log(self, route: str) -> LogFile:
+        log = self._logs.get(route)
+        if log is None:
+            log = LogFile(self._reactor, os.path.join(self.state_dir, "logs", f"{route}.log"))
+            self._logs[route] = log
+        return log
