@@ -155,7 +155,7 @@ def hold_timeout(seconds: float, retry_after: float) -> Refusal:
 
 
 def backend_start_failed(diagnosis: str, *, hint: str | None, retry_after: float) -> Refusal:
-    """503: the start failed; ``diagnosis`` has exit code, out-of-memory flag and log tail, secrets removed."""
+    """503: the start failed; ``diagnosis`` has exit code, OOM flag and log tail, secrets removed."""
     return Refusal(503, "backend_start_failed", diagnosis, hint=hint, retry_after=retry_after)
 
 
@@ -183,7 +183,9 @@ def backend_unavailable(message: str) -> Refusal:
 
 def backend_died(message: str) -> Refusal:
     """The backend broke its answer off; told to event-stream clients as an error event."""
-    return Refusal(502, "backend_died", message, hint="Try again; the backend is started anew.", retry_after=1)
+    return Refusal(
+        502, "backend_died", message, hint="Try again; the backend is started anew.", retry_after=1
+    )
 
 
 def not_running(state: str) -> Refusal:

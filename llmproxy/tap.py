@@ -17,9 +17,10 @@ from twisted.logger import Logger
 from twisted.python import usage
 
 from llmproxy import __version__
+from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.loader import Loader
 from llmproxy.config.model import Config
-from llmproxy.config.resolve import CommandLine, LabelledContainer
+from llmproxy.config.resolve import CommandLine
 from llmproxy.errors import ConfigError
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.relay.endpoints import endpoint_for
@@ -140,11 +141,10 @@ class _Assembly:
         if self._demo:
             return []
         try:
-            found = read_labelled_containers(self._loader.docker_settings(), LABELS_LIMIT)
+            return read_labelled_containers(self._loader.docker_settings(), LABELS_LIMIT)
         except RuntimeUnavailable as cause:
             _log.info("labels will be read when the engine answers: {cause}", cause=str(cause))
             return []
-        return [LabelledContainer(each.name, each.labels) for each in found]
 
     def _runtimes(self, config: Config) -> dict[str, IRuntime]:
         runtimes: dict[str, IRuntime] = {
@@ -175,10 +175,10 @@ class _Assembly:
         catalogue.addErrback(lambda failure: failure.trap(RuntimeUnavailable) and None)
         return catalogue.addCallback(self._with_labels)
 
-    def _with_labels(self, found: Any) -> Config:
+    def _with_labels(self, found: list[LabelledContainer] | None) -> Config:
         if found is None:
             raise ConfigError("the Docker engine does not answer, so that labels cannot be read")
-        return self._loader.load([LabelledContainer(each.name, each.labels) for each in found])
+        return self._loader.load(found)
 
     def _cannot_listen(self, message: str) -> None:
         _log.error("{message}", message=message)

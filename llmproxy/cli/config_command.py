@@ -13,9 +13,10 @@ from rich.text import Text
 
 from llmproxy.cli.client import read_env_file
 from llmproxy.cli.view import console
+from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.loader import Loader
 from llmproxy.config.model import Config, DockerSettings
-from llmproxy.config.resolve import CommandLine, LabelledContainer, describe
+from llmproxy.config.resolve import CommandLine, describe
 from llmproxy.errors import ConfigError
 
 __all__ = ["config"]
@@ -31,10 +32,9 @@ def _containers(settings: DockerSettings) -> tuple[list[LabelledContainer], str 
     from llmproxy.runtimes.interface import RuntimeUnavailable
 
     try:
-        found = read_labelled_containers(settings, DOCKER_TIMEOUT)
+        return read_labelled_containers(settings, DOCKER_TIMEOUT), None
     except RuntimeUnavailable as away:
         return [], f"labels of containers are left out: {away}"
-    return [LabelledContainer(container.name, container.labels) for container in found], None
 
 
 def _load(loader: Loader, docker: bool) -> tuple[Config, list[str]]:

@@ -34,11 +34,6 @@ class ComposeService:
     profiles: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()
 
-    @property
-    def container(self) -> str:
-        """The name of its container, as far as the file tells it."""
-        return self.container_name or self.name
-
 
 def read_compose(text: str, name: str, environ: Mapping[str, str]) -> tuple[ComposeService, ...]:
     """Read a compose file.

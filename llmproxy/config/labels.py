@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from attrs import frozen
+
 from llmproxy.config.fields import read_field
 from llmproxy.config.layers import Layer, Setting, route_name
 from llmproxy.errors import ConfigError
 
-__all__ = ["MANAGED", "PREFIX", "read_labels"]
+__all__ = ["PREFIX", "LabelledContainer", "read_labels"]
 
 PREFIX = "llmproxy."
-MANAGED = "llmproxy.managed"
-"""llmproxy's own mark on the containers that it creates; says nothing about routes."""
-
 _OURS = ("llmproxy.managed", "llmproxy.test")
+"""Marks on containers that llmproxy, or its tests, created; they say nothing about routes."""
+
+
+@frozen
+class LabelledContainer:
+    """A container that exists, running or not, and its labels."""
+
+    name: str
+    labels: Mapping[str, str]
 
 
 def read_labels(layer: Layer, container: str, labels: Mapping[str, str], kind: str = "container") -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from attrs import define, evolve
 
 from llmproxy.config.compose import ComposeService, read_compose
+from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.model import Config, DockerSettings
-from llmproxy.config.resolve import CommandLine, LabelledContainer, Sources, read_sources
+from llmproxy.config.resolve import CommandLine, Sources, read_sources
 from llmproxy.errors import ConfigError
 
 __all__ = ["PLACES", "Loader"]

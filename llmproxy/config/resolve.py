@@ -16,20 +16,12 @@ from llmproxy.config.compose import ComposeService
 from llmproxy.config.demo import demo_layer
 from llmproxy.config.environment import prewarm_routes, read_environment, with_environment_keys
 from llmproxy.config.file import read_file
-from llmproxy.config.labels import read_labels
+from llmproxy.config.labels import PREFIX, LabelledContainer, read_labels
 from llmproxy.config.layers import Layer, Setting
 from llmproxy.config.model import BackendSpec, Config, DockerSettings, Key, Limits, Scheduler
 from llmproxy.errors import ConfigError
 
-__all__ = ["CommandLine", "LabelledContainer", "describe", "read_sources"]
-
-
-@frozen
-class LabelledContainer:
-    """A container that exists, and its labels."""
-
-    name: str
-    labels: Mapping[str, str]
+__all__ = ["CommandLine", "Sources", "describe", "read_sources"]
 
 
 @frozen
@@ -91,8 +83,15 @@ def _labels(sources: Sources) -> Layer:
         existing.add(container.name)
         read_labels(layer, container.name, container.labels)
     for service in sources.compose:
-        if service.container not in existing:
-            read_labels(layer, service.container, service.labels, kind="compose service")
+        if not any(label.startswith(PREFIX) for label in service.labels):
+            continue
+        if service.container_name is None:
+            raise ConfigError(
+                f"compose service {service.name}: it has llmproxy labels and no container_name, by which"
+                " llmproxy finds its container"
+            )
+        if service.container_name not in existing:
+            read_labels(layer, service.container_name, service.labels, kind="compose service")
     return layer
 
 

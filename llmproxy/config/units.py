@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them.  Pure; readers raise :exc:`ValueError` saying what is allowed.
+"""Durations and sizes as people write them: pure; readers raise :exc:`ValueError` saying what is allowed.
 
 The patterns are public because the JSON schema states the same rules with them.
 """
@@ -12,10 +12,12 @@ __all__ = [
     "DURATION_PATTERN",
     "FRACTION_ALLOWED",
     "FRACTION_PATTERN",
+    "LARGEST",
     "LEAST_BARE_BYTES",
     "LONGEST",
     "SIZE_ALLOWED",
     "SIZE_PATTERN",
+    "UNIT_SIZE_PATTERN",
     "duration",
     "format_duration",
     "format_size",
@@ -34,7 +36,8 @@ LEAST_BARE_BYTES = 1_000_000
 it is refused, because either guess would be wrong for somebody."""
 
 DURATION_PATTERN = r"^\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(ms|s|m|h|d)?\s*$"
-SIZE_PATTERN = r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KkMmGgTt][Ii]?[Bb]|[Bb])\s*$|^\s*([0-9]+)\s*$"
+UNIT_SIZE_PATTERN = r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KkMmGgTt][Ii]?[Bb]|[Bb])\s*$"
+SIZE_PATTERN = UNIT_SIZE_PATTERN + r"|^\s*([0-9]+)\s*$"
 FRACTION_PATTERN = r"^\s*(0|1|0?\.[0-9]+|0\.|1\.0*)\s*$|^\s*([1-9][0-9]{6,})\s*$"
 
 DURATION_ALLOWED = "seconds, or a number with ms, s, m, h or d, as in 90s"

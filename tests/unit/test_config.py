@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from llmproxy.config.compose import read_compose
 from llmproxy.config.fields import FIELDS
+from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.loader import Loader
 from llmproxy.config.model import Config
-from llmproxy.config.resolve import CommandLine, LabelledContainer, Sources, describe, read_sources
+from llmproxy.config.resolve import CommandLine, Sources, describe, read_sources
 from llmproxy.config.schema import schema
 from llmproxy.errors import ConfigError
 
@@ -241,6 +242,7 @@ services:
     labels: {llmproxy.route: one, llmproxy.port: 8001, llmproxy.pinned: true}
   two:
     image: z
+    container_name: two-c
     entrypoint: [a]
     command: ["b", 3]
     environment: [C=1, D]
@@ -253,14 +255,20 @@ def test_compose_services_are_routes_before_their_containers_exist() -> None:
     """Labels of the compose file count until a container of that name has its own."""
     services = read_compose(COMPOSE, "docker-compose.yml", {"D": "d", "VLLM_API_KEY": "k"})
     one, two = services
-    assert (one.container, one.image, one.args[:3]) == ("one-c", "vllm", ("vllm", "serve", "x/y"))
+    assert (one.container_name, one.image, one.args[:3]) == ("one-c", "vllm", ("vllm", "serve", "x/y"))
     assert one.environment == {"A": "1", "VLLM_API_KEY": "k", "B": "$x"}
     assert (two.args, two.environment, two.profiles) == (("a", "b", "3"), {"C": "1", "D": "d"}, ("p",))
     config = read(compose=services)
     assert config.backends["one"].port == 8001
-    assert config.backends["two"].container == "two"
+    assert config.backends["two"].container == "two-c"
     real = LabelledContainer("one-c", {"llmproxy.route": "one", "llmproxy.port": "9"})
     assert read(compose=services, containers=[real]).backends["one"].port == 9
+
+
+def test_a_labelled_service_needs_a_container_name() -> None:
+    """Compose would choose one that nobody knows beforehand."""
+    services = read_compose("services: {one: {labels: {llmproxy.route: one}}}", "c.yml", {})
+    assert "container_name" in fault(compose=services)
 
 
 @pytest.mark.parametrize("text", ["a: [", "services: 5", "x: 1", "- a"])

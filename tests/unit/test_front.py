@@ -214,7 +214,9 @@ class FrontTests(SynchronousTestCase):
             KEY + b"X-oDD: 1\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 2\r\nTE: trailers\r\nAccept: */*\r\n",
         )
         head = self.far().received
-        self.assertTrue(head.startswith(b"GET /a%2Fb//c?x=%20y&z HTTP/1.1\r\nHost: h\r\nX-oDD: 1\r\nAccept: */*\r\n"))
+        self.assertTrue(
+            head.startswith(b"GET /a%2Fb//c?x=%20y&z HTTP/1.1\r\nHost: h\r\nX-oDD: 1\r\nAccept: */*\r\n")
+        )
         self.assertNotIn(b"X-Hop", head)
         self.assertNotIn(b"client", head)
         for line in (b"Authorization: Bearer own", b"X-Forwarded-Proto: http", b"X-Forwarded-Host: h"):
@@ -232,7 +234,9 @@ class FrontTests(SynchronousTestCase):
         """Status, fields in their case, body; with the names of backend and request."""
         self.warm()
         client = self.client().get(b"/coder/x")
-        self.far().send(b"HTTP/1.1 418 Short and Stout\r\nX-oDD: 1\r\nContent-Length: 2\r\nConnection: x\r\n\r\nok")
+        self.far().send(
+            b"HTTP/1.1 418 Short and Stout\r\nX-oDD: 1\r\nContent-Length: 2\r\nConnection: x\r\n\r\nok"
+        )
         data = client.take()
         self.assertTrue(data.startswith(b"HTTP/1.1 418 Short and Stout\r\nX-oDD: 1\r\nContent-Length: 2\r\n"))
         self.assertIn(b"X-LLMProxy-Backend: coder\r\n", data)
@@ -315,7 +319,9 @@ class FrontTests(SynchronousTestCase):
         self.warm()
         client = self.client().get(b"/coder/ws", KEY + b"Connection: Upgrade\r\nUpgrade: websocket\r\n")
         self.assertIn(b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n", self.far().received)
-        self.far().send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhi")
+        self.far().send(
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhi"
+        )
         data = client.take()
         self.assertTrue(data.startswith(b"HTTP/1.1 101 Switching Protocols\r\n"))
         self.assertTrue(data.endswith(b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\nhi"))
@@ -497,7 +503,17 @@ class FrontTests(SynchronousTestCase):
 
     def test_bad_bodies(self) -> None:
         """Malformed JSON, JSON that is no object, no model and a model that is no string are 400."""
-        for body in (b"", b"{", b"[]", b'"x"', b"{}", b'{"model": 5}', b'{"model": ""}', b"\xff\xfe", b"[" * 900):
+        for body in (
+            b"",
+            b"{",
+            b"[]",
+            b'"x"',
+            b"{}",
+            b'{"model": 5}',
+            b'{"model": ""}',
+            b"\xff\xfe",
+            b"[" * 900,
+        ):
             status, error, _ = self.client().post(b"/v1/chat/completions", body).error()
             self.assertEqual((status, error["code"]), (400, "invalid_request"), body)
         status, error, _ = self.client().post(b"/v1/chat/completions", {"model": "n\ud800"}).error()
@@ -538,7 +554,9 @@ class FrontTests(SynchronousTestCase):
     def test_bodies_are_bounded(self) -> None:
         """413 before the body is read when it is announced, and as soon as it is seen when it is not."""
         client = self.client()
-        client.send(b"POST /coder/x HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 1001\r\n" + KEY + b"\r\n")
+        client.send(
+            b"POST /coder/x HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 1001\r\n" + KEY + b"\r\n"
+        )
         status, error, fields = client.error()
         self.assertEqual((status, error["code"], fields["connection"]), (413, "body_too_large", "close"))
         client = self.client()
@@ -550,7 +568,9 @@ class FrontTests(SynchronousTestCase):
     def test_expect_100_continue(self) -> None:
         """The client is told to go on."""
         client = self.client()
-        client.send(b"POST /coder/x HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 3\r\n" + KEY + b"\r\n")
+        client.send(
+            b"POST /coder/x HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 3\r\n" + KEY + b"\r\n"
+        )
         self.assertEqual(client.take(), b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def test_malformed_requests(self) -> None:
