@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import Service
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IAddress, IListeningPort
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -75,7 +76,7 @@ class ProxyService(Service):
         if len(self._ports) != len(self._fleet.config.listen):
             return
         for port in self._ports:
-            self._log.info("listening on {address}", address=port.getHost())
+            self._log.info("listening on {where}", where=_where(port.getHost()))
         routes = ", ".join(f"/{name}" for name in self._fleet.backends) or "none yet"
         self._log.info("routes: {routes}", routes=routes)
         started = self._fleet.start()
@@ -137,3 +138,10 @@ class ProxyService(Service):
     def _let_go_clients(self) -> None:
         for channel in list(self._site.channels):
             channel.loseConnection()
+
+
+def _where(address: IAddress) -> str:
+    """An address as a person would type it."""
+    if isinstance(address, IPv4Address):
+        return f"{address.host}:{address.port}"
+    return str(getattr(address, "name", address))

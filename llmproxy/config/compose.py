@@ -5,9 +5,10 @@ Only what llmproxy wants to know is read, and leniently: an error in the file is
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from attrs import Factory, field, frozen
@@ -18,11 +19,38 @@ from llmproxy.errors import ConfigError
 __all__ = ["ComposeService", "read_compose"]
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads scalars as they are written.
+
+    Compose follows YAML 1.2, where ``off`` is a text; PyYAML follows 1.1, where it is false, ``012`` is 10
+    and ``22:22`` is 1342.  All that is read here are texts, so that nothing needs to be resolved but
+    ``<<`` and null.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
+        first: [each for each in resolvers if each[0] in ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:null")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _untagged(loader: _Loader, suffix: str, node: yaml.Node) -> Any:
+    """Compose's ``!reset`` and ``!override`` say how files are merged; the value is what follows."""
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return loader.construct_scalar(node)
+
+
+_Loader.add_multi_constructor("!", _untagged)
+
+
 @frozen
 class ComposeService:
     """One service.
 
     :ivar args: entrypoint and command together, as far as the file gives them.
+    :ivar ports: in the short form, ``[[address:]published:]target[/protocol]``.
     """
 
     name: str
@@ -43,7 +71,7 @@ def read_compose(text: str, name: str, environ: Mapping[str, str]) -> tuple[Comp
     :raises llmproxy.errors.ConfigError: it is no YAML, or no compose file.
     """
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"{name}: it is not valid YAML") from None
     services = document.get("services") if isinstance(document, dict) else None
@@ -77,8 +105,15 @@ def _service(name: str, service: dict[Any, Any], environ: Mapping[str, str]) -> 
         args=(*_words(service.get("entrypoint")), *_words(service.get("command"))),
         environment=_pairs(service.get("environment"), environ),
         profiles=_words(service.get("profiles")),
-        ports=tuple(str(port) for port in _list(service.get("ports"))),
+        ports=tuple(_port(port) for port in _list(service.get("ports"))),
     )
+
+
+def _port(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    parts = [str(value[key]) for key in ("host_ip", "published", "target") if value.get(key)]
+    return ":".join(parts) + (f"/{value['protocol']}" if value.get("protocol") else "")
 
 
 def _list(value: Any) -> list[Any]:
@@ -89,8 +124,8 @@ def _words(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         try:
             return tuple(shlex.split(value))
-        except ValueError:
-            return ()
+        except ValueError:  # a quote that is not closed
+            return tuple(value.split())
     return tuple(_scalar(word) for word in _list(value))
 
 
@@ -108,4 +143,4 @@ def _pairs(value: Any, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _scalar(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return "" if value is None else str(value)

@@ -19,6 +19,8 @@ def demo_layer(python: str) -> Layer:
     :param python: the interpreter that llmproxy runs in.
     """
     layer = Layer()
+    # Nobody wants demo models to be left behind.
+    layer.top["stop_backends_on_exit"] = Setting(True, "demo")
     for route, model in _MODELS.items():
         command = (python, "-m", "llmproxy.demo", "--host", "127.0.0.1", "--port", "${port}")
         settings = {

@@ -259,8 +259,9 @@ _ALL: tuple[Field, ...] = (
         {
             "anyOf": [
                 {"type": "number", "minimum": 0, "maximum": 1},
-                {"type": "integer", "minimum": units.LEAST_BARE_BYTES},
-                {"type": "string"},
+                {"type": "integer", "minimum": units.LEAST_BARE_BYTES, "maximum": units.LARGEST},
+                {"type": "string", "pattern": units.FRACTION_PATTERN},
+                {"type": "string", "pattern": units.UNIT_SIZE_PATTERN},
             ]
         },
         "fraction of a GPU, or a size; read from the container",
@@ -296,6 +297,8 @@ FIELDS: Mapping[str, Field] = {field.name: field for field in _ALL}
 
 _SHOWN = 60
 
+_UNSHOWN = ("environment", "args", "command", "request_defaults", "request_overrides")
+
 
 def read_field(place: str, name: str, value: Any, *, text: bool = False) -> Any:
     """The value of one backend field.
@@ -311,7 +314,7 @@ def read_field(place: str, name: str, value: Any, *, text: bool = False) -> Any:
         return field.from_text(value) if text else field.read(value)
     except ValueError as allowed:
         # Values of these may be secrets, or may hold some.
-        shown = "" if name in ("environment", "args", "command") else f" is {_short(value)}, which"
+        shown = "" if name in _UNSHOWN else f" is {_short(value)}, which"
         raise ConfigError(f"{place}: {name}{shown} is not allowed; use {allowed}") from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -49,21 +50,38 @@ def _fail(allowed: str) -> Any:
     raise ValueError(allowed)
 
 
+class _Filled(str):
+    """A text that came of ``${NAME}``.  The environment holds only texts, and so ``port: ${PORT}`` gives one
+    where ``port: "80"`` would be a mistake: it is read as a label would be."""
+
+
+def _plain(value: Any) -> Any:
+    """The number or truth that a filled-in text writes."""
+    if not isinstance(value, _Filled):
+        return value
+    word = value.strip().lower()
+    if re.fullmatch(r"[+-]?[0-9]{1,18}", word):
+        return int(word)
+    return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}.get(word, value)
+
+
 def _boolean(value: Any) -> bool:
+    value = _plain(value)
     return value if isinstance(value, bool) else bool(_fail("true or false"))
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) and value.strip() else str(_fail("a text that is not empty"))
+    return str(value) if isinstance(value, str) and value.strip() else str(_fail("a text that is not empty"))
 
 
 def _texts(value: Any) -> tuple[str, ...]:
     if isinstance(value, list) and value and all(isinstance(word, str) and word for word in value):
-        return tuple(value)
+        return tuple(map(str, value))
     return tuple(_fail("a list of texts that is not empty"))
 
 
 def _count(value: Any) -> int:
+    value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10_000_000:
         _fail("a whole number from 1")
     return int(value)
@@ -151,7 +169,8 @@ class _Reader:
         """``value`` with the variables in its texts filled in."""
         if isinstance(value, str):
             try:
-                return strict_text(value, self._environ, keep)
+                filled = strict_text(value, self._environ, keep)
+                return filled if filled == value else _Filled(filled)
             except KeyError as missing:
                 raise ConfigError(
                     f"{self._name} {path}: the environment has no {missing.args[0]};"
@@ -212,7 +231,8 @@ class _Reader:
                 continue
             filled = self._fill(f"{path}.{key}", item, keep)
             source = self._source(f"{path}.{key}")
-            settings[key] = Setting(read_field(self._source(path), key, filled), source)
+            text = isinstance(filled, _Filled)
+            settings[key] = Setting(read_field(self._source(path), key, filled, text=text), source)
         return settings
 
     def _defaults(self, value: Any) -> None:
@@ -235,6 +255,7 @@ class _Reader:
         if not isinstance(value, list):
             raise ConfigError(f"{self._name}: keys must be a list")
         names: set[str] = set()
+        secrets: dict[str, str] = {}
         for index, item in enumerate(value):
             key = self._key(f"keys[{index}]", item)
             if key.name in names:
@@ -242,7 +263,11 @@ class _Reader:
                     f"{self._name}: keys[{index}] has the name {key.name!r}, which another one has"
                 )
             names.add(key.name)
+            twin = secrets.setdefault(key.secret, key.name)
+            if twin != key.name:
+                raise ConfigError(f"{self._name}: the keys {twin} and {key.name} have the same secret")
             self._layer.keys.append(key)
+            self._layer.key_sources[key.name] = self._source(f"keys[{index}]")
 
     def _key(self, path: str, value: Any) -> Key:
         place = f"{self._name} {path}"
@@ -291,6 +316,7 @@ def _expires(value: Any) -> float:
 
 
 def _priority(value: Any) -> int:
+    value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, int):
         _fail("a whole number")
     return int(value)

@@ -34,12 +34,14 @@ class Layer:
     :ivar top: settings of the proxy as a whole, by dotted name (``limits.max_body``).
     :ivar defaults: backend fields for every backend.
     :ivar backends: backend fields by route.
+    :ivar key_sources: where each key stands, by its name.
     """
 
     top: dict[str, Setting] = field(factory=dict)
     defaults: dict[str, Setting] = field(factory=dict)
     backends: dict[str, dict[str, Setting]] = field(factory=dict)
     keys: list[Key] = field(factory=list)
+    key_sources: dict[str, str] = field(factory=dict)
 
     def put(self, route: str, fields: Mapping[str, Setting]) -> None:
         """Say something of one route."""

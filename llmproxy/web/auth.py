@@ -11,7 +11,10 @@ from twisted.web.http_headers import Headers
 from llmproxy.config.model import Key
 from llmproxy.errors import Refusal, invalid_api_key, not_allowed
 
-__all__ = ["ANYBODY", "Authenticator"]
+__all__ = ["ANYBODY", "NOBODY", "Authenticator", "may_use", "route_refusal"]
+
+NOBODY = Key(name="-", secret="", client=False)
+"""A request whose key nobody has asked for, or has not been accepted."""
 
 ANYBODY = Key(name="anybody", secret="", admin=True)
 """Whoever reaches a proxy without keys, which listens on loopback only."""

@@ -26,7 +26,7 @@ from llmproxy.errors import Refusal, body_too_large, invalid_request
 from llmproxy.http.headers import valid_request_id
 from llmproxy.http.openai import error_body, error_headers
 from llmproxy.web.accesslog import AccessLog, Entry
-from llmproxy.web.auth import ANYBODY, Authenticator
+from llmproxy.web.auth import NOBODY, Authenticator
 
 if TYPE_CHECKING:
     from llmproxy.web.exchange import Exchange
@@ -66,7 +66,7 @@ class ProxyRequest(Request):
         super().__init__(*args, **kwargs)
         self.raw_headers: list[tuple[bytes, bytes]] = []
         self.request_id = b""
-        self.key: Key = ANYBODY
+        self.key: Key = NOBODY
         self.exchange: Exchange | None = None
         self.length: int | None = None
         self.entry: Entry | None = None
@@ -348,6 +348,8 @@ class ProxySite(Site):
     :ivar ready: fires when the fleet knows what runs; None afterwards.
     :ivar closing: no connection is kept any more.
     """
+
+    noisy = False
 
     def __init__(
         self,
