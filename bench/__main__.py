@@ -25,6 +25,9 @@ from bench import peers
 from bench.figures import FIGURES, GOALS, Values, met, ratios
 from bench.suite import FULL, QUICK, Results, run
 
+WIDTH = 130
+"""Columns of the table where the output is no terminal."""
+
 PEERS = ("direct", "nginx", "llmproxy")
 
 
@@ -81,7 +84,7 @@ def _document(results: Results, made_with: Mapping[str, Any], plan: Any) -> dict
             if (limit := met(goal, results.figures)) is not None
         },
         "rounds": results.rounds,
-        "handovers": results.handovers,
+        "starts": results.starts,
     }
 
 
@@ -103,7 +106,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.rounds:
         plan = type(plan)(**{**asdict(plan), "rounds": options.rounds})
     signal.signal(signal.SIGTERM, _end)
-    progress, console = Console(stderr=True), Console()
+    progress = Console(stderr=True)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     nginx = peers.nginx_path()
     if nginx is None:
         progress.print("nginx is not installed (Debian: apt install nginx-light): measuring without it")

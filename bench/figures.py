@@ -46,6 +46,7 @@ FIGURES = (
     Figure("added_token_latency_p50_ms", "  added over direct, p50", "ms", 3),
     Figure("added_token_latency_p99_ms", "  added over direct, p99", "ms", 3),
     Figure("idle_memory_mb", "memory before the first load", "MB", 1),
+    Figure("readiness_seen_p50_ms", "from listening to the held request, p50", "ms"),
     Figure("handover_p50_ms", "hand-over after readiness, p50", "ms"),
     Figure("handover_p95_ms", "hand-over after readiness, p95", "ms"),
 )

@@ -62,12 +62,12 @@ class Results:
 
     :ivar rounds: of each round, of each peer, each figure.
     :ivar figures: of each peer, the median of each figure.
-    :ivar handovers: seconds from the first healthy answer to the held request, in order.
+    :ivar starts: of each cold start, what the server wrote down (``CLOCK_MONOTONIC``).
     """
 
     rounds: list[dict[str, dict[str, float]]]
     figures: dict[str, dict[str, float]]
-    handovers: list[float]
+    starts: list[dict[str, float]]
 
 
 Told = Callable[[str], None]
@@ -132,10 +132,10 @@ def _measure(peer: Peer, plan: Plan) -> dict[str, float]:
     return figures
 
 
-def _hand_overs(plan: Plan, work: Path, tell: Told) -> list[float]:
-    """Seconds from the first healthy answer of a started server to the request that was held for it.
+def _cold_starts(plan: Plan, work: Path, tell: Told) -> list[dict[str, float]]:
+    """What started servers wrote down: when each listened, first told its health, and got what was held.
 
-    Each start is of another backend, with a delay of its own; the server itself writes both times down.
+    Each start is of another backend, with a delay of its own.
     """
     delays = random.Random(1)
     records = [work / f"start{number}.json" for number in range(plan.starts)]
@@ -161,10 +161,11 @@ def _hand_overs(plan: Plan, work: Path, tell: Told) -> list[float]:
             if status != 200:
                 raise RuntimeError(f"a cold start was answered with {status}: {body[:500]!r}")
             times = json.loads(record.read_text())
-            found.append(times["arrived"] - times["healthy"])
+            found.append(times)
             stop = f"/api/backends/start{number}/stop?wait=1"
             peers.get(proxy.port, stop, proxy.headers, method="POST", timeout=HANDOVER_LIMIT)
-            tell(f"start {number + 1} of {plan.starts}: handed over after {found[-1] * _MILLI:.1f} ms")
+            taken = (times["arrived"] - times["healthy"]) * _MILLI
+            tell(f"start {number + 1} of {plan.starts}: handed over after {taken:.1f} ms")
     return found
 
 
@@ -198,13 +199,16 @@ def run(plan: Plan, work: Path, nginx: str | None, tell: Told) -> Results:
     figures = medians(rounds)
     for name, value in memory.items():
         figures[name]["idle_memory_mb"] = value
-    handovers = _hand_overs(plan, work, tell)
-    figures["llmproxy"] |= _of_handovers(handovers)
-    return Results(rounds, figures, handovers)
+    starts = _cold_starts(plan, work, tell)
+    figures["llmproxy"] |= _of_starts(starts)
+    return Results(rounds, figures, starts)
 
 
-def _of_handovers(seconds: Sequence[float]) -> Mapping[str, float]:
+def _of_starts(starts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    taken = [(times["arrived"] - times["healthy"]) * _MILLI for times in starts]
+    seen = [(times["arrived"] - times["listening"]) * _MILLI for times in starts]
     return {
-        "handover_p50_ms": percentile(seconds, 0.50) * _MILLI,
-        "handover_p95_ms": percentile(seconds, 0.95) * _MILLI,
+        "handover_p50_ms": percentile(taken, 0.50),
+        "handover_p95_ms": percentile(taken, 0.95),
+        "readiness_seen_p50_ms": percentile(seen, 0.50),
     }
