@@ -5,10 +5,9 @@ Only what llmproxy wants to know is read, and leniently: an error in the file is
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from attrs import Factory, field, frozen
@@ -27,10 +26,11 @@ class _Loader(yaml.SafeLoader):
     ``<<`` and null.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
-        first: [each for each in resolvers if each[0] in ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:null")]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+
+_Loader.yaml_implicit_resolvers = {
+    first: [each for each in resolvers if each[0].endswith((":merge", ":null"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _untagged(loader: _Loader, suffix: str, node: yaml.Node) -> Any:
@@ -39,7 +39,7 @@ def _untagged(loader: _Loader, suffix: str, node: yaml.Node) -> Any:
         return loader.construct_mapping(node, deep=True)
     if isinstance(node, yaml.SequenceNode):
         return loader.construct_sequence(node, deep=True)
-    return loader.construct_scalar(node)
+    return loader.construct_scalar(node) if isinstance(node, yaml.ScalarNode) else None
 
 
 _Loader.add_multi_constructor("!", _untagged)

@@ -17,7 +17,7 @@ from attrs import frozen
 from llmproxy.config import units
 from llmproxy.errors import ConfigError
 
-__all__ = ["FIELDS", "Field", "read_field", "unknown_key"]
+__all__ = ["FIELDS", "Field", "read_field", "unknown_key", "whole"]
 
 Schema = dict[str, Any]
 
@@ -43,6 +43,11 @@ def _fail(allowed: str) -> Any:
     raise ValueError(allowed)
 
 
+def whole(value: Any) -> Any:
+    """``value``, as an integer where it is a float without a fraction: JSON Schema holds 3.0 for one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         _fail("a text that is not empty")
@@ -66,6 +71,7 @@ def _whole(least: int, most: int) -> Callable[[Any], int]:
     allowed = f"a whole number from {least} to {most}"
 
     def read(value: Any) -> int:
+        value = whole(value)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             _fail(allowed)
         return int(value)
@@ -160,7 +166,7 @@ def _choice(*allowed: str) -> Callable[[Any], str]:
 
     def read(value: Any) -> str:
         # YAML reads a bare off as false and a bare 1 as a number.
-        word = {False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+        word = "off" if value is False else str(whole(value))
         return word if word in allowed else str(_fail(words))
 
     return read

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from llmproxy.config import units
-from llmproxy.config.fields import read_field, unknown_key
+from llmproxy.config.fields import read_field, unknown_key, whole
 from llmproxy.config.interpolate import strict_text
 from llmproxy.config.layers import Layer, Setting, route_name
 from llmproxy.config.model import Gpu, Key
@@ -81,7 +81,7 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def _count(value: Any) -> int:
-    value = _plain(value)
+    value = whole(_plain(value))
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10_000_000:
         _fail("a whole number from 1")
     return int(value)
@@ -316,7 +316,7 @@ def _expires(value: Any) -> float:
 
 
 def _priority(value: Any) -> int:
-    value = _plain(value)
+    value = whole(_plain(value))
     if isinstance(value, bool) or not isinstance(value, int):
         _fail("a whole number")
     return int(value)
