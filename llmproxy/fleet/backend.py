@@ -16,11 +16,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llmproxy.config.model import BackendSpec
-from llmproxy.engines.vllm import VllmFlags, read_flags, redact
 from llmproxy.errors import Refusal, shutting_down
 from llmproxy.fleet.admission import Admission
 from llmproxy.fleet.failures import describe_exit, exit_failure, overdue_failure, refusal_for
 from llmproxy.fleet.gate import Gate, Waiter
+from llmproxy.fleet.identity import Identity
 from llmproxy.fleet.lifecycle import Lifecycle, StartFailure, State, Timer, cool_down
 from llmproxy.fleet.probe import Connect, Prober, probe_once
 from llmproxy.relay.pool import ConnectionPool
@@ -103,15 +103,13 @@ class Backend:
         self.admission: Admission[Waiter] = Admission(spec.max_waiting, spec.max_in_flight)
         self.gate = Gate(surroundings.clock, self.admission, self._drained, self.suspect)
         self.lifecycle = Lifecycle(self)
-        self.models: tuple[str, ...] = spec.models or ()
+        self.identity = Identity(spec.models or ())
         self.since = surroundings.clock.seconds()
         self.last_start: LastStart | None = None
         self.last_failure: StartFailure | None = None
         self.last_failure_at = 0.0
         self._around = surroundings
         self._predecessor = predecessor
-        self._flags: VllmFlags | None = None
-        self._secrets: tuple[str, ...] = ()
         self._timers: dict[Timer, IDelayedCall] = {}
         self._prober: Prober | None = None
         self._healthy_at: Address | None = None
@@ -148,8 +146,12 @@ class Backend:
     @property
     def authorization(self) -> bytes | None:
         """The ``Authorization`` that the backend gets instead of the client's."""
-        key = (self._flags.api_key if self._flags else None) or self._around.backend_key
-        return None if key is None else b"Bearer " + key.encode("utf-8")
+        return self.identity.authorization(self._around.backend_key)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names that it serves, as far as they are known."""
+        return self.identity.models
 
     @property
     def instance(self) -> Instance | None:
@@ -266,7 +268,7 @@ class Backend:
         self.admission.max_waiting = spec.max_waiting
         self.admission.max_in_flight = spec.max_in_flight
         if spec.models is not None:
-            self.models = spec.models
+            self.identity.models = spec.models
         if self.state == "ready":
             self.arm("idle")
         self.gate.advance()
@@ -298,21 +300,11 @@ class Backend:
 
     def redacted(self, text: str) -> str:
         """``text`` without secrets."""
-        return redact(text, (*self._around.secrets, *self._secrets))
+        return self.identity.redacted(text, self._around.secrets)
 
     def _read_facts(self) -> Deferred[None]:
         def read(facts: Facts) -> None:
-            self._secrets = tuple(
-                value
-                for name, value in facts.environment.items()
-                if any(word in name.upper() for word in ("KEY", "TOKEN", "SECRET", "PASSWORD"))
-            )
-            if self.spec.engine == "vllm":
-                self._flags = read_flags(facts.args, facts.environment)
-                if self._flags.api_key:
-                    self._secrets += (self._flags.api_key,)
-                if self.spec.models is None:
-                    self.models = tuple(self._flags.served_model_names)
+            self.identity.learn(self.spec, facts)
 
         def unread(failure: Failure) -> None:
             # They are read again when the runtime is back, and when it runs.

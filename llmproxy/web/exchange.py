@@ -74,7 +74,7 @@ class Exchange:
         self._producing = False
         self._paused = False
         self._done = False
-        request.exchange = self
+        request.when_gone = self.client_left
         if request.entry is not None:
             request.entry.route = backend.name
             request.entry.state = backend.state

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
@@ -27,9 +27,6 @@ from llmproxy.http.headers import valid_request_id
 from llmproxy.http.openai import error_body, error_headers
 from llmproxy.web.accesslog import AccessLog, Entry
 from llmproxy.web.auth import NOBODY, Authenticator
-
-if TYPE_CHECKING:
-    from llmproxy.web.exchange import Exchange
 
 __all__ = ["ProxyChannel", "ProxyRequest", "ProxySite"]
 
@@ -51,7 +48,6 @@ class ProxyRequest(Request):
     :ivar raw_headers: its header fields, names in the client's case and order.
     :ivar request_id: the client's own ``X-Request-ID``, or a new one.
     :ivar key: whoever asks; set once it is known.
-    :ivar exchange: what carries it to a backend, if anything does.
     :ivar length: bytes of its body; ``None`` when it has none.
     :ivar when_gone: called when the client leaves before the answer is complete.
     """
@@ -67,7 +63,6 @@ class ProxyRequest(Request):
         self.raw_headers: list[tuple[bytes, bytes]] = []
         self.request_id = b""
         self.key: Key = NOBODY
-        self.exchange: Exchange | None = None
         self.length: int | None = None
         self.entry: Entry | None = None
         self.arrived = 0.0
@@ -240,8 +235,6 @@ class ProxyRequest(Request):
             self.site.streams.discard(self)
         if self.when_gone is not None:
             self.when_gone()
-        if self.exchange is not None:
-            self.exchange.client_left()
         elif self.entry is not None and not self.finished:
             self.entry.outcome = "client_gone"
         self._write_log()

@@ -330,7 +330,7 @@ class BackendTests(SynchronousTestCase):
         """--served-model-name and --api-key of the server itself are used."""
         rig = Rig()
         rig.spec = rig.backend.spec = BackendSpec(route="m", container="m")
-        rig.backend.models = ()
+        rig.backend.identity.models = ()
         args = ("vllm", "serve", "x/y", "--served-model-name", "one", "two", "--api-key", "own")
         rig.world.set_facts("m", Facts(args))
         rig.backend.changed()

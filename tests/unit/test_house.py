@@ -30,6 +30,7 @@ PURE = (
     "fleet.lifecycle",
     "fleet.admission",
     "fleet.failures",
+    "fleet.identity",
     "runtimes.interface",
 )
 # Reads the files that the others are given as texts; prints.

@@ -1,0 +1,55 @@
+"""What a backend is, as far as it can be read from it: its models, its key, its secrets.  Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attrs import define, field
+
+from llmproxy.config.model import BackendSpec
+from llmproxy.engines.vllm import VllmFlags, read_flags, redact
+from llmproxy.runtimes.interface import Facts
+
+__all__ = ["Identity"]
+
+_SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+"""Words in the names of environment variables whose values are shown to nobody."""
+
+
+@define
+class Identity:
+    """What is known of one backend beside what the operator said.
+
+    :ivar models: names that it serves; those of the settings when they name any.
+    """
+
+    models: tuple[str, ...] = ()
+    _flags: VllmFlags | None = None
+    _secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    def learn(self, spec: BackendSpec, facts: Facts) -> None:
+        """Take what was read from the backend itself."""
+        self._secrets = tuple(
+            value
+            for name, value in facts.environment.items()
+            if any(word in name.upper() for word in _SECRET_WORDS)
+        )
+        if spec.engine != "vllm":
+            return
+        self._flags = read_flags(facts.args, facts.environment)
+        if self._flags.api_key:
+            self._secrets += (self._flags.api_key,)
+        if spec.models is None:
+            self.models = self._flags.served_model_names
+
+    def authorization(self, fallback: str | None) -> bytes | None:
+        """``Authorization`` with the backend's own key.
+
+        :param fallback: the key to use when its own is not known.
+        """
+        key = (self._flags.api_key if self._flags else None) or fallback
+        return None if key is None else b"Bearer " + key.encode("utf-8")
+
+    def redacted(self, text: str, secrets: Sequence[str]) -> str:
+        """``text`` without its secrets and those of the proxy."""
+        return redact(text, (*secrets, *self._secrets))
