@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from attrs import evolve, field, frozen
+from attrs import evolve
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -22,7 +21,9 @@ from llmproxy.fleet.failures import describe_exit, exit_failure, overdue_failure
 from llmproxy.fleet.gate import Gate, Waiter
 from llmproxy.fleet.identity import Identity
 from llmproxy.fleet.lifecycle import Lifecycle, StartFailure, State, Timer, cool_down
-from llmproxy.fleet.probe import Connect, Prober, probe_once
+from llmproxy.fleet.probe import Prober, probe_once
+from llmproxy.fleet.surroundings import LastStart, Surroundings, Transition
+from llmproxy.fleet.timers import Timers
 from llmproxy.relay.pool import ConnectionPool
 from llmproxy.runtimes.interface import (
     Address,
@@ -34,52 +35,13 @@ from llmproxy.runtimes.interface import (
     StartRefused,
 )
 
-__all__ = ["Backend", "LastStart", "Surroundings", "Transition"]
+__all__ = ["Backend"]
 
 LOG_LIMIT = 2.0
 """Seconds that a refusal waits for the log it quotes; Docker's API can stall for many more."""
 
 DIAGNOSIS_LINES = 80
 """Lines of log that are searched for the cause of a failed start."""
-
-
-@frozen
-class Transition:
-    """One step of a lifecycle, for the log and for whoever follows the events."""
-
-    at: float
-    backend: str
-    old: State
-    new: State
-    reason: str
-
-
-@frozen
-class LastStart:
-    """The last start that succeeded: when it was ready (POSIX seconds), how long it took, and its parts."""
-
-    at: float
-    seconds: float
-    phases: dict[str, float]
-
-
-@frozen
-class Surroundings:
-    """What every backend shares.
-
-    :ivar connect: makes the endpoint for an address.
-    :ivar record: told of each transition.
-    :ivar drain: seconds that requests in flight get when the backend has to go.
-    :ivar backend_key: sent to backends whose own key is not known.
-    :ivar secrets: never to be shown, wherever they turn up.
-    """
-
-    clock: IReactorTime
-    connect: Connect
-    record: Callable[[Transition], None]
-    drain: float
-    backend_key: str | None = field(default=None, repr=False)
-    secrets: tuple[str, ...] = field(default=(), repr=False)
 
 
 class Backend:
@@ -110,7 +72,7 @@ class Backend:
         self.last_failure_at = 0.0
         self._around = surroundings
         self._predecessor = predecessor
-        self._timers: dict[Timer, IDelayedCall] = {}
+        self._timers = Timers(surroundings.clock, self._fired)
         self._prober: Prober | None = None
         self._healthy_at: Address | None = None
         self._instance: Instance | None = None
@@ -197,10 +159,9 @@ class Backend:
         return None
 
     def _refusal_for(self, failure: StartFailure) -> Refusal:
-        timer = self._timers.get("cool_down")
-        left = cool_down(max(1, self.lifecycle.failures))
-        if timer is not None:
-            left = max(0.0, timer.getTime() - self._around.clock.seconds())
+        left = self.retry_in
+        if left is None:
+            left = cool_down(max(1, self.lifecycle.failures))
         refusal = refusal_for(failure, start_timeout=self.spec.start_timeout, retry_after=left)
         return refusal.about(self.name, self.state)
 
@@ -288,8 +249,7 @@ class Backend:
     def close(self) -> None:
         """Let go of timers and connections; the backend itself is left as it is."""
         self._closing = True
-        for timer in list(self._timers):
-            self.disarm(timer)
+        self._timers.close()
         if self._prober is not None:
             self._prober.stop()
         self.gate.close()
@@ -492,27 +452,25 @@ class Backend:
 
     def arm(self, timer: Timer) -> None:
         """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
-        self.disarm(timer)
+        seconds: float | None
         if timer == "idle":
             seconds = self._idle_left()
-            if seconds is None:
-                return
         elif timer == "start":
             seconds = self.spec.start_timeout
         elif timer == "drain":
             seconds = self._around.drain
         else:
             seconds = cool_down(self.lifecycle.failures)
-        self._timers[timer] = self._around.clock.callLater(seconds, self._fired, timer)
+        if seconds is None:
+            self._timers.disarm(timer)
+        else:
+            self._timers.arm(timer, seconds)
 
     def disarm(self, timer: Timer) -> None:
         """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
-        call = self._timers.pop(timer, None)
-        if call is not None:
-            call.cancel()
+        self._timers.disarm(timer)
 
     def _fired(self, timer: Timer) -> None:
-        del self._timers[timer]
         if timer == "idle":
             self.lifecycle.idle_due(
                 busy=self.gate.busy,
@@ -549,8 +507,7 @@ class Backend:
     @property
     def retry_in(self) -> float | None:
         """Seconds until it may be started again after a failed start; None when it may now."""
-        timer = self._timers.get("cool_down")
-        return None if timer is None else max(0.0, timer.getTime() - self._around.clock.seconds())
+        return self._timers.left("cool_down")
 
     def moved(self, old: State, new: State, cause: str) -> None:
         """See :class:`~llmproxy.fleet.lifecycle.Effects`."""

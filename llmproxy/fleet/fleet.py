@@ -11,8 +11,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from llmproxy.config.model import BackendSpec, Config
-from llmproxy.fleet.backend import Backend, Surroundings, Transition
+from llmproxy.fleet.backend import Backend
 from llmproxy.fleet.probe import Connect
+from llmproxy.fleet.surroundings import Surroundings, Transition
 from llmproxy.runtimes.interface import IRuntime
 
 __all__ = ["EVENTS_KEPT", "Fleet"]

@@ -11,8 +11,9 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from llmproxy.errors import Refusal, invalid_request, runtime_unavailable
-from llmproxy.fleet.backend import Backend, Transition
+from llmproxy.fleet.backend import Backend
 from llmproxy.fleet.fleet import Fleet
+from llmproxy.fleet.surroundings import Transition
 from llmproxy.runtimes.interface import RuntimeUnavailable
 from llmproxy.web.site import ProxyRequest
 

@@ -11,9 +11,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llmproxy.config.model import BackendSpec
 from llmproxy.errors import Refusal
-from llmproxy.fleet.backend import Backend, Surroundings, Transition
+from llmproxy.fleet.backend import Backend
 from llmproxy.fleet.gate import Lease
 from llmproxy.fleet.probe import INTERVAL
+from llmproxy.fleet.surroundings import Surroundings, Transition
 from llmproxy.runtimes.interface import Exit, Facts
 from tests.fakes import FakeController, FakeRuntime
 from tests.inmemory import Servers
