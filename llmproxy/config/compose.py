@@ -39,7 +39,8 @@ def _untagged(loader: _Loader, suffix: str, node: yaml.Node) -> Any:
         return loader.construct_mapping(node, deep=True)
     if isinstance(node, yaml.SequenceNode):
         return loader.construct_sequence(node, deep=True)
-    return loader.construct_scalar(node) if isinstance(node, yaml.ScalarNode) else None
+    null = node.style is None and node.value in ("", "~", "null")
+    return loader.construct_scalar(node) if isinstance(node, yaml.ScalarNode) and not null else None
 
 
 _Loader.add_multi_constructor("!", _untagged)

@@ -74,10 +74,22 @@ def with_environment_keys(keys: list[Key], environ: Mapping[str, str]) -> list[K
     """``keys`` and those of ``VLLM_API_KEY`` and ``LLMPROXY_ADMIN_KEY``; what the file says of one wins.
 
     ``VLLM_API_KEY`` is the clients' key and, unless ``LLMPROXY_ADMIN_KEY`` is set, the administrator's too.
+
+    :raises llmproxy.errors.ConfigError: the file has another key of that name.
     """
     client, admin = environ.get("VLLM_API_KEY", "").strip(), environ.get("LLMPROXY_ADMIN_KEY", "").strip()
     known = {key.secret for key in keys}
     found = list(keys)
+    taken = {key.name for key in keys}
+    for name, secret, variable in (
+        ("default", client, "VLLM_API_KEY"),
+        ("admin", admin, "LLMPROXY_ADMIN_KEY"),
+    ):
+        if secret and secret not in known and name in taken:
+            raise ConfigError(
+                f"environment {variable}: its key is named {name!r}, as another key of the file is;"
+                " give that one another name"
+            )
     if client and client not in known:
         found.append(Key("default", client, admin=not admin or admin == client))
     if admin and admin != client and admin not in known:

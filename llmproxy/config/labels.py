@@ -39,6 +39,8 @@ def read_labels(layer: Layer, container: str, labels: Mapping[str, str], kind: s
         if not label.startswith(PREFIX) or label.startswith(_OURS):
             continue
         name = label.removeprefix(PREFIX)
+        if name == "container":
+            raise ConfigError(f"{place}: {label} is not a label; the container is the one that it stands on")
         if name == "route":
             route = route_name(f"{place} label {label}", value)
         else:

@@ -54,11 +54,14 @@ class Loader:
         return read_sources(sources)
 
     def _sources(self) -> Sources:
-        name = self.file or self.environ.get("LLMPROXY_CONFIG") or None
+        environ = self.environ
+        if not environ.get("HOME"):  # systemd gives system services none
+            environ = {**environ, "HOME": os.path.expanduser("~")}
+        name = self.file or environ.get("LLMPROXY_CONFIG") or None
         if name is None:
             name = next((place for place in PLACES if Path(place).is_file()), None)
         text = None if name is None else _read(name)
-        return Sources(self.environ, text, name or PLACES[0], options=self.options)
+        return Sources(environ, text, name or PLACES[0], options=self.options)
 
     def _bare(self) -> Config:
         return self._without_routes(self._sources())

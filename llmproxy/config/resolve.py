@@ -5,7 +5,7 @@ Later sources win field by field, and for each setting it is kept where its valu
 
 from __future__ import annotations
 
-import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +18,9 @@ from llmproxy.config.environment import prewarm_routes, read_environment, with_e
 from llmproxy.config.file import read_file
 from llmproxy.config.labels import PREFIX, LabelledContainer, read_labels
 from llmproxy.config.layers import Layer, Setting
+from llmproxy.config.listen import loopback
 from llmproxy.config.model import BackendSpec, Config, DockerSettings, Key, Limits, Scheduler
+from llmproxy.engines.vllm import redact
 from llmproxy.errors import ConfigError
 
 __all__ = ["CommandLine", "Sources", "describe", "read_sources"]
@@ -62,10 +64,13 @@ def read_sources(sources: Sources) -> Config:
     environ, options = sources.environ, sources.options
     environment = read_environment(environ)
     file = Layer() if sources.file is None else read_file(sources.file, sources.file_name, environ)
+    prewarm = prewarm_routes(environ)
     if options.demo:
         # The demo shows the proxy, and so takes over no model that happens to be configured.
         file.backends, environment.backends = {}, {}
-        layers = [demo_layer(options.python), file, environment]
+        demo = demo_layer(options.python)
+        layers = [file, demo, environment]
+        prewarm = [route for route in prewarm if route in demo.backends]
     else:
         layers = [file, _labels(sources), environment]
     command_line = Layer()
@@ -73,7 +78,14 @@ def read_sources(sources: Sources) -> Config:
         command_line.top["listen"] = Setting(options.listen, "command line --listen")
     layers.append(command_line)
     keys = with_environment_keys(file.keys, environ)
-    return _put_together(layers, keys, environ)
+    config = _put_together(layers, keys, environ, prewarm)
+    key_sources = {f"keys.{key.name}": _key_source(key, file) for key in keys}
+    return evolve(config, sources={**key_sources, **config.sources})
+
+
+def _key_source(key: Key, file: Layer) -> str:
+    variable = "LLMPROXY_ADMIN_KEY" if key.name == "admin" else "VLLM_API_KEY"
+    return file.key_sources.get(key.name, f"environment {variable}")
 
 
 def _labels(sources: Sources) -> Layer:
@@ -95,32 +107,28 @@ def _labels(sources: Sources) -> Layer:
     return layer
 
 
-def _put_together(layers: Sequence[Layer], keys: Sequence[Key], environ: Mapping[str, str]) -> Config:
+def _put_together(
+    layers: Sequence[Layer], keys: Sequence[Key], environ: Mapping[str, str], prewarm: Sequence[str]
+) -> Config:
     top: dict[str, Setting] = {}
     for layer in layers:
         top.update(layer.top)
     sources = {name: setting.source for name, setting in top.items()}
     backends = {}
-    prewarm = prewarm_routes(environ)
     routes = {route: None for layer in layers for route in layer.backends}
     for route in prewarm:
         if route not in routes:
             known = ", ".join(routes) or "none"
             raise ConfigError(f"environment PREWARM_ROUTES: there is no route {route!r}; routes: {known}")
     for route in routes:
-        settings: dict[str, Setting] = {}
-        for layer in layers:
-            settings.update(layer.defaults)
-            settings.update(layer.backends.get(route, {}))
-        if route in prewarm:
-            settings["prewarm"] = Setting(True, "environment PREWARM_ROUTES")
+        settings = _settings(route, layers, prewarm)
         backends[route] = _backend(route, settings)
         sources.update({f"backends.{route}.{name}": setting.source for name, setting in settings.items()})
     _check_together(backends, sources)
     listen = tuple(_value(top, "listen", Config().listen))
     notes = _notes(keys)
     if not keys:
-        listen, note = _loopback(listen)
+        listen, note = loopback(listen)
         notes = (note, *notes)
     return Config(
         listen=listen,
@@ -140,6 +148,26 @@ def _put_together(layers: Sequence[Layer], keys: Sequence[Key], environ: Mapping
     )
 
 
+def _settings(route: str, layers: Sequence[Layer], prewarm: Sequence[str]) -> dict[str, Setting]:
+    """The settings of one route, without those defaults that its runtime does not know."""
+    settings: dict[str, Setting] = {}
+    if route in prewarm:
+        # Below the environment's own layer, where MAP__<route>__prewarm says it of this very route.
+        prewarmed = Layer(defaults={"prewarm": Setting(True, "environment PREWARM_ROUTES")})
+        layers = (*layers[:-2], prewarmed, *layers[-2:])
+    meant: set[str] = set()
+    for layer in layers:
+        own = layer.backends.get(route, {})
+        settings.update({**layer.defaults, **own})
+        meant.update(own)
+    runtime = settings["runtime"].value if "runtime" in settings else "docker"
+    return {
+        name: setting
+        for name, setting in settings.items()
+        if name in meant or runtime in _WHERE.get(name, (runtime,))
+    }
+
+
 def _value(top: Mapping[str, Setting], name: str, default: Any = None) -> Any:
     return top[name].value if name in top else default
 
@@ -156,18 +184,28 @@ def _state_dir(environ: Mapping[str, str]) -> str:
     systemd = environ.get("STATE_DIRECTORY", "").split(":")[0]
     if systemd:
         return systemd
-    base = environ.get("XDG_STATE_HOME") or f"{environ.get('HOME') or '/tmp'}/.local/state"
+    # Without HOME the ~ is left to the loader: who we are is not for a pure function to ask.
+    base = environ.get("XDG_STATE_HOME") or f"{environ.get('HOME') or '~'}/.local/state"
     return f"{base}/llmproxy"
 
 
 # -- backends ---------------------------------------------------------------------------------------
 
-_WHERE = {
-    "docker": ("container", "image", "args", "volumes"),
-    "process": ("command", "cwd"),
+_WHERE: Mapping[str, tuple[str, ...]] = {
+    "container": ("docker",),
+    "image": ("docker",),
+    "args": ("docker",),
+    "volumes": ("docker",),
+    "command": ("process",),
+    "cwd": ("process",),
     "url": ("url",),
+    "service": ("swarm",),
+    "environment": ("docker", "process"),
+    "port": ("docker", "process"),
+    "gpu_memory": ("docker", "process"),
+    "gpus": ("docker", "process"),
 }
-"""Fields that only one runtime understands."""
+"""The runtimes that understand a field, where not all of them do."""
 
 
 def _backend(route: str, settings: Mapping[str, Setting]) -> BackendSpec:
@@ -177,12 +215,14 @@ def _backend(route: str, settings: Mapping[str, Setting]) -> BackendSpec:
         return ConfigError(f"backend {route}: {message}{source}")
 
     spec = BackendSpec(route=route, **{name: setting.value for name, setting in settings.items()})
-    if spec.runtime == "swarm" or spec.service is not None:
+    if spec.runtime == "swarm":
         raise fault("runtime swarm is not supported yet; use docker, process or url", "runtime")
-    for runtime, names in _WHERE.items():
-        for name in names:
-            if runtime != spec.runtime and name in settings:
-                raise fault(f"{name} is for runtime {runtime}, and its runtime is {spec.runtime}", name)
+    for name, runtimes in _WHERE.items():
+        if name in settings and spec.runtime not in runtimes:
+            known = " or ".join(runtimes)
+            raise fault(f"{name} is for runtime {known}, and its runtime is {spec.runtime}", name)
+    if spec.engine == "generic" and spec.sleep in ("1", "2"):
+        raise fault("an engine that is generic cannot sleep; leave sleep away", "sleep")
     if spec.runtime == "docker":
         if spec.container is None and spec.image is None:
             raise fault("a docker backend needs container or image")
@@ -234,19 +274,6 @@ def _check_together(backends: Mapping[str, BackendSpec], sources: Mapping[str, s
 # -- safety and remarks -----------------------------------------------------------------------------
 
 
-def _loopback(listen: Sequence[str]) -> tuple[tuple[str, ...], str]:
-    """Every TCP endpoint on 127.0.0.1 alone: without a key, whoever reaches it may do everything."""
-    bound = []
-    for description in listen:
-        kind = description.partition(":")[0]
-        if kind in ("tcp", "ssl", "tcp6"):
-            plain = re.sub(r":interface=(?:\\.|[^:\\])*", "", description)
-            description = plain + (":interface=\\:\\:1" if kind == "tcp6" else ":interface=127.0.0.1")
-        bound.append(description)
-    note = "no key is configured (VLLM_API_KEY): listening on loopback only"
-    return tuple(bound), note
-
-
 def _notes(keys: Sequence[Key]) -> tuple[str, ...]:
     notes = []
     unused = ("requests_per_minute", "tokens_per_minute", "streams", "may_evict", "priority")
@@ -259,6 +286,8 @@ def _notes(keys: Sequence[Key]) -> tuple[str, ...]:
             notes.append(
                 f"key {key.name}: its secret is one that everybody tries; mint one: openssl rand -hex 32"
             )
+    if keys and not any(key.admin for key in keys):
+        notes.append("no key is an admin key: /api and /ui are closed to everybody")
     return tuple(notes)
 
 
@@ -297,9 +326,10 @@ def describe(config: Config) -> list[tuple[str, str, str]]:
             (f"gpus.{index}", f"memory {_shown(gpu.memory)}, reserve {gpu.reserve}", _source(config, "gpus"))
         )
     for key in config.keys:
-        rights = ["admin"] if key.admin else []
+        rights = ["admin" if key.admin else "client"]
         rights += [f"routes {', '.join(key.routes)}"] if key.routes is not None else []
-        rows.append((f"keys.{key.name}", "; ".join(rights) or "client", "secret not shown"))
+        name = f"keys.{key.name}"
+        rows.append((name, "; ".join((*rights, "secret ***")), _source(config, name)))
     for route, spec in config.backends.items():
         for attribute in fields(BackendSpec):
             if attribute.name != "route":
@@ -316,6 +346,10 @@ def _field_shown(spec: BackendSpec, name: str) -> str:
     value = getattr(spec, name)
     if name == "environment":
         return ", ".join(f"{key}=***" for key in value) or "none"
+    if name in ("args", "command"):
+        # What the environment holds may stand in the command line too; short values are no secrets.
+        secrets = [text for text in spec.environment.values() if len(text) >= 8]
+        return redact(shlex.join(value), secrets) or "none"
     return _shown(value)
 
 
