@@ -83,10 +83,12 @@ class ProxyService(Service):
         started.addErrback(lambda failure: self._log.failure("looking at what runs", failure))
         started.addCallback(lambda _: self._site.fleet_started())
 
-    def reload(self) -> Deferred[None]:
-        """Read the configuration again and touch only what changed; a bad one changes nothing."""
-        self._log.info("reading the configuration again")
-        return self._reload().addCallbacks(self.apply, self._not_reloaded)
+    def reload(self, why: str) -> Deferred[None]:
+        """Read the configuration again and touch only what changed; a bad one changes nothing.
+
+        :param why: for the log.
+        """
+        return self._reload().addCallbacks(self._apply, self._not_reloaded, callbackArgs=(why,))
 
     def _not_reloaded(self, failure: Failure) -> None:
         if isinstance(failure.value, ConfigError):
@@ -94,17 +96,13 @@ class ProxyService(Service):
         else:
             self._log.failure("reading the configuration again", failure)
 
-    def apply(self, config: Config) -> None:
-        """Make everything as ``config`` has it."""
+    def _apply(self, config: Config, why: str) -> None:
         if not self.running or self._fleet.closing:
             return
         self._site.authenticator = Authenticator(config.keys)
         self._site.limits = config.limits
-        changes = self._fleet.apply(config)
-        for change in changes:
-            self._log.info("configuration: {change}", change=change)
-        if not changes:
-            self._log.info("configuration: nothing about backends changed")
+        changes = "; ".join(self._fleet.apply(config)) or "nothing about backends changed"
+        self._log.info("configuration read again ({why}): {changes}", why=why, changes=changes)
 
     def stopService(self) -> Deferred[None]:
         """End in order; fires when everything has."""

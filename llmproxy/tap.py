@@ -165,7 +165,7 @@ class _Assembly:
         return endpoint_for(self._reactor, address.host, address.port, tls=address.tls)
 
     def _catalogue_changed(self) -> None:
-        self._service.reload()
+        self._service.reload("labels of containers")
 
     def _load_again(self) -> Deferred[Config]:
         if self._docker is None:
@@ -188,4 +188,4 @@ class _Assembly:
 
     def _listen_to_signals(self) -> None:
         # Python runs handlers between two steps of the main thread, the reactor's own.
-        signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._service.reload))
+        signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._service.reload, "HUP"))

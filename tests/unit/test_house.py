@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2] / "llmproxy"
 # From the ground up; a module imports from its own floor and from those below it.
 FLOORS = (
     ("errors", "__init__"),
-    ("config",),
     ("engines", "http"),
+    ("config",),
     ("runtimes.interface",),
     ("runtimes", "relay"),
     ("fleet",),
