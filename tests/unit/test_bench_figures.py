@@ -29,7 +29,7 @@ def test_ratios_need_nginx() -> None:
 
 
 def test_goals() -> None:
-    """A goal is a number, or so many times nginx's figure; without that figure it is neither met nor missed."""
+    """A goal is a number, or so many times nginx's figure; without that figure it is open."""
     figures = {"nginx": {"a": 2.0}, "llmproxy": {"a": 6.0, "b": 6.0}}
     assert met(Goal("a", times_nginx=3.0), figures) == (6.0, True)
     assert met(Goal("a", times_nginx=2.0), figures) == (4.0, False)
