@@ -18,7 +18,7 @@ from llmproxy.config.model import DockerSettings
 from llmproxy.runtimes.docker_client import CALL_TIMEOUT, docker_host, make_client, unavailable
 from llmproxy.runtimes.docker_state import Event, read_event
 
-__all__ = ["BACK_OFF_FIRST", "BACK_OFF_MOST", "EventStream", "end_stream"]
+__all__ = ["BACK_OFF_FIRST", "BACK_OFF_MOST", "EventStream", "drop_stream", "end_stream"]
 
 BACK_OFF_FIRST = 0.2
 """Seconds to the first try after a lost connection: `systemctl restart docker` takes about a second."""
@@ -33,6 +33,15 @@ def end_stream(stream: CancellableStream[Any]) -> None:
     except (OSError, AttributeError, DockerException):
         # Closed already, or just closing: the SDK reaches through three private attributes to the socket.
         return
+
+
+def drop_stream(stream: CancellableStream[Any]) -> None:
+    """Close it in the thread that reads it.  The SDK has the socket and the response hold on to each other,
+    so that they would wait for the garbage collector."""
+    end_stream(stream)
+    response = getattr(stream, "_response", None)
+    if isinstance(response, requests.Response):
+        response.close()
 
 
 @define(eq=False)
@@ -98,10 +107,10 @@ class EventStream:
             stream = client.events(decode=True, filters={"type": ["container"]})
             with self._lock:
                 self._stream = stream
+            try:
                 if self._closing.is_set():
                     return False
-            self._tell(self.connected)
-            try:
+                self._tell(self.connected)
                 for raw in stream:
                     event = read_event(raw)
                     if event is not None:
@@ -109,7 +118,7 @@ class EventStream:
             finally:
                 with self._lock:
                     self._stream = None
-                    end_stream(stream)
+                drop_stream(stream)
         finally:
             client.close()
         return True

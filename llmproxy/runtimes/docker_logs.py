@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 
 from llmproxy.config.model import DockerSettings
 from llmproxy.runtimes.docker_client import docker_host, make_client, unavailable
-from llmproxy.runtimes.docker_events import end_stream
+from llmproxy.runtimes.docker_events import drop_stream, end_stream
 from llmproxy.runtimes.lines import Lines
 
 __all__ = ["Follower", "read_tail"]
@@ -100,9 +100,9 @@ class Follower:
             lines.feed(b"", last=True)
         finally:
             with self._lock:
-                if self._stream is not None:
-                    end_stream(self._stream)
-                    self._stream = None
+                stream_to_drop, self._stream = self._stream, None
+            if stream_to_drop is not None:
+                drop_stream(stream_to_drop)
             client.close()
 
     def _pass_on(self, text: str) -> None:

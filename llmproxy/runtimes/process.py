@@ -265,11 +265,9 @@ class ProcessRuntime:
 
     def _add(self, route: str, record: Record) -> _Run:
         address = Address("127.0.0.1", record.port, "process")
-        run = _Run(
-            Group(self._reactor, record.pid, record.start_time, lambda _: self._over(route, run)),
-            Instance(record.run, (address,), record.started_at or None),
-            record.port,
-        )
+        group = Group(self._reactor, record.pid, record.start_time, lambda _: self._over(route, run))
+        instance = Instance(record.run, (address,), record.started_at or None)
+        run: _Run = _Run(group, instance, record.port)
         self._runs[route] = run
         self._log(route).begin()
         return run
@@ -309,6 +307,7 @@ class ProcessRuntime:
         started_at = time.time()
         draft = self._records.draft(spec, port, started_at)
         shim = [sys.executable, "-I", "-S", "-c", SHIM, self._records.path(spec.route), draft, executable]
+        run: _Run
         log = self._log(spec.route).open_new()
         nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -331,7 +330,11 @@ class ProcessRuntime:
         pid = int(process.pid or 0)
         info = read_process(pid)
         start_time = info.start_time if info is not None else 0
-        run = self._add(spec.route, Record(pid, start_time, boot_id(), port, command_hash(spec), started_at))
+        record = Record(pid, start_time, boot_id(), port, command_hash(spec), started_at)
+        if info is not None:
+            # The child writes the same; now nobody has to wait for it.
+            self._records.write(spec.route, record)
+        run = self._add(spec.route, record)
         return run
 
     def _free_port(self) -> int:

@@ -102,6 +102,14 @@ class Records:
         except (OSError, ValueError, TypeError):
             return None
 
+    def write(self, route: str, record: Record) -> None:
+        """Put down a record."""
+        path = self.path(route)
+        # Not the name that the child writes to at the same time.
+        with open(path + ".here", "w", encoding="utf-8") as file:
+            json.dump(asdict(record), file)
+        os.replace(path + ".here", path)
+
     def forget(self, route: str, run: str) -> None:
         """Remove the record of that run, unless another run has written its own meanwhile."""
         record = self.read(route)

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 from pytest_twisted import blockon
 from twisted.internet import reactor as global_reactor
 from twisted.internet.defer import Deferred
 
+from llmproxy.config.compose import ComposeService
 from llmproxy.config.model import BackendSpec, DockerSettings
 from llmproxy.runtimes.docker import DockerRuntime
 from llmproxy.runtimes.docker_catalogue import read_labelled_containers
@@ -280,14 +281,6 @@ async def test_facts_of_a_missing_one(rig: DockerRig) -> None:
     assert "PATH" in facts.environment
 
 
-@frozen
-class _Service:
-    name: str
-    container_name: str
-    args: tuple[str, ...] = ()
-    environment: dict[str, str] = field(factory=dict)
-
-
 @on_reactor
 async def test_compose(rig: DockerRig, tmp_path: Path) -> None:
     """A missing container whose service stands in the compose file is created by Compose, profiles or not."""
@@ -300,7 +293,7 @@ async def test_compose(rig: DockerRig, tmp_path: Path) -> None:
         "    labels: {llmproxy.test: '1'}\n"
     )
     runtime = DockerRuntime(
-        rig.reactor, DockerSettings(compose_file=str(file)), compose=lambda: [_Service("model", name)]
+        rig.reactor, DockerSettings(compose_file=str(file)), compose=lambda: [ComposeService("model", name)]
     )
     runtime.start()
     try:
@@ -319,7 +312,7 @@ async def test_compose_refuses(rig: DockerRig, tmp_path: Path) -> None:
     file = tmp_path / "docker-compose.yml"
     file.write_text("services:\n  model: {image: 17, nonsense: 3}\n")
     runtime = DockerRuntime(
-        rig.reactor, DockerSettings(compose_file=str(file)), compose=lambda: [_Service("model", name)]
+        rig.reactor, DockerSettings(compose_file=str(file)), compose=lambda: [ComposeService("model", name)]
     )
     runtime.start()
     try:

@@ -1,0 +1,327 @@
+"""The process runtime with real children."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from attrs import define, evolve, field
+from pytest_twisted import blockon
+from twisted.internet import reactor as global_reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
+
+from llmproxy.config.model import BackendSpec
+from llmproxy.runtimes import process_logs
+from llmproxy.runtimes.interface import Exit
+from llmproxy.runtimes.process import ProcessRuntime
+from llmproxy.runtimes.process_group import read_process
+from tests.contract_runtimes import Reactor, Rig, RuntimeContract, eventually, gone, on_reactor, pause, runs
+from tests.fakes import RecordingWatcher
+
+ROOT = str(Path(__file__).resolve().parent.parent.parent)
+REACTOR: Reactor = global_reactor
+WELL_BEHAVED = "trap 'exit 143' TERM; echo hello; while :; do sleep 60 & wait $!; done"
+STUBBORN = "trap '' TERM; echo hello; while :; do sleep 60; done"
+# A leader that ends at TERM, and a grandchild in a group of its own that does not, as vLLM's engine may.
+WITH_GRANDCHILD = """
+import os, signal, sys, time
+if os.fork() == 0:
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+while True:
+    time.sleep(600)
+"""
+
+
+def shell(route: str, script: str) -> BackendSpec:
+    """A backend that is a shell script."""
+    return BackendSpec(route, runtime="process", engine="generic", command=("sh", "-c", script))
+
+
+def python(route: str, script: str) -> BackendSpec:
+    """A backend that is a Python script."""
+    return BackendSpec(route, runtime="process", engine="generic", command=(sys.executable, "-c", script))
+
+
+@define
+class ProcessRig:
+    """A runtime with a state directory of its own."""
+
+    reactor: Reactor
+    state: Path
+    can_stop: bool = True
+    runtime: ProcessRuntime = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.runtime = self.make_runtime()
+        self.runtime.start()
+
+    def make_runtime(self) -> ProcessRuntime:
+        return ProcessRuntime(self.reactor, str(self.state), backend_key="k")
+
+    def spec(self, route: str) -> BackendSpec:
+        return shell(route, WELL_BEHAVED)
+
+    def stubborn(self, route: str) -> BackendSpec:
+        return shell(route, STUBBORN)
+
+    def brief(self, route: str) -> BackendSpec:
+        return shell(route, "exit 3")
+
+    def broken(self, route: str) -> BackendSpec:
+        return BackendSpec(route, runtime="process", command=("llmproxy-no-such-command",))
+
+    def record(self, route: str) -> dict[str, int] | None:
+        path = self.state / "processes" / f"{route}.json"
+        return dict(json.loads(path.read_text())) if path.exists() else None
+
+    async def pid(self, route: str) -> int:
+        """Its process, once it has written its record."""
+        await eventually(self.reactor, lambda: self.record(route))
+        record = self.record(route)
+        assert record is not None
+        return record["pid"]
+
+    async def kill(self, spec: BackendSpec) -> None:
+        os.kill(await self.pid(spec.route), signal.SIGKILL)
+
+    async def close(self) -> None:
+        for path in (self.state / "processes").glob("*.json"):
+            with suppress(ProcessLookupError):
+                os.killpg(json.loads(path.read_text())["pid"], signal.SIGKILL)
+        await pause(self.reactor, 0.1)
+        await self.runtime.close()
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    """A runtime for one test; its children are killed afterwards."""
+    made = ProcessRig(REACTOR, tmp_path)
+    yield made
+    blockon(Deferred.fromCoroutine(made.close()))
+
+
+class TestProcessRuntime(RuntimeContract):
+    """The contract."""
+
+
+@on_reactor
+async def test_port(rig: ProcessRig) -> None:
+    """The free port stands in the command and the environment, and in the address."""
+    spec = evolve(
+        shell("a", "echo port=${port} PORT=$PORT X=$X; sleep 60"), environment={"X": "http://x:${port}"}
+    )
+    instance = await rig.runtime.ensure_started(spec)
+    port = instance.addresses[0].port
+    await eventually(rig.reactor, lambda: result(rig.runtime.logs(spec, 1)))
+    assert await rig.runtime.logs(spec, 1) == f"port={port} PORT={port} X=http://x:{port}"
+    assert (instance.addresses[0].host, instance.addresses[0].via) == ("127.0.0.1", "process")
+    assert str(port) in (await rig.runtime.facts(spec)).args[2]
+    await rig.runtime.stop(spec, 0)
+
+
+def result(deferred: Deferred[str]) -> str:
+    """The result of one that has fired."""
+    found: list[str] = []
+    deferred.addCallback(found.append)
+    return found[0]
+
+
+@on_reactor
+async def test_environment(rig: ProcessRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child sees the backends' key, and none of the proxy's own settings and keys."""
+    for name in ("LLMPROXY_ADMIN_KEY", "MAP__A__PORT", "VLLM_API_KEY", "NOTIFY_SOCKET"):
+        monkeypatch.setenv(name, "secret")
+    spec = shell("a", "env | sort; exit 0")
+    watcher = RecordingWatcher()
+    await rig.runtime.watch(spec, watcher)
+    instance = await rig.runtime.ensure_started(spec)
+    await eventually(rig.reactor, lambda: instance.run in dict(gone(watcher)))
+    assert dict(gone(watcher))[instance.run] == Exit(0)
+    seen = (await rig.runtime.logs(spec, 500)).splitlines()
+    assert "VLLM_API_KEY=k" in seen
+    assert not [line for line in seen if "secret" in line]
+
+
+@on_reactor
+async def test_grandchild_at_stop(rig: ProcessRig) -> None:
+    """A stop is done when the grandchildren have ended, too, and they have until the end of the grace."""
+    spec = python("a", WITH_GRANDCHILD)
+    await rig.runtime.ensure_started(spec)
+    await eventually(rig.reactor, lambda: result(rig.runtime.logs(spec, 1)))
+    grandchild = int(await rig.runtime.logs(spec, 1))
+    begun = rig.reactor.seconds()
+    await rig.runtime.stop(spec, 1.0)
+    assert rig.reactor.seconds() - begun >= 0.9
+    info = read_process(grandchild)
+    assert info is None or not info.alive
+    assert rig.record("a") is None
+
+
+@on_reactor
+async def test_grandchild_of_a_dead_leader(rig: ProcessRig) -> None:
+    """When the leader dies by itself its grandchildren are killed before the end is told."""
+    spec, watcher = python("a", WITH_GRANDCHILD), RecordingWatcher()
+    await rig.runtime.watch(spec, watcher)
+    instance = await rig.runtime.ensure_started(spec)
+    await eventually(rig.reactor, lambda: result(rig.runtime.logs(spec, 1)))
+    grandchild = int(await rig.runtime.logs(spec, 1))
+    await rig.kill(spec)
+    await eventually(rig.reactor, lambda: instance.run in dict(gone(watcher)))
+    info = read_process(grandchild)
+    assert info is None or not info.alive
+
+
+@on_reactor
+async def test_second_term(rig: ProcessRig) -> None:
+    """A TERM that is swallowed is followed by another one after half of the grace."""
+    script = (
+        "import signal, sys, time\n"
+        "def again(*_):\n  signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+        "signal.signal(signal.SIGTERM, again)\nprint('hello', flush=True)\nwhile True: time.sleep(60)\n"
+    )
+    spec, watcher = python("a", script), RecordingWatcher()
+    await rig.runtime.watch(spec, watcher)
+    instance = await rig.runtime.ensure_started(spec)
+    await eventually(rig.reactor, lambda: result(rig.runtime.logs(spec, 1)) == "hello")
+    begun = rig.reactor.seconds()
+    await rig.runtime.stop(spec, 3.0)
+    assert 1.4 <= rig.reactor.seconds() - begun < 2.9
+    assert dict(gone(watcher))[instance.run] == Exit(7)
+
+
+@on_reactor
+async def test_log_is_bounded(rig: ProcessRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that has grown too large keeps its newer half, and its process writes on into the same file."""
+    monkeypatch.setattr(process_logs, "LARGEST", 20_000)
+    monkeypatch.setattr(process_logs, "TRIM_EVERY", 0.1)
+    spec = shell("a", "seq 10000; sleep 1; echo last; sleep 60")
+    await rig.runtime.ensure_started(spec)
+    lines: list[str] = []
+    following = rig.runtime.follow_logs(spec, 0, lines.append)
+    await eventually(rig.reactor, lambda: "last" in lines)
+    assert lines.count("last") == 1
+    assert len((await rig.runtime.logs(spec, 100_000)).encode()) < 20_000
+    tail = (await rig.runtime.logs(spec, 3)).splitlines()
+    assert tail == ["9999", "10000", "last"]
+    await rig.runtime.stop(spec, 0)
+    await following
+
+
+@define(eq=False)
+class _Proxy(ProcessProtocol):
+    ended: Deferred[None] = field(factory=Deferred)
+    said: bytes = b""
+
+    def outReceived(self, data: bytes) -> None:
+        self.said += data
+
+    def errReceived(self, data: bytes) -> None:
+        self.said += data
+
+    def processEnded(self, reason: Failure) -> None:
+        self.ended.callback(None)
+
+
+PROXY = """
+import sys
+from twisted.internet import reactor
+from llmproxy.config.model import BackendSpec
+from llmproxy.runtimes.process import ProcessRuntime
+runtime = ProcessRuntime(reactor, sys.argv[1], backend_key="k")
+runtime.start()
+spec = BackendSpec("a", runtime="process", engine="generic", command=("sh", "-c", sys.argv[2]))
+reactor.callWhenRunning(lambda: runtime.ensure_started(spec).addCallback(lambda i: print(i.run, flush=True)))
+reactor.run()
+"""
+
+
+async def orphan(rig: ProcessRig, script: str) -> str:
+    """Have another proxy start a child, kill that proxy, and return the child's run."""
+    protocol = _Proxy()
+    proxy = rig.reactor.spawnProcess(
+        protocol,
+        sys.executable,
+        [sys.executable, "-c", PROXY, str(rig.state), script],
+        {**os.environ, "PYTHONPATH": ROOT},
+    )
+    await eventually(rig.reactor, lambda: protocol.said.endswith(b"\n"))
+    proxy.signalProcess("KILL")
+    await protocol.ended
+    assert protocol.said.startswith(b"process:"), protocol.said.decode()
+    return protocol.said.decode().strip()
+
+
+@on_reactor
+@pytest.mark.parametrize("pidfd", [True, False])
+async def test_adopt_orphan(rig: ProcessRig, pidfd: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a kill -9 of the proxy its child goes on, is found again as the same run, and its end is seen."""
+    if not pidfd:
+        monkeypatch.delattr(os, "pidfd_open")
+    run = await orphan(rig, WELL_BEHAVED)
+    await rig.pid("a")
+    watcher, spec = RecordingWatcher(), shell("a", WELL_BEHAVED)
+    await rig.runtime.watch(spec, watcher)
+    assert runs(watcher) == [run]
+    assert (await rig.runtime.ensure_started(spec)).run == run
+    await eventually(rig.reactor, lambda: result(rig.runtime.logs(spec, 1)) == "hello")
+    await rig.kill(spec)
+    await eventually(rig.reactor, lambda: run in dict(gone(watcher)))
+    assert rig.record("a") is None
+
+
+@on_reactor
+async def test_orphan_of_another_command(rig: ProcessRig) -> None:
+    """A child that was started from another command is ended, and is not adopted."""
+    await orphan(rig, WELL_BEHAVED)
+    pid = await rig.pid("a")
+    watcher = RecordingWatcher()
+    await rig.runtime.watch(shell("a", "sleep 61"), watcher)
+    info = read_process(pid)
+    assert info is None or not info.alive
+    assert watcher.events == [("gone", None, Exit())]
+
+
+@on_reactor
+async def test_stray(rig: ProcessRig) -> None:
+    """A child whose route is gone from the configuration is ended; one that is wanted stays."""
+    await orphan(rig, WELL_BEHAVED)
+    pid = await rig.pid("a")
+    await rig.runtime.end_strays([shell("a", WELL_BEHAVED)])
+    info = read_process(pid)
+    assert info is not None
+    assert info.alive
+    await rig.runtime.end_strays([])
+    info = read_process(pid)
+    assert info is None or not info.alive
+    assert rig.record("a") is None
+
+
+@on_reactor
+async def test_reused_number(rig: ProcessRig) -> None:
+    """A record whose number belongs to another process is forgotten, and that process is left alone."""
+    path = rig.state / "processes" / "a.json"
+    await rig.runtime.ensure_started(rig.spec("b"))
+    await rig.pid("b")
+    record = rig.record("b")
+    assert record is not None
+    path.write_text(json.dumps({**record, "start_time": 17}))
+    watcher = RecordingWatcher()
+    await rig.runtime.watch(rig.spec("a"), watcher)
+    assert watcher.events == [("gone", None, Exit())]
+    assert not path.exists()
+    info = read_process(record["pid"])
+    assert info is not None
+    assert info.alive
+    await rig.runtime.stop(rig.spec("b"), 0)
