@@ -70,7 +70,7 @@ class Backend:
         self.last_start: LastStart | None = None
         self.last_failure: StartFailure | None = None
         self.last_failure_at = 0.0
-        self._around = surroundings
+        self.surroundings = surroundings
         self._predecessor = predecessor
         self._timers = Timers(surroundings.clock, self._fired)
         self._prober: Prober | None = None
@@ -108,7 +108,7 @@ class Backend:
     @property
     def authorization(self) -> bytes | None:
         """The ``Authorization`` that the backend gets instead of the client's."""
-        return self.identity.authorization(self._around.backend_key)
+        return self.identity.authorization(self.surroundings.backend_key)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -177,7 +177,9 @@ class Backend:
             return
         self._suspecting = True
         attempt = self.lifecycle.attempt
-        answer = probe_once(self._around.clock, self._around.connect, self.address, self.spec.health)
+        answer = probe_once(
+            self.surroundings.clock, self.surroundings.connect, self.address, self.spec.health
+        )
 
         def heard(verdict: str) -> None:
             self._suspecting = False
@@ -260,7 +262,7 @@ class Backend:
 
     def redacted(self, text: str) -> str:
         """``text`` without secrets."""
-        return self.identity.redacted(text, self._around.secrets)
+        return self.identity.redacted(text, self.surroundings.secrets)
 
     def _read_facts(self) -> Deferred[None]:
         def read(facts: Facts) -> None:
@@ -291,7 +293,7 @@ class Backend:
     def _adopt(self) -> None:
         if self._present is not None and self.state in ("absent", "failed"):
             self._instance = self._present
-            self._started_at = self._launched_at = self._around.clock.seconds()
+            self._started_at = self._launched_at = self.surroundings.clock.seconds()
             self.lifecycle.found()
 
     def gone(self, run: str | None, exit: Exit) -> None:
@@ -320,7 +322,7 @@ class Backend:
         self._read_facts()
 
     def _with_log(self, use: Callable[[str], None]) -> None:
-        log = self.logs(DIAGNOSIS_LINES).addTimeout(LOG_LIMIT, self._around.clock)
+        log = self.logs(DIAGNOSIS_LINES).addTimeout(LOG_LIMIT, self.surroundings.clock)
         # Without a log the rest still has to be told.
         log.addErrback(lambda _: "")
         log.addCallback(use)
@@ -336,7 +338,7 @@ class Backend:
         """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
         self._instance = None
         self._launching = True
-        self._started_at = self._around.clock.seconds()
+        self._started_at = self.surroundings.clock.seconds()
         before = self._predecessor
         if before is None:
             launched = self.runtime.ensure_started(self.spec)
@@ -352,7 +354,7 @@ class Backend:
         self._launch_over()
         if self.state != "starting" or attempt != self.lifecycle.attempt:
             return
-        self._launched_at = self._around.clock.seconds()
+        self._launched_at = self.surroundings.clock.seconds()
         run, exit = self._last_gone
         if run == instance.run:
             # It ended before the runtime's answer to the start was through.
@@ -388,19 +390,23 @@ class Backend:
             self.lifecycle.healthy(attempt)
 
         self._prober = Prober(
-            self._around.clock, self._around.connect, self._instance.addresses, self.spec.health, healthy
+            self.surroundings.clock,
+            self.surroundings.connect,
+            self._instance.addresses,
+            self.spec.health,
+            healthy,
         )
 
     def open_gate(self) -> None:
         """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
         assert self._healthy_at is not None
-        now = self._around.clock.seconds()
+        now = self.surroundings.clock.seconds()
         self.last_start = LastStart(
             now,
             now - self._started_at,
             {"create": self._launched_at - self._started_at, "health": now - self._launched_at},
         )
-        pool = ConnectionPool(self._around.clock, self._around.connect(self._healthy_at))
+        pool = ConnectionPool(self.surroundings.clock, self.surroundings.connect(self._healthy_at))
         self.gate.open(self._healthy_at, pool)
         if not self.models:
             self._read_facts()
@@ -420,7 +426,7 @@ class Backend:
         """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
         if failure.kind in ("failed", "timeout"):
             self._failure = self.last_failure = failure
-            self.last_failure_at = self._around.clock.seconds()
+            self.last_failure_at = self.surroundings.clock.seconds()
         refusal = self._refusal_for(failure)
         for waiter in self.admission.dismiss():
             waiter.refused(refusal)
@@ -458,7 +464,7 @@ class Backend:
         elif timer == "start":
             seconds = self.spec.start_timeout
         elif timer == "drain":
-            seconds = self._around.drain
+            seconds = self.surroundings.drain
         else:
             seconds = cool_down(self.lifecycle.failures)
         if seconds is None:
@@ -474,7 +480,7 @@ class Backend:
         if timer == "idle":
             self.lifecycle.idle_due(
                 busy=self.gate.busy,
-                idle_for=self._around.clock.seconds() - self.gate.used_at,
+                idle_for=self.surroundings.clock.seconds() - self.gate.used_at,
                 limit=self._idle_limit,
             )
         elif timer == "start":
@@ -502,7 +508,7 @@ class Backend:
         if self.gate.busy:
             # The clock starts when the last answer has ended, which is later than now.
             return limit
-        return max(0.0, self.gate.used_at + limit - self._around.clock.seconds())
+        return max(0.0, self.gate.used_at + limit - self.surroundings.clock.seconds())
 
     @property
     def retry_in(self) -> float | None:
@@ -511,13 +517,13 @@ class Backend:
 
     def moved(self, old: State, new: State, cause: str) -> None:
         """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
-        now = self.since = self._around.clock.seconds()
+        now = self.since = self.surroundings.clock.seconds()
         if new == "ready":
             self.gate.used_at = now
             self._abandoned = self.admission.abandoned
         if new == "starting" or (old == "failed" and new == "absent"):
             self._failure = None
-        self._around.record(Transition(now, self.name, old, new, cause))
+        self.surroundings.record(Transition(now, self.name, old, new, cause))
         ready, self._watched = (
             [entry for entry in self._watched if new in entry[0]],
             [entry for entry in self._watched if new not in entry[0]],

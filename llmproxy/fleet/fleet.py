@@ -195,6 +195,8 @@ class Fleet:
             done.append(f"removed {route}")
         for route, spec in config.backends.items():
             present = self.backends.get(route)
+            if present is not None:
+                present.surroundings = self._surroundings
             if present is None:
                 fresh.append(self._add(spec))
                 done.append(f"added {route}")

@@ -127,7 +127,7 @@ class Exchange:
 
     def _heartbeat(self) -> None:
         if not self._down.started:
-            self._down.event_stream(self._own_headers())
+            self._down.event_stream([*self._own_headers(), (b"X-Accel-Buffering", b"no")])
         fields = {
             "state": self.backend.state,
             "elapsed": round(self._clock.seconds() - self._request.arrived),

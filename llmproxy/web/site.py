@@ -120,7 +120,11 @@ class ProxyRequest(Request):
         if self._disconnected:
             return
         try:
-            if not self.uri.startswith(b"/") and self.uri != b"*":
+            if self.uri == b"*" and self.method == b"OPTIONS":
+                # About the server as a whole (RFC 9112 section 3.2.4).
+                self.answer(204, b"", [])
+                return
+            if not self.uri.startswith(b"/"):
                 raise invalid_request("The request target must be a path.")
             if self.method == b"CONNECT":
                 raise invalid_request("CONNECT is not served here.")
@@ -299,6 +303,9 @@ class ProxyChannel(HTTPChannel):
         lines = [b"HTTP/1.1 %d %s" % (refusal.status, reason), *(n + b": " + v for n, v in fields), b"\r\n"]
         transport: Any = self.transport
         transport.write(b"\r\n".join(lines) + body)
+        client = str(getattr(self.getPeer(), "host", "-"))
+        unread = Entry("-", client, "-", "-", status=refusal.status, outcome="refused", sent=len(body))
+        self.site.access_log.write(unread)
         # Nothing that still comes means anything.
         self._receive_by(lambda *_: None)
         self.setTimeout(None)
