@@ -25,6 +25,17 @@ __all__ = ["ProxyService"]
 DRAIN_LOOK = 0.05
 """Seconds between looks at what is still in flight while the proxy ends."""
 
+BACKLOG = 1024
+"""Connections that may wait to be accepted where the endpoint does not say.  Twisted's own 50 are too few for
+hundreds of clients at once: the kernel drops or resets the rest.  The kernel bounds it (``somaxconn``)."""
+
+
+def _with_backlog(description: str) -> str:
+    """An endpoint string with :data:`BACKLOG`, if its kind takes one and it has none."""
+    if description.partition(":")[0] in ("tcp", "tcp6", "ssl", "unix") and ":backlog=" not in description:
+        return f"{description}:backlog={BACKLOG}"
+    return description
+
 
 class ProxyService(Service):
     """Listens, serves, reloads, and ends in order.
@@ -64,7 +75,7 @@ class ProxyService(Service):
         DeferredList(listens).addCallback(lambda _: self._listening())
 
     def _listen(self, description: str) -> Deferred[None]:
-        listening = serverFromString(self._reactor, description).listen(self._site)
+        listening = serverFromString(self._reactor, _with_backlog(description)).listen(self._site)
 
         def refused(failure: Failure) -> None:
             self._failed(f"cannot listen on {description}: {failure.value}")
