@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import define, evolve, field
 from pytest_twisted import blockon
 from twisted.internet import reactor as global_reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, connectProtocol
+from twisted.internet.error import ConnectError
+from twisted.internet.protocol import Factory, Protocol
 
 from llmproxy.config.compose import ComposeService
 from llmproxy.config.model import BackendSpec, DockerSettings
@@ -21,6 +25,7 @@ from tests.contract_runtimes import Reactor, Rig, RuntimeContract, eventually, g
 from tests.fakes import RecordingWatcher
 from tests.integration.engine import (
     BASE_IMAGE,
+    DEMO_IMAGE,
     TEST_LABEL,
     docker,
     remove_containers,
@@ -238,10 +243,6 @@ async def test_created_from_image(rig: DockerRig) -> None:
 
 async def answers(rig: DockerRig, port: int) -> None:
     """Wait until something listens there."""
-    from twisted.internet.endpoints import HostnameEndpoint, connectProtocol
-    from twisted.internet.error import ConnectError
-    from twisted.internet.protocol import Protocol
-
     for _ in range(100):
         try:
             protocol = await connectProtocol(HostnameEndpoint(rig.reactor, "127.0.0.1", port), Protocol())
@@ -377,3 +378,128 @@ async def test_no_engine(tmp_path: Path) -> None:
         await runtime.close()
     with pytest.raises(RuntimeUnavailable):
         read_labelled_containers(settings, 1)
+
+
+@define(eq=False)
+class _Through(Protocol):
+    """One side of a connection that is passed on to the engine."""
+
+    other: _Through | None = None
+    waiting: list[bytes] = field(factory=list)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.write(data)
+        else:
+            self.waiting.append(data)
+
+    def connectionLost(self, reason: object = None) -> None:
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.loseConnection()
+
+
+@define(eq=False)
+class _Cable(Factory):
+    """A socket in front of the engine's, that can be pulled out."""
+
+    reactor: Reactor
+    path: str
+    sides: list[_Through] = field(factory=list)
+    port: Any = None
+
+    def plug(self) -> None:
+        self.port = self.reactor.listenUNIX(self.path, self)
+
+    def buildProtocol(self, addr: object) -> _Through:
+        near = _Through()
+        self.sides.append(near)
+        engine = UNIXClientEndpoint(self.reactor, "/var/run/docker.sock")
+
+        def joined(far: _Through) -> None:
+            near.other, far.other = far, near
+            self.sides.append(far)
+            for data in near.waiting:
+                near.dataReceived(data)
+
+        connectProtocol(engine, _Through()).addCallback(joined)
+        return near
+
+    async def pull(self) -> None:
+        await self.port.stopListening()
+        for side in self.sides:
+            if side.transport is not None:
+                side.transport.loseConnection()
+        self.sides.clear()
+
+
+# The SDK drops a socket that it cannot connect, and leaves it to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@on_reactor
+async def test_engine_goes_and_comes_back(rig: DockerRig, tmp_path: Path) -> None:
+    """What happened while the engine could not be reached is told when it can be again."""
+    cable = _Cable(rig.reactor, str(tmp_path / "docker.sock"))
+    cable.plug()
+    runtime = DockerRuntime(rig.reactor, DockerSettings(host=f"unix://{cable.path}"))
+    runtime.start()
+    told: list[None] = []
+    runtime.on_catalogue_change(lambda: told.append(None))
+    try:
+        spec, watcher = rig.spec("a"), RecordingWatcher()
+        await runtime.watch(spec, watcher)
+        first = await runtime.ensure_started(spec)
+        await eventually(rig.reactor, lambda: told)
+        await cable.pull()
+        with pytest.raises(RuntimeUnavailable):
+            await runtime.ping()
+        with pytest.raises(RuntimeUnavailable):
+            await runtime.ensure_started(spec)
+        assert first.run not in dict(gone(watcher))
+        docker("stop", "-t", "5", str(spec.container))
+        del told[:]
+        cable.plug()
+        await eventually(rig.reactor, lambda: first.run in dict(gone(watcher)))
+        assert dict(gone(watcher))[first.run] == Exit(143)
+        await eventually(rig.reactor, lambda: told)
+        second = await runtime.ensure_started(spec)
+        await eventually(rig.reactor, lambda: runs(watcher)[-1:] == [second.run])
+    finally:
+        await runtime.close()
+        await cable.pull()
+
+
+IN_A_CONTAINER = """
+import sys
+from twisted.internet import reactor
+from llmproxy.config.model import BackendSpec, DockerSettings
+from llmproxy.runtimes.docker import DockerRuntime
+runtime = DockerRuntime(reactor, DockerSettings(), backend_key="k")
+runtime.start()
+image = sys.argv[2] if len(sys.argv) > 2 else None
+spec = BackendSpec("a", container=sys.argv[1], image=image, args=("sleep", "600") if image else (), port=8000)
+started = runtime.ensure_started(spec)
+started.addCallback(lambda found: print([(each.via, each.host) for each in found.addresses], flush=True))
+started.addErrback(lambda reason: print(reason, flush=True)).addBoth(lambda _: reactor.stop())
+reactor.run()
+"""
+
+
+@on_reactor
+async def test_proxy_in_a_container(rig: DockerRig) -> None:
+    """From within a container another one is reached on the network that both are joined to; one that is
+    created from there is joined to it."""
+    require_docker("demo")
+    network = f"{rig.prefix}-net"
+    docker("network", "create", "--label", TEST_LABEL, network)
+    try:
+        rig.create("a", WELL_BEHAVED, "--network", network)
+        options = ["--rm", "--label", TEST_LABEL, "--network", network, "--name", f"{rig.prefix}-proxy"]
+        mount = ["-v", "/var/run/docker.sock:/var/run/docker.sock"]
+        run = ["run", *options, *mount, DEMO_IMAGE, "python3", "-c", IN_A_CONTAINER]
+        said = docker(*run, f"{rig.prefix}-a")
+        address = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+        assert said == str([("network", docker("inspect", "-f", address, f"{rig.prefix}-a"))])
+        said = docker(*run, f"{rig.prefix}-b", BASE_IMAGE)
+        assert said == str([("network", docker("inspect", "-f", address, f"{rig.prefix}-b"))])
+    finally:
+        remove_containers(rig.prefix)
+        docker("network", "rm", network)
