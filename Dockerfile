@@ -16,10 +16,11 @@ RUN python3 -c 'import ensurepip, venv' 2>/dev/null \
 COPY deploy/wheelhouse /wheelhouse
 RUN python3 -m venv /opt/llmproxy
 WORKDIR /src
-COPY pyproject.toml setup.cfg README.md LICENSE ./
-COPY scripts/requirements.py scripts/
 # What it needs changes seldom: a layer of its own.
+COPY setup.cfg ./
+COPY scripts/requirements.py scripts/
 RUN python3 scripts/requirements.py >/tmp/requirements && /opt/llmproxy/bin/pip install -r /tmp/requirements
+COPY pyproject.toml README.md LICENSE ./
 COPY llmproxy llmproxy
 COPY twisted twisted
 # Twisted writes its plugin cache beside the plugins: here it may, later (another user) it may not.
