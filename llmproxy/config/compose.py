@@ -39,8 +39,9 @@ def _untagged(loader: _Loader, suffix: str, node: yaml.Node) -> Any:
         return loader.construct_mapping(node, deep=True)
     if isinstance(node, yaml.SequenceNode):
         return loader.construct_sequence(node, deep=True)
-    null = node.style is None and node.value in ("", "~", "null")
-    return loader.construct_scalar(node) if isinstance(node, yaml.ScalarNode) and not null else None
+    if not isinstance(node, yaml.ScalarNode) or (node.style is None and node.value in ("", "~", "null")):
+        return None
+    return loader.construct_scalar(node)
 
 
 _Loader.add_multi_constructor("!", _untagged)

@@ -10,13 +10,13 @@ from typing import Any
 import yaml
 
 from llmproxy.config import units
-from llmproxy.config.fields import read_field, unknown_key, whole
+from llmproxy.config.fields import FIELDS, read_field, unknown_key, whole
 from llmproxy.config.interpolate import strict_text
 from llmproxy.config.layers import Layer, Setting, route_name
 from llmproxy.config.model import Gpu, Key
 from llmproxy.errors import ConfigError
 
-__all__ = ["KEY_FIELDS", "SECTIONS", "TOP", "read_file"]
+__all__ = ["EXPIRES_PATTERN", "KEY_FIELDS", "SECTIONS", "TOP", "read_file"]
 
 _PORT = frozenset(("port",))
 
@@ -227,7 +227,7 @@ class _Reader:
         mapping = self._mapping(path, value)
         keep = _PORT if mapping.get("runtime") == "process" else frozenset()
         for key, item in mapping.items():
-            if item is None and key not in ("max_wait", "max_in_flight"):
+            if item is None and key in FIELDS and key not in ("max_wait", "max_in_flight"):
                 continue
             filled = self._fill(f"{path}.{key}", item, keep)
             source = self._source(f"{path}.{key}")
@@ -271,16 +271,14 @@ class _Reader:
 
     def _key(self, path: str, value: Any) -> Key:
         place = f"{self._name} {path}"
-        settings = {
-            key: item
-            for key, item in self._mapping(path, self._fill(path, value)).items()
-            if item is not None
-        }
+        settings = self._mapping(path, self._fill(path, value))
         for key in settings:
             if key not in KEY_FIELDS:
                 raise unknown_key(place, key, KEY_FIELDS)
         read: dict[str, Any] = {}
         for key, item in settings.items():
+            if item is None:
+                continue
             try:
                 read[key] = KEY_FIELDS[key](item)
             except ValueError as allowed:
@@ -300,12 +298,18 @@ class _Reader:
         return Key(**read)
 
 
+EXPIRES_PATTERN = (
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2})?(Z|[+-][0-9]{2}:[0-9]{2})?)?$"
+)
+"""A date, or a date and time; UTC where it does not say otherwise."""
+
+
 def _expires(value: Any) -> float:
     if isinstance(value, str):
         try:
-            value = datetime.datetime.fromisoformat(value)
-        except ValueError:
-            _fail("a date, as in 2027-01-31")
+            value = datetime.datetime.fromisoformat(value) if re.search(EXPIRES_PATTERN, value) else None
+        except ValueError:  # a date that no calendar has
+            value = None
     if isinstance(value, datetime.datetime):
         moment = value
     elif isinstance(value, datetime.date):

@@ -1,7 +1,9 @@
 """The JSON schema of llmproxy.yaml, made from the same tables as the parser.
 
 ``python -m llmproxy.config.schema`` prints it; the copy that is published is ``llmproxy.schema.json``.
-What it cannot say: cross checks between fields and backends, and ``${NAME}`` before it is filled in.
+What it cannot say: cross checks between fields and backends (two keys with one name or secret among them),
+``${NAME}`` before it is filled in where no text is allowed, a key that stands twice, and dates that no
+calendar has.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any
 
 from llmproxy.config import units
 from llmproxy.config.fields import FIELDS
+from llmproxy.config.file import EXPIRES_PATTERN
 from llmproxy.config.layers import RESERVED
 
 __all__ = ["schema"]
@@ -65,11 +68,20 @@ def schema() -> dict[str, Any]:
             "requests_per_minute": _COUNT,
             "tokens_per_minute": _COUNT,
             "streams": _COUNT,
-            "expires": {"type": "string", "description": "a date, as in 2027-01-31"},
+            "expires": {
+                "type": "string",
+                "pattern": EXPIRES_PATTERN,
+                "description": "a date, as in 2027-01-31, or a date and time; UTC",
+            },
         },
         required=["name"],
-        oneOf=[{"required": ["secret"]}, {"required": ["secret_env"]}],
+        # Null is as if it were not there, here too.
+        oneOf=[
+            {"required": [name], "properties": {name: {"type": "string"}}}
+            for name in ("secret", "secret_env")
+        ],
     )
+    key["properties"]["name"] = _TEXT
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "llmproxy.yaml",
