@@ -14,6 +14,9 @@ _FORMAT = (
     " seconds={seconds:.3f}"
 )
 
+_PROBES = ("/healthz", "/readyz")
+"""Asked every few seconds by whoever supervises the proxy: told only when the answer is not a good one."""
+
 
 @define
 class Entry:
@@ -50,6 +53,8 @@ class AccessLog:
 
     def write(self, entry: Entry) -> None:
         """Log one request that is over."""
+        if entry.path in _PROBES and entry.status == 200:
+            return
         self._log.info(
             _FORMAT,
             request_id=entry.request_id,
