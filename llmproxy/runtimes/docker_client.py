@@ -78,8 +78,24 @@ def describe(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _membership(host: str) -> str:
+    """Whose the socket is, who we are, and what to do about it."""
+    try:
+        group = os.stat(urlsplit(host).path).st_gid
+    except OSError as error:
+        return str(error.strerror)
+    groups = sorted({os.getegid(), *os.getgroups()})
+    return (
+        f"its socket belongs to group {group}, and user {os.geteuid()} (groups {', '.join(map(str, groups))})"
+        f" is not in it. With the launcher put DOCKER_GID={group} into .env and bring it up again; else add"
+        " the user to that group"
+    )
+
+
 def unavailable(host: str, error: BaseException) -> RuntimeUnavailable:
-    """Our word for an engine that does not answer."""
+    """Our word for an engine that does not answer, or whose socket we may not use."""
+    if isinstance(error, PermissionError) and host.startswith("unix:"):
+        return RuntimeUnavailable(f"the Docker engine at {host} may not be used: {_membership(host)}")
     return RuntimeUnavailable(f"the Docker engine at {host} does not answer: {describe(error)}")
 
 
