@@ -13,8 +13,10 @@ from typing import Any, NoReturn
 
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.endpoints import serverFromString
 from twisted.logger import Logger
 from twisted.python import usage
+from twisted.python.failure import Failure
 
 from llmproxy import __version__
 from llmproxy.config.labels import LabelledContainer
@@ -51,8 +53,10 @@ def _refuse(message: str) -> NoReturn:
 
 def _exit_failed(message: str) -> NoReturn:
     sys.stdout.flush()
-    sys.stderr.write(f"llmproxy: {message}\n")
-    sys.stderr.flush()
+    # Twisted's log has taken the place of sys.stderr.
+    if sys.__stderr__ is not None:
+        sys.__stderr__.write(f"llmproxy: {message}\n")
+        sys.__stderr__.flush()
     os._exit(1)
 
 
@@ -123,10 +127,13 @@ class _Assembly:
         self._loader = Loader(dict(environ), command_line, options["config"])
         self._demo = command_line.demo
         self._docker: DockerRuntime | None = None
+        self._labelled: list[LabelledContainer] = []
+        self._stopping = False
 
     def service(self) -> ProxyService:
         """Everything, ready to be started."""
-        config = self._loader.load(self._containers())
+        self._labelled = self._containers()
+        config = self._load()
         runtimes = self._runtimes(config)
         self._fleet = Fleet(self._reactor, self._connect, runtimes, config)
         root = RootResource(self._fleet)
@@ -167,24 +174,52 @@ class _Assembly:
     def _catalogue_changed(self) -> None:
         self._service.reload("labels of containers")
 
+    def _load(self) -> Config:
+        """Every source as it is now.
+
+        :raises llmproxy.errors.ConfigError: a setting is not allowed.
+        """
+        config = self._loader.load(self._labelled)
+        for description in config.listen:
+            self._check_endpoint(description)
+        return config
+
+    def _check_endpoint(self, description: str) -> None:
+        try:
+            # It only parses; certificates and inherited sockets are looked at, and nothing is bound.
+            serverFromString(self._reactor, description)
+        except (ValueError, TypeError, LookupError, OSError) as cause:
+            raise ConfigError(
+                f"listen: {description!r} is no endpoint that can be used ({cause});"
+                " use tcp:8000, ssl:..., unix:/path or systemd:..."
+            ) from None
+
     def _load_again(self) -> Deferred[Config]:
         if self._docker is None:
-            return succeed([]).addCallback(self._loader.load)
+            return succeed(None).addCallback(lambda _: self._load())
         catalogue = self._docker.catalogue()
-        # While the engine is away its labels cannot be read, and a route must not vanish for that.
-        catalogue.addErrback(lambda failure: failure.trap(RuntimeUnavailable) and None)
-        return catalogue.addCallback(self._with_labels)
+        catalogue.addCallbacks(self._note_labels, self._keep_labels)
+        return catalogue.addCallback(lambda _: self._load())
 
-    def _with_labels(self, found: list[LabelledContainer] | None) -> Config:
-        if found is None:
-            raise ConfigError("the Docker engine does not answer, so that labels cannot be read")
-        return self._loader.load(found)
+    def _note_labels(self, found: list[LabelledContainer]) -> None:
+        self._labelled = found
+
+    def _keep_labels(self, failure: Failure) -> None:
+        # While the engine is away its labels are taken to be as they were: no route must vanish for that, and
+        # there may be no engine at all.
+        failure.trap(RuntimeUnavailable)
 
     def _cannot_listen(self, message: str) -> None:
         _log.error("{message}", message=message)
         # twistd ends with 0 whatever made the reactor stop; a supervisor must see that this was a failure.
         self._reactor.addSystemEventTrigger("after", "shutdown", _exit_failed, message)
-        self._reactor.stop()
+        # What is refused at once is refused before the reactor runs, when it cannot be stopped yet.
+        self._reactor.callWhenRunning(self._stop)
+
+    def _stop(self) -> None:
+        if not self._stopping:
+            self._stopping = True
+            self._reactor.stop()
 
     def _listen_to_signals(self) -> None:
         # Python runs handlers between two steps of the main thread, the reactor's own.
