@@ -110,7 +110,11 @@ class Wire:
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(PATIENCE)
-        self.socket.connect(("127.0.0.1", port))
+        try:
+            self.socket.connect(("127.0.0.1", port))
+        except OSError:
+            self.socket.close()
+            raise
         self.pending = b""
 
     def __enter__(self) -> Wire:
@@ -296,7 +300,7 @@ class Proxy:
 
     def hang_up(self) -> None:
         """Ask it to read its configuration again, and wait until it has."""
-        marks = ("nothing about backends changed", "configuration:", "not reloaded")
+        marks = ("configuration read again", "not reloaded")
         before = len(self.log())
         os.kill(self.pid, signal.SIGHUP)
         until(lambda: any(mark in self.log()[before:] for mark in marks))
@@ -307,7 +311,7 @@ class Proxy:
         return self.process.wait(seconds)
 
     def stop(self) -> int:
-        """TERM, and its exit status."""
+        """TERM, and its exit status: twistd ends by the signal that ended it, after an orderly end."""
         self.term()
         return self.wait()
 
