@@ -124,7 +124,8 @@ class _Assembly:
         command_line = CommandLine(
             listen=tuple(options["listen"]), demo=bool(options["demo"]), python=sys.executable
         )
-        self._loader = Loader(dict(environ), command_line, options["config"])
+        self._environ = dict(environ)
+        self._loader = Loader(self._environ, command_line, options["config"])
         self._demo = command_line.demo
         self._docker: DockerRuntime | None = None
         self._labelled: list[LabelledContainer] = []
@@ -154,10 +155,17 @@ class _Assembly:
             return []
 
     def _runtimes(self, config: Config) -> dict[str, IRuntime]:
-        runtimes: dict[str, IRuntime] = {
-            "process": ProcessRuntime(self._reactor, config.state_dir, backend_key=config.backend_key),
-            "url": UrlRuntime(),
-        }
+        secrets = {key.secret for key in config.keys}
+        process = ProcessRuntime(
+            self._reactor,
+            config.state_dir,
+            backend_key=config.backend_key,
+            secret_names=frozenset(name for name, value in self._environ.items() if value in secrets),
+        )
+        # When the reactor runs, the children that are still wanted have been adopted.
+        mine = [spec for spec in config.backends.values() if spec.runtime == "process"]
+        self._reactor.callWhenRunning(process.end_strays, mine)
+        runtimes: dict[str, IRuntime] = {"process": process, "url": UrlRuntime()}
         if not self._demo:
             self._docker = DockerRuntime(
                 self._reactor,
