@@ -6,6 +6,7 @@ import json
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
@@ -13,6 +14,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 from llmproxy.errors import Refusal, invalid_request, runtime_unavailable
 from llmproxy.fleet.backend import Backend
 from llmproxy.fleet.fleet import Fleet
+from llmproxy.fleet.lifecycle import State
 from llmproxy.fleet.surroundings import Transition
 from llmproxy.runtimes.interface import RuntimeUnavailable
 from llmproxy.web.site import ProxyRequest
@@ -136,7 +138,7 @@ class ApiResource(Resource):
             if refusal is not None:
                 raise refusal
             backend.demand()
-            done = backend.when("ready", "failed", "absent")
+            done = self._when(request, backend, "ready", "failed", "absent")
         elif verb == "stop":
             if backend.spec.runtime == "url":
                 raise Refusal(
@@ -146,10 +148,11 @@ class ApiResource(Resource):
                     kind="invalid_request_error",
                 )
             backend.stop_wanted("stopped by the operator", force=force)
-            done = backend.when("absent", "failed")
+            done = self._when(request, backend, "absent", "failed")
         elif verb == "restart":
             backend.stop_wanted("restarted by the operator", force=force)
-            done = backend.when("absent", "failed").addCallback(lambda _: self._start_again(backend))
+            done = self._when(request, backend, "absent", "failed")
+            done.addCallback(lambda _: self._start_again(request, backend))
         else:
             backend.reset()
             done = backend.when(backend.state)
@@ -160,10 +163,19 @@ class ApiResource(Resource):
             done.addCallbacks(lambda _: answer_json(request, 200, backend_view(backend)), lambda _: None)
 
     @staticmethod
-    def _start_again(backend: Backend) -> Deferred[None]:
+    def _when(request: ProxyRequest, backend: Backend, *states: State) -> Deferred[None]:
+        """Fire when it is in one of these states, and all that belongs to that step has been done.
+
+        The state is told in the middle of a step of the lifecycle, when the cause of a failure, say, has not
+        been noted yet, and what is wanted of the backend then has to wait for the end of that step.
+        """
+        settled = backend.when(*states)
+        return settled.addCallback(lambda _: deferLater(request.site.clock, 0))
+
+    def _start_again(self, request: ProxyRequest, backend: Backend) -> Deferred[None]:
         backend.reset()
         backend.demand()
-        return backend.when("ready", "failed", "absent")
+        return self._when(request, backend, "ready", "failed", "absent")
 
 
 class _Logs:

@@ -621,9 +621,32 @@ class FrontTests(SynchronousTestCase):
         status, _, body = waiting.answer()
         self.assertEqual((status, json.loads(body)["state"]), (200, "ready"))
         client = self.client().post(b"/api/backends/coder/stop?wait=1", b"", ADMIN)
+        self.clock.advance(0)
         self.assertEqual(json.loads(client.answer()[2])["state"], "absent")
         self.assertEqual(self.client().post(b"/api/backends/nope/stop", b"", ADMIN).error()[0], 404)
         self.assertEqual(self.client().get(b"/api/backends/coder/stop", ADMIN).error()[0], 405)
+
+    def test_a_restart_is_waited_for(self) -> None:
+        """With wait=1 it answers when the new run is ready, not when the old one has gone."""
+        self.warm()
+        self.servers.mode = "refuse"
+        client = self.client().post(b"/api/backends/coder/restart?wait=1", b"", ADMIN)
+        self.clock.advance(0)
+        self.clock.advance(0)
+        self.assertEqual(client.take(), b"")
+        self.assertEqual(self.fleet.backends["coder"].state, "starting")
+        self.ready()
+        self.clock.advance(0)
+        self.assertEqual(json.loads(client.answer()[2])["state"], "ready")
+        self.assertEqual(self.world.count("ensure_started"), 2)
+
+    def test_a_failed_start_that_is_waited_for_is_told(self) -> None:
+        """With wait=1 a start that fails answers with its cause."""
+        client = self.client().post(b"/api/backends/coder/start?wait=1", b"", ADMIN)
+        self.world.exit("coder", 3)
+        self.clock.advance(0)
+        view = json.loads(client.answer()[2])
+        self.assertEqual((view["state"], view["last_failure"]["exit_code"]), ("failed", 3))
 
     def test_logs_are_shown_without_secrets(self) -> None:
         """The tail that was asked for, the keys in it replaced."""
