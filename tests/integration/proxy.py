@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import yaml
 from attrs import define, field, frozen
 
+from tests.integration.docker_world import DockerWorld
 from tests.integration.world import ROOT, ProcessWorld, World, until
 
 __all__ = ["ADMIN", "KEY", "Answer", "Demo", "Proxy", "Wire", "at_once", "chat", "content", "demo", "running"]
@@ -446,7 +447,7 @@ class Proxy:
         return found
 
 
-_WORLDS: dict[str, Callable[[Path], World]] = {"process": ProcessWorld}
+_WORLDS: dict[str, Callable[[Path], World]] = {"process": ProcessWorld, "docker": DockerWorld}
 
 
 @contextmanager

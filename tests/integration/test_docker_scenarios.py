@@ -1,0 +1,62 @@
+"""Those scenarios of the contract's sections 3 and 5 that differ by runtime, over containers.
+
+They are the very tests that run over child processes; here the backends live in Docker.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.integration.engine import require_docker
+from tests.integration.test_cold_start import (
+    test_all_hang_up,
+    test_failure_after_heartbeats,
+    test_health_does_not_come,
+    test_many_at_once,
+    test_start_fails,
+)
+from tests.integration.test_idle_stop_adopt import (
+    test_backend_that_ended_while_the_proxy_was_away,
+    test_idle_reap,
+    test_killed_while_asked,
+    test_killed_while_ready,
+    test_killed_while_starting,
+    test_killed_while_stopping,
+    test_killed_while_streaming,
+    test_long_stream_is_not_cut,
+    test_reload,
+    test_request_while_stopping,
+    test_stop_drains,
+    test_stubborn_backend,
+    test_term,
+)
+
+__all__ = [
+    "test_all_hang_up",
+    "test_backend_that_ended_while_the_proxy_was_away",
+    "test_failure_after_heartbeats",
+    "test_health_does_not_come",
+    "test_idle_reap",
+    "test_killed_while_asked",
+    "test_killed_while_ready",
+    "test_killed_while_starting",
+    "test_killed_while_stopping",
+    "test_killed_while_streaming",
+    "test_long_stream_is_not_cut",
+    "test_many_at_once",
+    "test_reload",
+    "test_request_while_stopping",
+    "test_start_fails",
+    "test_stop_drains",
+    "test_stubborn_backend",
+    "test_term",
+]
+
+pytestmark = pytest.mark.docker
+
+
+@pytest.fixture(scope="module")
+def kind() -> str:
+    """Where the backends live."""
+    require_docker("demo")
+    return "docker"
