@@ -71,7 +71,7 @@ class Far:
     @property
     def received(self) -> bytes:
         """All that the proxy has written."""
-        return self.transport.value()
+        return bytes(self.transport.value())
 
 
 @define(eq=False)

@@ -76,7 +76,7 @@ class Client:
         self.channel.connectionLost(Failure(ConnectionDone()))
 
     def take(self) -> bytes:
-        data = self.transport.value()
+        data = bytes(self.transport.value())
         self.transport.clear()
         return data
 

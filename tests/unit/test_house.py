@@ -60,7 +60,7 @@ def modules() -> list[str]:
 def imports(module: str) -> set[str]:
     """Everything that a module imports, as dotted names; what is imported for types alone counts too."""
     tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
