@@ -28,7 +28,7 @@ test: $(STAMPS)/test ## all tests, with branch coverage (TESTS=, ARGS=); Docker 
 	$(PY) -m pytest $(TESTS) -m "not vllm" --cov --cov-branch --cov-report=term $(ARGS)
 
 lint: $(STAMPS)/lint ## types, style and format
-	$(PY) -m mypy llmproxy twisted/plugins/llmproxy_plugin.py scripts tests
+	$(PY) -m mypy llmproxy twisted/plugins/llmproxy_plugin.py scripts tests bench
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 

@@ -90,7 +90,7 @@ class ProxyService(Service):
             self._log.info("listening on {where}", where=_where(port.getHost()))
         routes = ", ".join(f"/{name}" for name in self._fleet.backends) or "none yet"
         self._log.info("routes: {routes}", routes=routes)
-        started = self._fleet.start()
+        started = maybeDeferred(self._fleet.start)
         started.addErrback(lambda failure: self._log.failure("looking at what runs", failure))
         started.addCallback(lambda _: self._site.fleet_started())
 
