@@ -84,6 +84,7 @@ class Backend:
         self._closing = False
         self._suspecting = False
         self._abandoned = False
+        self._wished = False
         self._started_at = self.since
         self._launched_at = self.since
         self._watched: list[tuple[frozenset[State], Deferred[None]]] = []
@@ -198,10 +199,13 @@ class Backend:
     def demand(self) -> None:
         """Start it without a request (the operator, or ``prewarm``)."""
         if self._failure is None and not self._closing:
+            # A request that comes while it ends waits in the queue; a wish has nothing else to remember it.
+            self._wished = self.state in ("draining", "stopping")
             self.lifecycle.demand()
 
     def stop_wanted(self, cause: str, *, force: bool = False) -> None:
         """End it when it has drained; at once when ``force``."""
+        self._wished = False
         self.lifecycle.stop_wanted(cause, busy=self.gate.busy, force=force)
 
     def reset(self) -> None:
@@ -255,6 +259,9 @@ class Backend:
         if self._prober is not None:
             self._prober.stop()
         self.gate.close()
+        watched, self._watched = self._watched, []
+        for _, waiting in watched:
+            waiting.cancel()
 
     def logs(self, tail: int) -> Deferred[str]:
         """The last lines of its output, secrets removed."""
@@ -523,6 +530,8 @@ class Backend:
             self._abandoned = self.admission.abandoned
         if new == "starting" or (old == "failed" and new == "absent"):
             self._failure = None
+        if new in ("starting", "failed"):
+            self._wished = self.admission.abandoned = False
         self.surroundings.record(Transition(now, self.name, old, new, cause))
         ready, self._watched = (
             [entry for entry in self._watched if new in entry[0]],
@@ -537,5 +546,5 @@ class Backend:
             return
         if self._present is not None:
             self._adopt()
-        elif self.admission.waiting:
+        elif self.admission.waiting or self._wished:
             self.lifecycle.demand()

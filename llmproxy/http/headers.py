@@ -16,10 +16,10 @@ __all__ = [
     "end_to_end",
     "first",
     "is_event_stream",
-    "is_upgrade",
     "request_head",
     "response_head",
     "valid_request_id",
+    "websocket",
 ]
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -83,9 +83,15 @@ def end_to_end(headers: Headers, dropped: frozenset[bytes] = _HOP_BY_HOP) -> lis
     return [field for field in headers if field[0].lower() not in dropped]
 
 
-def is_upgrade(headers: Headers) -> bool:
-    """The client asks for another protocol (RFC 9110 section 7.8), as a WebSocket does."""
-    return b"upgrade" in _connection_options(headers) and first(headers, b"upgrade") is not None
+def websocket(headers: Headers) -> bytes | None:
+    """``Upgrade`` when the client asks for a WebSocket (RFC 6455 section 4.1), else None.
+
+    No other protocol is asked for on a client's behalf: through ``h2c`` requests would go past every check.
+    """
+    asked = first(headers, b"upgrade")
+    if asked is None or asked.lower() != b"websocket" or b"upgrade" not in _connection_options(headers):
+        return None
+    return asked
 
 
 def is_event_stream(headers: Headers) -> bool:
@@ -117,6 +123,7 @@ def request_head(
     host: bytes | None = None,
     authorization: bytes | None = None,
     passthrough: bool = False,
+    upgrade: bytes | None = None,
 ) -> bytes:
     """The head of the request that goes to the backend.
 
@@ -126,6 +133,7 @@ def request_head(
     :param host: ``Host`` to send; ``None`` keeps the client's.
     :param authorization: the backend's own ``Authorization`` value.
     :param passthrough: keep the client's credentials.
+    :param upgrade: the protocol that the connection shall switch to.
     """
     dropped = _REWRITTEN if passthrough else _REWRITTEN | _CREDENTIALS
     if host is not None:
@@ -133,7 +141,6 @@ def request_head(
     lines = [b"%s %s HTTP/1.1" % (method, target)]
     if host is not None:
         lines.append(b"Host: " + host)
-    upgrade = first(headers, b"upgrade") if is_upgrade(headers) else None
     forwarded = []
     asked_host = b""
     for key, value in headers:
@@ -179,7 +186,9 @@ def response_head(
     :param upgrade: the protocol that the connection switches to (status 101).
     """
     lines = [b"HTTP/1.1 %d %s" % (status, reason)]
-    for key, value in end_to_end(headers, _ANSWERED):
+    # RFC 9110 section 8.6: there is no length where there cannot be a body.
+    dropped = _ANSWERED | {b"content-length"} if status in (101, 204) else _ANSWERED
+    for key, value in end_to_end(headers, dropped):
         lines.append(key + b": " + value)
     for key, value in extra:
         lines.append(key + b": " + value)

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from llmproxy.errors import Refusal, invalid_request
 
@@ -46,7 +47,10 @@ _PREFIXES = ("/v1/audio/", "/v1/images/")
 
 def is_inference_path(path: str) -> bool:
     """Whether ``path`` is routed by the body's ``model`` field."""
-    return path in COMPLETION_PATHS or path.startswith(_PREFIXES)
+    if path in COMPLETION_PATHS:
+        return True
+    # A server that resolves ``..`` would see another path than the one that was let through here.
+    return path.startswith(_PREFIXES) and ".." not in unquote(path).split("/")
 
 
 def parse_body(body: bytes) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import ITransport
 
-__all__ = ["write_now"]
+__all__ = ["unsent", "write_now"]
 
 
 def write_now(transport: ITransport, data: bytes) -> None:
@@ -32,3 +32,13 @@ def write_now(transport: ITransport, data: bytes) -> None:
                 return
             data = data[written:]
     transport.write(data)
+
+
+def unsent(transport: object) -> int:
+    """Bytes that were written to ``transport`` and wait for its socket.
+
+    Twisted moves them from one buffer to the other only when the socket is writable, so that only both
+    together tell how far a peer is behind.  A TLS transport answers for the one below it.
+    """
+    waiting = len(getattr(transport, "dataBuffer", b"")) - getattr(transport, "offset", 0)
+    return int(waiting + getattr(transport, "_tempDataLen", 0))

@@ -150,7 +150,12 @@ class UpstreamConnection(TwistedProtocol):
     @property
     def complete(self) -> bool:
         """The answer has come as a whole."""
-        return self._complete
+        return self._complete and not self._tunnel
+
+    @property
+    def bare(self) -> bool:
+        """The head of the answer has come, and nothing of its body yet."""
+        return not self._pieces and not self._complete
 
     def abort(self) -> None:
         """Give the connection up at once, whatever it is doing; its handler hears no more.

@@ -137,8 +137,7 @@ class ApiResource(Resource):
             refusal = backend.refusal
             if refusal is not None:
                 raise refusal
-            backend.demand()
-            done = self._when(request, backend, "ready", "failed", "absent")
+            done = self._start(request, backend)
         elif verb == "stop":
             if backend.spec.runtime == "url":
                 raise Refusal(
@@ -151,16 +150,18 @@ class ApiResource(Resource):
             done = self._when(request, backend, "absent", "failed")
         elif verb == "restart":
             backend.stop_wanted("restarted by the operator", force=force)
-            done = self._when(request, backend, "absent", "failed")
-            done.addCallback(lambda _: self._start_again(request, backend))
+            backend.reset()
+            done = self._start(request, backend)
         else:
             backend.reset()
             done = backend.when(backend.state)
         if not _flag(request, b"wait"):
+            done.addErrback(lambda _: None)
             answer_json(request, 202, backend_view(backend))
         else:
             request.when_gone = done.cancel
-            done.addCallbacks(lambda _: answer_json(request, 200, backend_view(backend)), lambda _: None)
+            # It fails when it is cancelled: the client has left, or the backend is configured anew.
+            done.addBoth(lambda _: answer_json(request, 200, backend_view(backend)))
 
     @staticmethod
     def _when(request: ProxyRequest, backend: Backend, *states: State) -> Deferred[None]:
@@ -172,10 +173,13 @@ class ApiResource(Resource):
         settled = backend.when(*states)
         return settled.addCallback(lambda _: deferLater(request.site.clock, 0))
 
-    def _start_again(self, request: ProxyRequest, backend: Backend) -> Deferred[None]:
-        backend.reset()
+    def _start(self, request: ProxyRequest, backend: Backend) -> Deferred[None]:
+        """Start it, after its end when it is about to end; fires when that has come to something."""
         backend.demand()
-        return self._when(request, backend, "ready", "failed", "absent")
+        if backend.state not in ("draining", "stopping"):
+            return self._when(request, backend, "ready", "failed", "absent")
+        begun = self._when(request, backend, "starting", "failed")
+        return begun.addCallback(lambda _: self._when(request, backend, "ready", "failed", "absent"))
 
 
 class _Logs:

@@ -19,10 +19,11 @@ from llmproxy.errors import (
     queue_full,
     route_not_found,
 )
-from llmproxy.http.headers import authority, is_event_stream, request_head
+from llmproxy.http.headers import authority, is_event_stream, request_head, websocket
 from llmproxy.http.openai import ErrorEventFinder, comment, error_event, parse_body, wants_stream
 from llmproxy.relay.downstream import Downstream
 from llmproxy.relay.upstream import Broken, ResponseHead, UpstreamConnection
+from llmproxy.web.auth import may_use
 
 if TYPE_CHECKING:
     from llmproxy.fleet.backend import Backend
@@ -59,6 +60,9 @@ class Exchange:
         self._target = target
         self._body = body
         self._length = length
+        # A WebSocket's handshake has no body, and HTTP/1.0 knows of no switch (RFC 9110 section 7.8).
+        switches = not length and request.clientproto == b"HTTP/1.1"
+        self._upgrade = websocket(request.raw_headers) if switches else None
         self._down = Downstream(request)
         self._clock = request.site.clock
         self._lease: Lease | None = None
@@ -172,7 +176,8 @@ class Exchange:
         self._hold_over()
         backend = None if route is None else self._fleet.route(route)
         if backend is None:
-            self._fail(route_not_found(self.backend.name, self._fleet.backends), "refused")
+            known = [name for name in self._fleet.backends if may_use(self._request.key, name)]
+            self._fail(route_not_found(self.backend.name, known), "refused")
         else:
             self.backend = backend
             self.begin()
@@ -183,7 +188,7 @@ class Exchange:
         assert self._lease is not None
         connecting = self._lease.pool.connect(fresh=fresh)
         self._connecting = connecting
-        connecting.addCallbacks(self._connected, self._unconnected)
+        connecting.addCallbacks(self._connected, self._unconnected).addErrback(self._failed)
 
     def _connected(self, connection: UpstreamConnection) -> None:
         if self._connecting is None:
@@ -202,6 +207,12 @@ class Exchange:
             self._connecting = None
             self._broke("it does not accept connections", suspicious=True)
 
+    def _failed(self, failure: Failure) -> None:
+        # A fault of our own must neither keep the client waiting nor its place in flight.
+        self._request.site.log_failure("handing a request over", failure)
+        self._let_go_upstream()
+        self._fail(Refusal(500, "error", "llmproxy failed on this request; its log says why."), "error")
+
     def _request_head(self) -> bytes:
         assert self._lease is not None
         request, spec, address = self._request, self.backend.spec, self._lease.address
@@ -215,9 +226,10 @@ class Exchange:
             request_id=request.request_id,
             length=self._length,
             # Servers elsewhere choose by name; one of our own is known by its address alone.
-            host=host if spec.runtime == "url" else None,
+            host=host if spec.runtime == "url" or not request.requestHeaders.hasHeader(b"host") else None,
             authorization=self.backend.authorization,
             passthrough=spec.auth == "passthrough",
+            upgrade=self._upgrade,
         )
 
     # -- ResponseHandler: what the backend answers --------------------------------------------------
@@ -232,6 +244,11 @@ class Exchange:
 
     def response_head(self, head: ResponseHead) -> None:
         """See :class:`~llmproxy.relay.upstream.ResponseHandler`."""
+        if head.upgraded and self._upgrade is None:
+            # The client would send its next request, its key included, into a tunnel that it knows nothing of.
+            self._let_go_upstream()
+            self._broke("it switched protocols unasked", suspicious=False)
+            return
         self._head = head
         events = is_event_stream(head.headers)
         if events:
@@ -249,6 +266,9 @@ class Exchange:
         self._down.head(head, head.headers, extra)
         if head.upgraded:
             self._tunnel()
+        elif head.length is None and self._up is not None and self._up.bare:
+            # vLLM's head comes before the first token, which may be long in coming.
+            self._down.flush()
 
     def _tunnel(self) -> None:
         assert self._up is not None

@@ -25,6 +25,7 @@ from llmproxy.config.model import Key, Limits
 from llmproxy.errors import Refusal, body_too_large, invalid_request
 from llmproxy.http.headers import valid_request_id
 from llmproxy.http.openai import error_body, error_headers
+from llmproxy.relay.immediate import unsent
 from llmproxy.web.accesslog import AccessLog, Entry
 from llmproxy.web.auth import NOBODY, Authenticator
 
@@ -82,8 +83,8 @@ class ProxyRequest(Request):
         limit = self.channel.site.limits.max_body
         if self._received > limit:
             self.channel.refuse(body_too_large(limit))
-            return
-        self.content.write(data)
+        else:
+            self.content.write(data)
 
     def process(self) -> None:
         """Find the resource and render it, once the fleet knows what runs."""
@@ -126,6 +127,10 @@ class ProxyRequest(Request):
                 return
             if not self.uri.startswith(b"/"):
                 raise invalid_request("The request target must be a path.")
+            if b"#" in self.uri:
+                # RFC 9112 section 3.2 has no fragment there; servers that cut it off (uvicorn) would see
+                # another path than the one that is guarded here.
+                raise invalid_request("The request target must have no fragment.")
             if self.method == b"CONNECT":
                 raise invalid_request("CONNECT is not served here.")
             super().process()
@@ -184,7 +189,8 @@ class ProxyRequest(Request):
         self.responseHeaders.setRawHeaders(b"X-LLMProxy-Backend", [backend.encode("utf-8")])
         self.responseHeaders.setRawHeaders(b"X-LLMProxy-Cold-Start", [b"%.3f" % held])
         self.responseHeaders.setRawHeaders(b"Server", [b"llmproxy/" + __version__.encode("ascii")])
-        self.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
+        if status != 204:
+            self.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
         if self.site.closing:
             self.channel.persistent = False
             self.responseHeaders.setRawHeaders(b"Connection", [b"close"])
@@ -213,8 +219,7 @@ class ProxyRequest(Request):
         """The next bytes of such an answer.  A client that does not read them is let go."""
         if self._disconnected or self.finished:
             return
-        pending = len(getattr(self.channel.transport, "dataBuffer", b""))
-        if pending > SLOW_FOLLOWER:
+        if unsent(self.channel.transport) > SLOW_FOLLOWER:
             self.channel.transport.abortConnection()
             return
         self.write(data)
@@ -281,6 +286,11 @@ class ProxyChannel(HTTPChannel):
             return
         super().allHeadersReceived()
 
+    def allContentReceived(self) -> None:
+        """Process the request, unless it was refused while its body came."""
+        if self._lingering is None:
+            super().allContentReceived()
+
     def lineLengthExceeded(self, line: bytes) -> None:
         """A request line or header field is longer than Twisted reads (16 KiB)."""
         self._respondToBadRequestAndDisconnect()
@@ -289,7 +299,9 @@ class ProxyChannel(HTTPChannel):
         self.refuse(invalid_request("The request is not valid HTTP/1.1."))
 
     def refuse(self, refusal: Refusal) -> None:
-        """Answer with an error outside of any resource, and end the connection."""
+        """Answer with an error outside of any resource, once, and end the connection."""
+        if self._lingering is not None:
+            return
         body = error_body(refusal)
         fields = [
             *error_headers(refusal),
@@ -309,9 +321,8 @@ class ProxyChannel(HTTPChannel):
         # Nothing that still comes means anything.
         self._receive_by(lambda *_: None)
         self.setTimeout(None)
-        if self._lingering is None:
-            getattr(transport, "loseWriteConnection", transport.loseConnection)()
-            self._lingering = self.callLater(LINGER, transport.abortConnection)
+        getattr(transport, "loseWriteConnection", transport.loseConnection)()
+        self._lingering = self.callLater(LINGER, transport.abortConnection)
 
     def become_tunnel(self, receive: Any) -> None:
         """Hand the client's bytes to ``receive`` from now on: the connection has switched protocols."""
@@ -319,6 +330,9 @@ class ProxyChannel(HTTPChannel):
         self._receive_by(receive)
         if early:
             receive(early)
+            if not self._waitingForTransport:
+                # Twisted stops to read while much has come before the answer to a request.
+                self._networkProducer.resumeProducing()
 
     def _receive_by(self, receive: Callable[..., None]) -> None:
         # Twisted's own WebSocket support switches a channel over in the same way.

@@ -114,6 +114,18 @@ class BackendTests(SynchronousTestCase):
         rig.clock.advance(1)
         self.assertEqual(rig.states()[-2:], ["stopping", "absent"])
 
+    def test_an_abandoned_start_says_nothing_of_the_next(self) -> None:
+        """A start that nobody had to wait for keeps its full idle time, whoever left an earlier one."""
+        rig = Rig(idle=600, abandon_idle=60)
+        request = rig.request()
+        rig.backend.leave(request)
+        rig.world.exit("m", 1)
+        rig.backend.reset()
+        rig.backend.demand()
+        rig.ready()
+        rig.clock.advance(61)
+        self.assertEqual(rig.backend.state, "ready")
+
     def test_idle_counts_from_the_last_byte_of_the_last_answer(self) -> None:
         """A request in flight for longer than idle keeps it, and the full time counts from its end."""
         rig = Rig(idle=10)

@@ -14,10 +14,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from llmproxy.config.model import BackendSpec, Config, Key, Limits
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.probe import INTERVAL
+from llmproxy.web import exchange
 from llmproxy.web.accesslog import AccessLog, Entry
 from llmproxy.web.auth import Authenticator
 from llmproxy.web.resources import RootResource
-from llmproxy.web.site import ProxySite
+from llmproxy.web.site import SLOW_FOLLOWER, ProxySite
 from tests.fakes import FakeController, FakeRuntime
 from tests.inmemory import Far, Servers
 
@@ -43,9 +44,13 @@ class Log(AccessLog):
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
+        self.failures: list[str] = []
 
     def write(self, entry: Entry) -> None:
         self.entries.append(entry)
+
+    def failure(self, what: str, reason: Failure) -> None:
+        self.failures.append(str(reason.value))
 
 
 class Client:
@@ -257,6 +262,30 @@ class FrontTests(SynchronousTestCase):
         self.far().send(b"0\r\n\r\n")
         self.assertEqual(client.take(), b"0\r\n\r\n")
 
+    def test_the_head_of_a_stream_does_not_wait_for_its_first_bytes(self) -> None:
+        """vLLM answers before its first token, which may be long in coming; the client sees that it has."""
+        self.warm()
+        client = self.client().post(b"/coder/v1/chat/completions", {"stream": True})
+        self.far().send(EVENTS)
+        self.assertTrue(client.take().endswith(b"\r\n\r\n"))
+        self.far().send(b"3\r\n1\n\n\r\n")
+        self.assertEqual(client.take(), b"3\r\n1\n\n\r\n")
+
+    def test_a_request_without_host_gets_one(self) -> None:
+        """HTTP/1.0 clients need not send Host, and what we send is HTTP/1.1, where many servers insist."""
+        self.warm()
+        self.client().send(b"GET /coder/x HTTP/1.0\r\n" + KEY + b"\r\n")
+        self.assertIn(b"\r\nHost: 127.0.0.1:9001\r\n", self.far().received)
+
+    def test_204_has_no_length(self) -> None:
+        """There is no Content-Length where no body can be, whatever the backend says."""
+        self.warm()
+        client = self.client().get(b"/coder/x")
+        self.far().send(b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n")
+        self.assertNotIn("content-length", client.answer()[1])
+        client = self.client().send(b"OPTIONS * HTTP/1.1\r\n\r\n")
+        self.assertNotIn("content-length", client.answer()[1])
+
     def test_http_1_0_clients_get_no_chunks(self) -> None:
         """The body is delimited by the end of the connection."""
         self.warm()
@@ -332,6 +361,48 @@ class FrontTests(SynchronousTestCase):
         self.assertTrue(client.transport.disconnecting)
         self.assertEqual(self.fleet.backends["coder"].admission.in_flight, 0)
 
+    def test_a_slow_websocket_slows_the_backend(self) -> None:
+        """A tunnel has back-pressure towards the backend, too."""
+        self.warm()
+        client = self.client().get(b"/coder/ws", KEY + b"Connection: Upgrade\r\nUpgrade: websocket\r\n")
+        self.far().send(b"HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhi")
+        client.channel.pauseProducing()
+        self.assertEqual(self.far().transport.producerState, "paused")
+        client.channel.resumeProducing()
+        self.assertEqual(self.far().transport.producerState, "producing")
+
+    def test_a_client_that_spoke_too_early_is_read_again(self) -> None:
+        """Twisted stops to read while more than 16 KiB wait for the answer; the tunnel must go on."""
+        self.warm()
+        client = self.client().get(b"/coder/ws", KEY + b"Connection: Upgrade\r\nUpgrade: websocket\r\n")
+        client.send(b"x" * 20000)
+        self.assertEqual(client.transport.producerState, "paused")
+        self.far().send(b"HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        self.assertTrue(self.far().received.endswith(b"x" * 20000))
+        self.assertEqual(client.transport.producerState, "producing")
+
+    def test_only_websockets_switch_protocols(self) -> None:
+        """No other protocol, nor a request with a body or of HTTP/1.0, asks the backend for a tunnel."""
+        self.warm()
+        switch = KEY + b"Connection: Upgrade\r\nUpgrade: %b\r\n"
+        self.client().get(b"/coder/x", switch % b"h2c")
+        self.assertNotIn(b"Upgrade", self.far().received)
+        self.client().post(b"/coder/x", b"body", switch % b"websocket")
+        self.assertNotIn(b"Upgrade", self.far().received)
+        self.client().send(b"GET /coder/x HTTP/1.0\r\n" + switch % b"websocket" + b"\r\n")
+        self.assertNotIn(b"Upgrade", self.far().received)
+
+    def test_a_switch_that_nobody_asked_for_is_a_bad_gateway(self) -> None:
+        """Otherwise the client's next request, its key included, would go to the backend as it is."""
+        self.warm()
+        client = self.client().get(b"/coder/x")
+        far = self.far()
+        far.send(b"HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nhi")
+        self.assertEqual(client.error()[0], 502)
+        client.get(b"/coder/2")
+        self.assertNotIn(b"client", far.received)
+        self.assertTrue(far.closed)
+
     # -- breakage -----------------------------------------------------------------------------------
 
     def test_a_reused_connection_that_dies_is_retried_once(self) -> None:
@@ -390,6 +461,17 @@ class FrontTests(SynchronousTestCase):
         client = self.client().get(b"/coder/x")
         self.far().send(b"SSH-2.0-OpenSSH\r\n")
         self.assertEqual(client.error()[0], 502)
+
+    def test_a_fault_of_our_own_is_answered(self) -> None:
+        """500, logged, and nothing is left in flight."""
+
+        def broken(*_: object, **__: object) -> bytes:
+            raise ValueError("a fault")
+
+        self.warm()
+        self.patch(exchange, "request_head", broken)
+        self.assertEqual(self.client().get(b"/coder/x").error()[0], 500)
+        self.assertEqual((self.fleet.in_flight(), self.log.failures), (0, ["a fault"]))
 
     # -- cold ---------------------------------------------------------------------------------------
 
@@ -486,6 +568,12 @@ class FrontTests(SynchronousTestCase):
         self.client().post(b"/coder/sleep", b"", ADMIN)
         self.assertTrue(self.far().received.startswith(b"POST /sleep HTTP/1.1"))
 
+    def test_a_fragment_does_not_hide_a_control(self) -> None:
+        """400: uvicorn cuts /sleep#x to /sleep, and a request target has no fragment."""
+        self.warm()
+        self.assertEqual(self.client().post(b"/coder/sleep#x", b"").error()[0], 400)
+        self.assertEqual(self.servers.requests, [])
+
     # -- /v1 ----------------------------------------------------------------------------------------
 
     def test_models_are_listed_and_none_is_woken(self) -> None:
@@ -549,6 +637,15 @@ class FrontTests(SynchronousTestCase):
         status, error, _ = self.client().post(b"/v1/audio/transcriptions", b"--B--", KEY + kind).error()
         self.assertEqual((status, error["param"]), (400, "model"))
 
+    def test_dots_do_not_lead_out_of_the_api(self) -> None:
+        """/v1/audio/../../sleep is no inference path, in whatever spelling."""
+        self.warm()
+        form = b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\ncoder3b\r\n--B--\r\n'
+        kind = b"Content-Type: multipart/form-data; boundary=B\r\n"
+        for path in (b"../../sleep", b"%2e%2e/%2E./sleep", b"x%2f..%2f..%2f../sleep"):
+            self.assertEqual(self.client().post(b"/v1/audio/" + path, form, KEY + kind).error()[0], 404)
+        self.assertEqual(self.servers.requests, [])
+
     # -- limits and malformed requests --------------------------------------------------------------
 
     def test_bodies_are_bounded(self) -> None:
@@ -563,6 +660,18 @@ class FrontTests(SynchronousTestCase):
         client.send(b"POST /coder/x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + KEY + b"\r\n")
         client.send(b"400\r\n" + b"x" * 1024 + b"\r\n")
         self.assertEqual(client.error()[0], 413)
+        self.clock.advance(3)
+
+    def test_a_body_that_grows_too_large_is_refused_once(self) -> None:
+        """What comes with it, the end of the body included, makes no request and no second answer."""
+        self.warm()
+        client = self.client()
+        client.send(
+            b"POST /coder/x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + KEY + b"\r\n"
+            b"400\r\n" + b"x" * 1024 + b"\r\n3\r\nabc\r\n0\r\n\r\n"
+        )
+        self.assertEqual(client.take().count(b"HTTP/1.1 "), 1)
+        self.assertEqual((self.servers.requests, len(self.log.entries)), ([], 1))
         self.clock.advance(3)
 
     def test_expect_100_continue(self) -> None:
@@ -647,6 +756,33 @@ class FrontTests(SynchronousTestCase):
         self.clock.advance(0)
         view = json.loads(client.answer()[2])
         self.assertEqual((view["state"], view["last_failure"]["exit_code"]), ("failed", 3))
+
+    def test_a_start_while_it_ends_is_not_lost(self) -> None:
+        """Start and restart wait for the end of the old run, and with wait=1 answer for the new one."""
+        for verb in (b"start", b"restart"):
+            self.build()
+            self.world.hold_stops = True
+            self.warm()
+            self.client().post(b"/api/backends/coder/stop", b"", ADMIN)
+            waiting = self.client().post(b"/api/backends/coder/%b?wait=1" % verb, b"", ADMIN)
+            self.assertEqual(waiting.take(), b"")
+            self.world.finish_stop("coder")
+            self.assertEqual(waiting.take(), b"")
+            self.clock.pump([0, INTERVAL, 0, 0])
+            self.assertEqual(json.loads(waiting.answer()[2])["state"], "ready")
+            self.fleet.backends["coder"].stop_wanted("test", force=True)
+            self.world.finish_stop("coder")
+
+    def test_who_follows_and_does_not_read_is_let_go(self) -> None:
+        """What waits for it is counted in both of Twisted's buffers."""
+        events = self.client().get(b"/api/events", ADMIN)
+        events.transport.dataBuffer, events.transport.offset = b"x" * 1000, 900  # type: ignore[attr-defined]
+        events.transport._tempDataLen = SLOW_FOLLOWER - 100  # type: ignore[attr-defined]
+        self.fleet.backends["coder"].demand()
+        self.assertFalse(events.transport.disconnecting)
+        events.transport._tempDataLen += 1  # type: ignore[attr-defined]
+        self.ready()
+        self.assertTrue(events.transport.disconnecting)
 
     def test_logs_are_shown_without_secrets(self) -> None:
         """The tail that was asked for, the keys in it replaced."""
