@@ -225,6 +225,12 @@ _CAUSES: tuple[tuple[str, str], ...] = (
         r".*is not a local folder and is not a valid model identifier.*",
         "Check the model's name, or set HF_TOKEN if it is private.",
     ),
+    (
+        # How the hub answers to the path of a folder that is not there.
+        r"Repo id must be in the form 'repo_name' or 'namespace/repo_name'.*"
+        r"|Invalid repository ID or local directory specified.*",
+        "There is no such model: check its name, or its path and the volume that it lies on.",
+    ),
     (r".*error: unrecognized arguments.*", "vLLM does not know this flag: check args."),
     (
         r".*(?:No CUDA GPUs are available|Failed to infer device type|libcuda\.so\.1: cannot open).*",

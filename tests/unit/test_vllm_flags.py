@@ -163,6 +163,12 @@ UPWARDS = "RuntimeError: Engine core initialization failed. See root cause above
         ("RuntimeError: Insufficient space in /dev/shm", "shared memory"),
         ("OSError: [Errno 98] Address already in use", "--port"),
         ("OSError: x/y is not a local folder and is not a valid model identifier", "name"),
+        (
+            "huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name' or"
+            " 'namespace/repo_name': '/no/such/model'. Use `repo_type` argument if needed.",
+            "no such model",
+        ),
+        ("  Value error, Invalid repository ID or local directory specified: '/m'", "no such model"),
         ("You are trying to access a gated repo.", "HF_TOKEN"),
         ("api_server.py: error: unrecognized arguments: --nope", "flag"),
         ("RuntimeError: No CUDA GPUs are available", "GPU"),
