@@ -64,6 +64,7 @@ class ProxyService(Service):
         self._reload = reload
         self._failed = failed
         self._ports: list[IListeningPort] = []
+        self._listens: tuple[str, ...] = ()
 
     def startService(self) -> None:
         """Listen at once; requests are dispatched as soon as it is known what runs."""
@@ -71,6 +72,7 @@ class ProxyService(Service):
         for note in self._fleet.config.notes:
             self._log.warn("{note}", note=note)
         self._site.ready = Deferred()
+        self._listens = self._fleet.config.listen
         listens = [self._listen(description) for description in self._fleet.config.listen]
         DeferredList(listens).addCallback(lambda _: self._listening())
 
@@ -99,7 +101,7 @@ class ProxyService(Service):
 
         :param why: for the log.
         """
-        return self._reload().addCallbacks(self._apply, self._not_reloaded, callbackArgs=(why,))
+        return self._reload().addCallback(self._apply, why).addErrback(self._not_reloaded)
 
     def _not_reloaded(self, failure: Failure) -> None:
         if isinstance(failure.value, ConfigError):
@@ -110,6 +112,9 @@ class ProxyService(Service):
     def _apply(self, config: Config, why: str) -> None:
         if not self.running or self._fleet.closing:
             return
+        if self._fleet.config.keys and not config.keys and config.listen != self._listens:
+            # Without keys everybody may do everything, and what listens stays open to the network until then.
+            raise ConfigError("no key is configured any more; listening on loopback only needs a new start")
         self._site.authenticator = Authenticator(config.keys)
         self._site.limits = config.limits
         changes = "; ".join(self._fleet.apply(config)) or "nothing about backends changed"
@@ -122,12 +127,14 @@ class ProxyService(Service):
         closing = [maybeDeferred(port.stopListening) for port in ports]
         self._fleet.refuse_new()
         self._site.close_idle()
+        # Those who still wait for the first look at what runs are told, too.
+        self._site.fleet_started()
         closed = DeferredList(closing).addCallback(lambda _: self._drained())
         closed = closed.addCallback(lambda _: self._fleet.close())
         return closed.addCallback(lambda _: self._let_go_clients())
 
     def _drained(self) -> Deferred[None]:
-        if not self._fleet.in_flight():
+        if not self._busy():
             return succeed(None)
         deadline = self._reactor.seconds() + self._fleet.config.drain
         self._log.info(
@@ -137,12 +144,15 @@ class ProxyService(Service):
         )
 
         def look() -> None:
-            if not self._fleet.in_flight() or self._reactor.seconds() >= deadline:
+            if not self._busy() or self._reactor.seconds() >= deadline:
                 looking.stop()
 
         looking = LoopingCall(look)
         looking.clock = self._reactor
         return looking.start(DRAIN_LOOK).addCallback(lambda _: None)
+
+    def _busy(self) -> bool:
+        return self._fleet.in_flight() > 0 or any(channel.unsent() for channel in self._site.channels)
 
     def _let_go_clients(self) -> None:
         for channel in list(self._site.channels):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from attrs import evolve
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -78,6 +78,7 @@ class Backend:
         self._instance: Instance | None = None
         self._present: Instance | None = None
         self._last_gone: tuple[str | None, Exit] = (None, Exit())
+        self._changes = 0
         self._launching = False
         self._after_launch: list[Callable[[], None]] = []
         self._failure: StartFailure | None = None
@@ -306,6 +307,9 @@ class Backend:
     def gone(self, run: str | None, exit: Exit) -> None:
         """See :class:`~llmproxy.runtimes.interface.Watcher`."""
         self._last_gone = (run, exit)
+        if exit.oom:
+            # Clients mostly hear of it as of a broken connection, before its cause is known.
+            self._log.warn("{backend} ended with {exit}", backend=self.name, exit=describe_exit(exit))
         if self._present is not None and run in (None, self._present.run):
             self._present = None
         if not self.models:
@@ -318,13 +322,21 @@ class Backend:
         if self.state == "starting":
             if self._prober is not None:
                 self._prober.stop()
-            attempt = self.lifecycle.attempt
-            self._with_log(lambda log: self._start_failed(attempt, exit_failure(exit, log)))
+            attempt, changes = self.lifecycle.attempt, self._changes
+
+            def explained(log: str) -> None:
+                self._start_failed(attempt, exit_failure(exit, log))
+                if changes != self._changes:
+                    # It was replaced or removed while its log was read: that start says nothing of the next.
+                    self.lifecycle.forgive()
+
+            self._with_log(explained)
         else:
             self.lifecycle.died(f"it ended with {describe_exit(exit)}")
 
     def changed(self) -> None:
         """See :class:`~llmproxy.runtimes.interface.Watcher`."""
+        self._changes += 1
         self.lifecycle.forgive()
         self._read_facts()
 
@@ -351,10 +363,16 @@ class Backend:
             launched = self.runtime.ensure_started(self.spec)
         else:
             self._predecessor = None
-            launched = before.addCallback(lambda _: self.runtime.ensure_started(self.spec))
+            launched = before.addCallback(lambda _: self._launch_after())
         launched.addCallbacks(
             self._launched, self._launch_failed, callbackArgs=(attempt,), errbackArgs=(attempt,)
         )
+
+    def _launch_after(self) -> Deferred[Instance]:
+        if self._closing:
+            # Its turn has come too late: what would be started now would only be ended again.
+            return fail(StartRefused("It is not wanted any more."))
+        return self.runtime.ensure_started(self.spec)
 
     def _launched(self, instance: Instance, attempt: int) -> None:
         self._instance = self._present = instance

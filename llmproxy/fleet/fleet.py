@@ -6,9 +6,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 from attrs import evolve, fields
-from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from llmproxy.config.model import BackendSpec, Config
 from llmproxy.fleet.backend import Backend
@@ -80,6 +81,8 @@ class Fleet:
         self.closing = False
         self._clock = clock
         self._runtimes = runtimes
+        self._retired: set[Backend] = set()
+        self._successions: list[tuple[set[Backend], Deferred[None]]] = []
         self._listeners: list[Callable[[Transition], None]] = []
         self._surroundings = Surroundings(
             clock, connect, self._record, config.drain, config.backend_key, _secrets(config)
@@ -120,11 +123,15 @@ class Fleet:
         watches = []
         for backend in backends:
             watch = backend.watch()
-            watch.addErrback(
-                lambda failure, name: self._log.failure("watching {b}", failure, b=name), backend.name
-            )
+            watch.addErrback(self._not_watched, backend.name)
             watches.append(watch)
         return DeferredList(watches).addCallback(lambda _: None)
+
+    def _not_watched(self, failure: Failure, name: str) -> None:
+        if failure.check(CancelledError):
+            self._log.warn("not known yet whether {backend} runs", backend=name)
+        else:
+            self._log.failure("watching {backend}", failure, backend=name)
 
     def _prewarm(self, backends: Iterable[Backend]) -> None:
         for backend in backends:
@@ -139,7 +146,11 @@ class Fleet:
 
     def in_flight(self) -> int:
         """Requests in flight, over all backends."""
-        return sum(backend.admission.in_flight for backend in self.backends.values())
+        return sum(backend.admission.in_flight for backend in self._all())
+
+    def _all(self) -> list[Backend]:
+        """Those of the configuration, and those that it has no more and that have not ended yet."""
+        return [*self.backends.values(), *self._retired]
 
     def close(self) -> Deferred[None]:
         """End: stop the backends when so configured, then let go of everything else."""
@@ -151,13 +162,15 @@ class Fleet:
 
     def _stop_all(self) -> Deferred[None]:
         stops: list[Deferred[None]] = []
-        for backend in self.backends.values():
+        for backend in self._all():
             backend.stop_wanted("the proxy ends", force=True)
             stops.append(backend.when("absent", "failed"))
         return DeferredList(stops).addCallback(lambda _: None)
 
     def _let_go(self) -> Deferred[None]:
-        for backend in self.backends.values():
+        for backend in self._all():
+            # What has not finished by now must not look as if it had.
+            backend.cut("llmproxy ends")
             backend.close()
         return DeferredList([runtime.close() for runtime in self._runtimes.values()]).addCallback(
             lambda _: None
@@ -191,14 +204,17 @@ class Fleet:
         done: list[str] = []
         fresh: list[Backend] = []
         for route in [route for route in self.backends if route not in config.backends]:
-            self._retire(self.backends.pop(route), None)
+            self._retire(self.backends.pop(route), "its route was removed", succeeded=False)
             done.append(f"removed {route}")
         for route, spec in config.backends.items():
             present = self.backends.get(route)
             if present is not None:
                 present.surroundings = self._surroundings
             if present is None:
-                fresh.append(self._add(spec))
+                former = self._former_gone(route)
+                added = self._add(spec, former)
+                if former is None:
+                    fresh.append(added)
                 done.append(f"added {route}")
             elif present.spec == spec:
                 continue
@@ -219,18 +235,41 @@ class Fleet:
         return backend
 
     def _replace(self, old: Backend, spec: BackendSpec) -> None:
-        gone: Deferred[None] = Deferred()
-        new = self._add(spec, gone)
-        ended = self._retire(old, new)
-        ended.addCallback(lambda _: self._watch([new]))
-        ended.addCallback(gone.callback)
+        self._retired.add(old)
+        # It must be found before those who wait are handed on to it.
+        self._add(spec, self._former_gone(spec.route))
+        self._retire(old, "its configuration changed", succeeded=True)
 
-    def _retire(self, old: Backend, successor: Backend | None) -> Deferred[None]:
-        cause = "its configuration changed" if successor else "its route was removed"
-        ended = old.retire(cause, succeeded=successor is not None)
-        if successor is None or old.runtime is not successor.runtime:
-            ended.addCallback(lambda _: old.runtime.unwatch(old.name))
-        return ended
+    def _retire(self, old: Backend, cause: str, *, succeeded: bool) -> None:
+        self._retired.add(old)
+        old.retire(cause, succeeded=succeeded).addCallback(lambda _: self._has_ended(old))
+
+    def _former_gone(self, route: str) -> Deferred[None] | None:
+        """Fires when all former backends of a route have ended, which may be several after quick reloads, and
+        the present one is watched; None when there are none."""
+        former = {backend for backend in self._retired if backend.name == route}
+        if not former:
+            return None
+        gone: Deferred[None] = Deferred()
+        self._successions.append((former, gone))
+        return gone
+
+    def _has_ended(self, old: Backend) -> None:
+        self._retired.discard(old)
+        present = self.backends.get(old.name)
+        others = [backend for backend in (*self._retired, present) if backend and backend.name == old.name]
+        if all(backend.runtime is not old.runtime for backend in others):
+            old.runtime.unwatch(old.name)
+        for succession in list(self._successions):
+            former, gone = succession
+            if old not in former:
+                continue
+            former.remove(old)
+            if not former:
+                self._successions.remove(succession)
+                # One route has one watcher, so that a successor cannot be told anything before.
+                watched = self._watch([] if present is None else [present])
+                watched.addCallback(gone.callback)
 
     # -- events -------------------------------------------------------------------------------------
 

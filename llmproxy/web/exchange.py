@@ -245,7 +245,7 @@ class Exchange:
     def response_head(self, head: ResponseHead) -> None:
         """See :class:`~llmproxy.relay.upstream.ResponseHandler`."""
         if head.upgraded and self._upgrade is None:
-            # The client would send its next request, its key included, into a tunnel that it knows nothing of.
+            # The client would send its next request, its key in it, into a tunnel that it knows nothing of.
             self._let_go_upstream()
             self._broke("it switched protocols unasked", suspicious=False)
             return

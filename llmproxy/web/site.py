@@ -346,6 +346,10 @@ class ProxyChannel(HTTPChannel):
             self._lingering.cancel()
         super().connectionLost(reason)
 
+    def unsent(self) -> int:
+        """Bytes of answers that its client has not taken yet."""
+        return unsent(self.transport)
+
     def close_if_idle(self) -> None:
         """End the connection when no request is being read or answered on it."""
         self.persistent = False

@@ -137,6 +137,58 @@ class FleetTests(SynchronousTestCase):
         self.assertEqual(self.world.count("unwatch", "b"), 1)
         self.assertIsNone(fleet.route("b"))
 
+    def test_a_second_reload_waits_for_the_first_ones_end_too(self) -> None:
+        """Of two quick changes only the last is started, when what runs has drained, and it is watched."""
+        for asked_between in (False, True):
+            fleet = self.fleet()
+            fleet.backends["a"].demand()
+            streaming, waiting = Waiting(), Waiting()
+            fleet.backends["a"].enter(streaming)
+            fleet.apply(self.with_backends(a=spec("a", port=9)))
+            if asked_between:
+                fleet.backends["a"].enter(Waiting())
+            fleet.apply(self.with_backends(a=spec("a", port=10)))
+            starts = self.world.count("ensure_started", "a")
+            fleet.backends["a"].enter(waiting)
+            self.assertTrue(self.world.is_running("a"))
+            self.assertEqual((waiting.leases, fleet.in_flight()), ([], 1))
+            streaming.leases[0].release()
+            self.clock.advance(INTERVAL)
+            self.assertEqual(self.world.count("ensure_started", "a"), starts + 1)
+            self.assertEqual(len(waiting.leases), 1)
+            self.world.exit("a", 1)
+            self.assertEqual(fleet.backends["a"].state, "absent")
+            self.successResultOf(fleet.close())
+
+    def test_a_route_that_comes_back_waits_for_its_old_end(self) -> None:
+        """It neither adopts what is about to end nor is unwatched with it."""
+        fleet = self.fleet()
+        fleet.backends["a"].demand()
+        streaming, waiting = Waiting(), Waiting()
+        fleet.backends["a"].enter(streaming)
+        fleet.apply(self.with_backends(b=spec("b")))
+        fleet.apply(self.with_backends(a=spec("a"), b=spec("b")))
+        self.assertEqual(fleet.backends["a"].state, "absent")
+        fleet.backends["a"].enter(waiting)
+        streaming.leases[0].release()
+        self.clock.advance(INTERVAL)
+        self.assertEqual(len(waiting.leases), 1)
+        self.assertEqual(self.world.count("unwatch", "a"), 0)
+        self.world.exit("a", 1)
+        self.assertEqual(fleet.backends["a"].state, "absent")
+
+    def test_the_end_counts_and_cuts_what_is_configured_no_more(self) -> None:
+        """A stream of a removed route is waited for like any other, and cut like any other."""
+        fleet = self.fleet()
+        fleet.backends["a"].demand()
+        streaming = Waiting()
+        fleet.backends["a"].enter(streaming)
+        fleet.apply(self.with_backends(b=spec("b")))
+        self.assertEqual(fleet.in_flight(), 1)
+        self.successResultOf(fleet.close())
+        self.assertEqual((streaming.leases, fleet.in_flight()), ([], 0))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_new_secrets_count_for_old_backends(self) -> None:
         """A key that a reload adds is not shown in logs."""
         fleet = self.fleet()

@@ -38,6 +38,10 @@ class ClientTransport(StringTransport):
     def setTcpNoDelay(self, enabled: bool) -> None:
         """Nothing to set."""
 
+    def unregisterProducer(self) -> None:
+        """May come twice, as to a socket's own."""
+        self.producer = None
+
 
 class Log(AccessLog):
     """Keeps the entries."""
