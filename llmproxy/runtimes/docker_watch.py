@@ -30,7 +30,7 @@ class Watch:
     An event that comes during a look makes its answer worthless, so the look is repeated.  Only the end of
     the present run is told from the event itself, as a look may stall for 20 s.
 
-    :ivar own: containers that we create at the moment or have created; they are no news.
+    :ivar own: containers that we have created; that they are there is no news.
     """
 
     _reactor: IReactorTime
@@ -126,8 +126,9 @@ class Watch:
         elif event.action != "update":
             return
         self._container_known = True
-        # Our own creating and clearing away changes nothing that anybody wished for.
-        if self.teller.told and not self._starting() and event.id not in self._own:
+        # Our own creating changes nothing that anybody wished for; what others do to what we created does.
+        ours = event.action == "create" and event.id in self._own
+        if self.teller.told and not self._starting() and not ours:
             self._watcher.changed()
 
     def _paused(self, run: Snapshot) -> None:

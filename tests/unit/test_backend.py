@@ -6,6 +6,7 @@ from attrs import define, field
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -194,6 +195,21 @@ class BackendTests(SynchronousTestCase):
             self.assertEqual(rig.backend.state, "absent")
             rig.request()
             self.assertEqual(rig.backend.state, "starting")
+
+    def test_a_change_while_the_log_is_read_ends_the_cool_down(self) -> None:
+        """A container that is removed while it starts is a failed start, and the next request starts it."""
+        rig = Rig()
+        request = rig.request()
+        log: Deferred[str] = Deferred()
+        self.patch(FakeRuntime, "logs", lambda self, spec, tail: log)
+        rig.world.exit("m", 137)
+        rig.world.change("m")
+        self.assertEqual(rig.backend.state, "starting")
+        log.callback("")
+        self.assertEqual([refusal.code for refusal in request.refusals], ["backend_start_failed"])
+        self.assertEqual(rig.backend.state, "absent")
+        rig.request()
+        self.assertEqual(rig.backend.state, "starting")
 
     def test_a_refused_start_has_its_hint(self) -> None:
         """A missing image is told as such, at once."""
