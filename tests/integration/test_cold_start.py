@@ -92,7 +92,7 @@ def test_one_hangs_up(launch: Launch) -> None:
             wire.post("/v1/chat/completions", json.dumps(chat("a-model")).encode())
         proxy.until_waiting("a", 2)
         leaves.socket.close()
-        until(lambda: proxy.backend("a")["waiting"] == 1, 0.5)
+        until(lambda: proxy.backend("a")["waiting"] == 1, 1)
         assert proxy.state("a") == "starting"
         assert stays.answer().status == 200
     assert proxy.world.starts("a") == 1
@@ -108,7 +108,7 @@ def test_all_hang_up(launch: Launch) -> None:
     assert proxy.state("a") == "starting"
     assert proxy.access("left")["outcome"] == "client_gone"
     proxy.until_state("a", "ready")
-    proxy.until_state("a", "absent", seconds=3)
+    proxy.until_state("a", "absent", seconds=8)
     assert not proxy.world.is_running("a")
 
 
@@ -146,7 +146,7 @@ def test_start_fails(launch: Launch) -> None:
 
     began = time.monotonic()
     assert_failed(proxy.chat("a"), 5)
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 2
     assert proxy.world.starts("a") == 1
     view = proxy.backend("a")
     assert view["state"] == "failed"
@@ -187,7 +187,7 @@ def test_health_does_not_come(launch: Launch, mode: str) -> None:
     proxy = launch({"a": demo("--health-mode", mode, start_timeout="1.5s", stop_grace="1s")})
     began = time.monotonic()
     answer = proxy.chat("a")
-    assert 1.4 < time.monotonic() - began < 4
+    assert 1.4 < time.monotonic() - began < 8
     assert (answer.status, answer.error["code"]) == (503, "backend_start_timeout")
     assert int(answer.header("Retry-After") or 0) in (4, 5)
     proxy.until_state("a", "failed")

@@ -31,7 +31,7 @@ def test_idle_reap(launch: Launch) -> None:
     assert proxy.chat("a").status == 200
     ended = time.monotonic()
     proxy.until_state("a", "stopping", "absent")
-    assert 0.8 < time.monotonic() - ended < 2
+    assert 0.8 < time.monotonic() - ended < 5
     proxy.until_state("a", "absent")
     assert not proxy.world.is_running("a")
     assert proxy.chat("a").status == 200
@@ -90,7 +90,7 @@ def test_stubborn_backend(launch: Launch) -> None:
     proxy.until_state("a", "stopping")
     began = time.monotonic()
     proxy.until_state("a", "absent")
-    assert 0.5 < time.monotonic() - began < 2.5
+    assert 0.5 < time.monotonic() - began < 8
     assert not proxy.world.is_running("a")
 
 
@@ -102,7 +102,7 @@ def test_killed_while_ready(launch: Launch) -> None:
     proxy = launch({"a": demo()})
     assert proxy.chat("a").status == 200
     proxy.world.kill("a")
-    proxy.until_state("a", "absent", seconds=1)
+    proxy.until_state("a", "absent", seconds=3)
     assert proxy.chat("a").status == 200
     assert proxy.world.starts("a") == 2
 
@@ -116,7 +116,7 @@ def test_killed_while_starting(launch: Launch) -> None:
         proxy.world.kill("a")
         began = time.monotonic()
         answer = wire.answer()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5
     assert (answer.status, answer.error["code"]) == (503, "backend_start_failed")
     assert "137" in answer.error["message"]
 
@@ -130,7 +130,7 @@ def test_killed_while_streaming(launch: Launch) -> None:
         rest = wire.rest()
     assert b'"code": "backend_died"' in rest or b'"code":"backend_died"' in rest
     assert not rest.endswith(b"0\r\n\r\n")
-    proxy.until_state("a", "absent", seconds=1)
+    proxy.until_state("a", "absent", seconds=3)
     assert proxy.chat("a").status == 200
     assert proxy.world.starts("a") == 2
 
@@ -157,7 +157,7 @@ def test_killed_while_stopping(launch: Launch) -> None:
     assert proxy.act("a", "stop", "").status == 202
     proxy.until_state("a", "stopping")
     proxy.world.kill("a")
-    proxy.until_state("a", "absent", seconds=1)
+    proxy.until_state("a", "absent", seconds=3)
 
 
 def test_stop_drains(launch: Launch) -> None:
@@ -246,7 +246,7 @@ def test_proxy_killed_while_ready(launch: Launch) -> None:
     proxy = launch({"a": demo(idle="1.5s")})
     assert proxy.chat("a").status == 200
     again(proxy)
-    proxy.until_state("a", "ready", seconds=2)
+    proxy.until_state("a", "ready", seconds=5)
     assert proxy.chat("a").status == 200
     assert proxy.world.starts("a") == 1
     proxy.until_state("a", "absent")
@@ -265,7 +265,7 @@ def test_proxy_killed_while_streaming(launch: Launch) -> None:
     until(lambda: proxy.stats("a")["aborted"] == 1)
     assert proxy.world.starts("a") == 1
     proxy.world.kill("a")  # an adopted one is watched, too
-    proxy.until_state("a", "absent", seconds=2)
+    proxy.until_state("a", "absent", seconds=3)
     assert proxy.chat("a").status == 200
 
 
@@ -338,7 +338,7 @@ def test_term_and_the_drain_limit(launch: Launch) -> None:
     with proxy.streaming("a") as wire:
         began = time.monotonic()
         assert proxy.stop() == -signal.SIGTERM
-        assert 0.4 < time.monotonic() - began < 3
+        assert 0.4 < time.monotonic() - began < 8
         assert not wire.rest().endswith(b"0\r\n\r\n")
     assert proxy.world.is_running("a")
 

@@ -122,7 +122,7 @@ def test_download(proxy: Proxy, chunked: str) -> None:
 
 def test_each_token_leaves_as_it_comes(proxy: Proxy) -> None:
     """The first token of a slow stream is there long before the last; the stream is what the backend said."""
-    body = json.dumps(chat("a-model", stream=True, demo_token_delay=0.02)).encode()
+    body = json.dumps(chat("a-model", stream=True, demo_token_delay=0.03)).encode()
     with proxy.wire() as wire:
         began = time.monotonic()
         wire.post("/a/v1/chat/completions", body, "Content-Type: application/json")
@@ -131,7 +131,7 @@ def test_each_token_leaves_as_it_comes(proxy: Proxy) -> None:
         assert b"X-Accel-Buffering: no" in first
         wire.pending = first + wire.pending
         answer = wire.answer()
-        assert early < 0.3 < time.monotonic() - began
+        assert early < (time.monotonic() - began) / 2
     assert content(answer.body).startswith("You said: Hello there")
     assert answer.body.endswith(b"data: [DONE]\n\n")
 
@@ -160,7 +160,7 @@ def test_client_leaves_mid_stream(proxy: Proxy) -> None:
     with proxy.streaming("a") as wire:
         assert proxy.stats("a")["running"] == 1
         wire.socket.close()
-        until(lambda: proxy.stats("a")["aborted"] == before + 1, 1)
+        until(lambda: proxy.stats("a")["aborted"] == before + 1, 3)
     assert proxy.backend("a")["in_flight"] == 0
 
 
@@ -170,7 +170,7 @@ def test_client_leaves_before_the_head(proxy: Proxy) -> None:
     with proxy.wire() as wire:
         wire.post("/a/v1/chat/completions", json.dumps(chat("a-model")).encode(), "X-Demo-Fault: hang")
         until(lambda: proxy.stats("a")["running"] == 1)
-    until(lambda: proxy.stats("a")["aborted"] == before + 1, 1)
+    until(lambda: proxy.stats("a")["aborted"] == before + 1, 3)
 
 
 def test_backend_dies_before_the_head(proxy: Proxy) -> None:
