@@ -321,7 +321,11 @@ class ProxyChannel(HTTPChannel):
         # Nothing that still comes means anything.
         self._receive_by(lambda *_: None)
         self.setTimeout(None)
-        getattr(transport, "loseWriteConnection", transport.loseConnection)()
+        if self.isSecure() or not hasattr(transport, "loseWriteConnection"):
+            # TLS has no half-close: what a TLS transport offers is that of the socket below the session.
+            self.loseConnection()
+        else:
+            transport.loseWriteConnection()
         self._lingering = self.callLater(LINGER, transport.abortConnection)
 
     def become_tunnel(self, receive: Any) -> None:

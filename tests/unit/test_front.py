@@ -6,10 +6,12 @@ import json
 from typing import Any
 
 from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
 from llmproxy.config.model import BackendSpec, Config, Key, Limits
 from llmproxy.fleet.fleet import Fleet
@@ -43,6 +45,28 @@ class ClientTransport(StringTransport):
         self.producer = None
 
 
+@implementer(ISSLTransport)
+class TLSTransport(ClientTransport):
+    """A TLS transport hands what it has not itself on to the socket below."""
+
+    half_closed = False
+
+    def getPeerCertificate(self) -> None:
+        """There is none."""
+
+    def getTcpNoDelay(self) -> bool:
+        return False
+
+    def getTcpKeepAlive(self) -> bool:
+        return False
+
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        """Nothing to set."""
+
+    def loseWriteConnection(self) -> None:
+        self.half_closed = True
+
+
 class Log(AccessLog):
     """Keeps the entries."""
 
@@ -60,8 +84,8 @@ class Log(AccessLog):
 class Client:
     """One connection to the front."""
 
-    def __init__(self, site: ProxySite) -> None:
-        self.transport = ClientTransport()
+    def __init__(self, site: ProxySite, transport: ClientTransport | None = None) -> None:
+        self.transport = transport or ClientTransport()
         self.channel: Any = site.buildProtocol(None)
         self.channel.makeConnection(self.transport)
         self.gone = False
@@ -705,6 +729,14 @@ class FrontTests(SynchronousTestCase):
             self.assertEqual(client.take(), b"")
             client.leave()
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_refused_tls_connection_is_not_half_closed(self) -> None:
+        """The socket below a TLS session is not shut down under it."""
+        transport = TLSTransport()
+        client = Client(self.site, transport).send(b"NONSENSE\r\n\r\n")
+        self.assertEqual(client.error()[0], 400)
+        self.assertEqual((transport.half_closed, transport.disconnecting), (False, True))
+        client.leave()
 
     def test_absolute_form_is_the_same_request(self) -> None:
         """The authority in the target changes nothing."""
