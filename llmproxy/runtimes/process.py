@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 
 from attrs import define, field
 from twisted.internet.defer import Deferred, gatherResults, succeed
@@ -27,6 +28,9 @@ from llmproxy.runtimes.telling import Teller
 
 __all__ = ["ProcessReactor", "ProcessRuntime", "child_environment"]
 
+PORTS = range(20_000, 32_000)
+"""Ports for ``${port}``: below those that Linux gives to outgoing connections (``ip_local_port_range``, from
+32768), one of which could take a port between its choice and the child's bind."""
 STRAY_GRACE = 10.0
 """Seconds that a child which nobody wants any more has to end."""
 _NOT_PASSED = ("LLMPROXY_", "MAP__")
@@ -339,12 +343,13 @@ class ProcessRuntime:
 
     def _free_port(self) -> int:
         taken = {run.port for run in self._runs.values()}
-        while True:
-            with closing(socket.socket()) as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = int(probe.getsockname()[1])
-            if port not in taken:
+        for port in random.sample(PORTS, 200):
+            if port in taken:
+                continue
+            with closing(socket.socket()) as probe, suppress(OSError):
+                probe.bind(("127.0.0.1", port))
                 return port
+        raise StartRefused("no free port was found", "Give the backend a port of its own.")
 
     def _stop(self, route: str, grace: float) -> Deferred[None]:
         run = self._runs.get(route)
