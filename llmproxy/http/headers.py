@@ -19,7 +19,7 @@ __all__ = [
     "request_head",
     "response_head",
     "valid_request_id",
-    "websocket",
+    "upgrade",
 ]
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -83,15 +83,16 @@ def end_to_end(headers: Headers, dropped: frozenset[bytes] = _HOP_BY_HOP) -> lis
     return [field for field in headers if field[0].lower() not in dropped]
 
 
-def websocket(headers: Headers) -> bytes | None:
-    """``Upgrade`` when the client asks for a WebSocket (RFC 6455 section 4.1), else None.
+def upgrade(headers: Headers) -> bytes | None:
+    """The protocol that the client asks to switch to (RFC 9110 section 7.8), such as ``websocket``, else None.
 
-    No other protocol is asked for on a client's behalf: through ``h2c`` requests would go past every check.
+    Another HTTP, or TLS, is not asked for on a client's behalf: its requests would go past every check.
     """
     asked = first(headers, b"upgrade")
-    if asked is None or asked.lower() != b"websocket" or b"upgrade" not in _connection_options(headers):
+    if asked is None or b"upgrade" not in _connection_options(headers):
         return None
-    return asked
+    protocols = [protocol.strip().lower() for protocol in asked.split(b",")]
+    return None if any(protocol.startswith((b"h2", b"http/", b"tls/")) for protocol in protocols) else asked
 
 
 def is_event_stream(headers: Headers) -> bool:

@@ -19,7 +19,7 @@ from llmproxy.errors import (
     queue_full,
     route_not_found,
 )
-from llmproxy.http.headers import authority, is_event_stream, request_head, websocket
+from llmproxy.http.headers import authority, is_event_stream, request_head, upgrade
 from llmproxy.http.openai import ErrorEventFinder, comment, error_event, parse_body, wants_stream
 from llmproxy.relay.downstream import Downstream
 from llmproxy.relay.upstream import Broken, ResponseHead, UpstreamConnection
@@ -60,9 +60,9 @@ class Exchange:
         self._target = target
         self._body = body
         self._length = length
-        # A WebSocket's handshake has no body, and HTTP/1.0 knows of no switch (RFC 9110 section 7.8).
+        # A handshake has no body, and HTTP/1.0 knows of no switch (RFC 9110 section 7.8).
         switches = not length and request.clientproto == b"HTTP/1.1"
-        self._upgrade = websocket(request.raw_headers) if switches else None
+        self._upgrade = upgrade(request.raw_headers) if switches else None
         self._down = Downstream(request)
         self._clock = request.site.clock
         self._lease: Lease | None = None

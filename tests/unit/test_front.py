@@ -409,12 +409,15 @@ class FrontTests(SynchronousTestCase):
         self.assertTrue(self.far().received.endswith(b"x" * 20000))
         self.assertEqual(client.transport.producerState, "producing")
 
-    def test_only_websockets_switch_protocols(self) -> None:
-        """No other protocol, nor a request with a body or of HTTP/1.0, asks the backend for a tunnel."""
+    def test_what_switches_protocols(self) -> None:
+        """Any protocol but another HTTP or TLS; no request with a body or of HTTP/1.0."""
         self.warm()
         switch = KEY + b"Connection: Upgrade\r\nUpgrade: %b\r\n"
-        self.client().get(b"/coder/x", switch % b"h2c")
-        self.assertNotIn(b"Upgrade", self.far().received)
+        self.client().get(b"/coder/x", switch % b"my-own/2")
+        self.assertIn(b"\r\nUpgrade: my-own/2\r\n", self.far().received)
+        for other in (b"h2c", b"HTTP/2.0", b"websocket, h2c", b"TLS/1.2"):
+            self.client().get(b"/coder/x", switch % other)
+            self.assertNotIn(b"Upgrade", self.far().received)
         self.client().post(b"/coder/x", b"body", switch % b"websocket")
         self.assertNotIn(b"Upgrade", self.far().received)
         self.client().send(b"GET /coder/x HTTP/1.0\r\n" + switch % b"websocket" + b"\r\n")
