@@ -123,7 +123,11 @@ class Stack:
 
     def compose(self, *arguments: str, **environment: str) -> str:
         """``docker compose ...`` in the project's folder; what it says."""
-        clean = {name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_HOST") if name in os.environ}
+        clean = {
+            name: os.environ[name]
+            for name in ("PATH", "HOME", "DOCKER_HOST", "DOCKER_CONFIG")
+            if name in os.environ
+        }
         done = subprocess.run(
             [*self._command, *arguments],
             cwd=self.folder,
@@ -134,7 +138,12 @@ class Stack:
             check=False,
         )
         assert done.returncode == 0, f"docker compose {' '.join(arguments)}: {done.stdout}{done.stderr}"
-        return done.stdout + done.stderr
+        return (done.stdout + done.stderr).strip()
+
+    def has_the_launchers_compose(self) -> bool:
+        """Whether the Compose here and the launcher's are of one version."""
+        ask = "docker compose version --short 2>/dev/null || docker-compose version --short"
+        return self.compose("version", "--short") == docker("exec", self.names["launcher"], "sh", "-c", ask)
 
     def up(self, *profiles: str, **environment: str) -> str:
         """README.md's commands: the launcher alone, or everything of the launcher's and other profiles."""

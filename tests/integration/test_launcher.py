@@ -88,12 +88,14 @@ def test_warm_model_is_adopted(stack: Stack) -> None:
     assert stack.chat("coder").headers.get("X-LLMProxy-Cold-Start", "0") in ("0", "0.000")
     stack.started("coder3b", 1)
     assert stack.containers() == {"launcher": "running", "coder3b": "running"}
-    # A model that the launcher had made itself is the same to Compose: it is not made anew.
-    stack.chat("chat")
-    made = stack.inspect("sitechat", ".Id")
-    stack.up("chat")
-    assert stack.inspect("sitechat", ".Id") == made
-    stack.started("sitechat", 1)
+    # A model that the launcher had made itself is the same to Compose: it is not made anew. Another version of
+    # Compose than the launcher's may see that otherwise.
+    if stack.has_the_launchers_compose():
+        stack.chat("chat")
+        made = stack.inspect("sitechat", ".Id")
+        stack.up("chat")
+        assert stack.inspect("sitechat", ".Id") == made
+        stack.started("sitechat", 1)
 
 
 def test_stop_frees_the_gpu(stack: Stack) -> None:
