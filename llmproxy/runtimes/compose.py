@@ -14,6 +14,8 @@ __all__ = ["CREATE_TIMEOUT", "create_service", "find_compose"]
 CREATE_TIMEOUT = 1800.0
 """Seconds for ``up --no-start``: it pulls the image, 10 GB for vLLM."""
 _VERSION_TIMEOUT = 20.0
+_FOUND_BY_ITSELF = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
+"""Names that Compose looks for (Compose specification, "The Compose file")."""
 
 
 def _environment(settings: DockerSettings) -> dict[str, str]:
@@ -51,7 +53,10 @@ def create_service(settings: DockerSettings, service: str) -> None:
     """
     file = settings.compose_file
     assert file is not None
-    by_hand = f"Create it by hand: docker compose -f {file} up --no-start {service}"
+    # The path is of no use on the host when this runs in a container.
+    name = os.path.basename(file)
+    named = "" if name in _FOUND_BY_ITSELF else f"-f {name} "
+    by_hand = f"Try it by hand in the compose file's folder: docker compose {named}up --no-start {service}"
     command = find_compose(settings)
     if command is None:
         raise StartRefused(f"service {service!r} has no container yet, and there is no Compose here", by_hand)
