@@ -140,6 +140,14 @@ class Stack:
         assert done.returncode == 0, f"docker compose {' '.join(arguments)}: {done.stdout}{done.stderr}"
         return (done.stdout + done.stderr).strip()
 
+    def edit(self, old: str, new: str) -> None:
+        """Change docker-compose.yml as editors do: a new file under the old name."""
+        file = self.folder / "docker-compose.yml"
+        text = file.read_text(encoding="utf-8")
+        assert old in text
+        (self.folder / "new").write_text(text.replace(old, new), encoding="utf-8")
+        (self.folder / "new").replace(file)
+
     def has_the_launchers_compose(self) -> bool:
         """Whether the Compose here and the launcher's are of one version."""
         ask = "docker compose version --short 2>/dev/null || docker-compose version --short"

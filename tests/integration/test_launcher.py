@@ -88,8 +88,8 @@ def test_warm_model_is_adopted(stack: Stack) -> None:
     assert stack.chat("coder").headers.get("X-LLMProxy-Cold-Start", "0") in ("0", "0.000")
     stack.started("coder3b", 1)
     assert stack.containers() == {"launcher": "running", "coder3b": "running"}
-    # A model that the launcher had made itself is the same to Compose: it is not made anew. Another version of
-    # Compose than the launcher's may see that otherwise.
+    # A model that the launcher had made itself is the same to Compose: it is not made anew. Another version
+    # of Compose than the launcher's may see that otherwise.
     if stack.has_the_launchers_compose():
         stack.chat("chat")
         made = stack.inspect("sitechat", ".Id")
@@ -109,11 +109,22 @@ def test_stop_frees_the_gpu(stack: Stack) -> None:
     assert stack.chat("coder").status == 200
     assert stack.inspect("coder3b", ".Id") == made
     stack.started("coder3b", 2)
-    # The key's rotation, as README.md tells it: the container goes, and the next request makes another.
+
+
+def test_changed_model(stack: Stack) -> None:
+    """A model that was changed in docker-compose.yml is made anew by README.md's commands and a request."""
+    stack.fresh()
+    stack.chat("coder")
+    made = stack.inspect("coder3b", ".Id")
+    assert "--max-model-len=16384" in stack.inspect("coder3b", ".Args")
+    stack.edit("--max-model-len=16384", "--max-model-len=4096")
+    stack.compose("restart", "launcher")
+    stack.wait_until_ready()
     stack.compose("rm", "-s", "-f", "coder3b")
-    until(lambda: stack.state("coder") == "absent", 2)
+    until(partial(stack.is_in, "coder", "absent"), 2)
     assert stack.chat("coder").status == 200
     assert stack.inspect("coder3b", ".Id") != made
+    assert "--max-model-len=4096" in stack.inspect("coder3b", ".Args")
 
 
 def test_idle_model_is_stopped(stack: Stack) -> None:
