@@ -18,8 +18,8 @@ __all__ = [
     "is_event_stream",
     "request_head",
     "response_head",
-    "valid_request_id",
     "upgrade",
+    "valid_request_id",
 ]
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -84,7 +84,7 @@ def end_to_end(headers: Headers, dropped: frozenset[bytes] = _HOP_BY_HOP) -> lis
 
 
 def upgrade(headers: Headers) -> bytes | None:
-    """The protocol that the client asks to switch to (RFC 9110 section 7.8), such as ``websocket``, else None.
+    """The protocol that the client asks to switch to (RFC 9110, 7.8), such as ``websocket``, else None.
 
     Another HTTP, or TLS, is not asked for on a client's behalf: its requests would go past every check.
     """
