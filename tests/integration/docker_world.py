@@ -55,7 +55,7 @@ class DockerWorld:
         known = key in self._made
         name = self._made.setdefault(key, f"{self.prefix}-{route}-{len(self._made)}")
         self._current[route] = name
-        port = 8000 if self.bridge else self._port(name)
+        port = 8000 if self.bridge else self.free_port(name)
         command = self._command(route, port, wrapper, arguments)
         variables = {"LLMPROXY_DEMO_STARTS": f"/starts/{self._starts(route).name}", **environment}
         found = {"container": name, "port": port, "models": [f"{route}-model"], **settings}
@@ -84,7 +84,7 @@ class DockerWorld:
         common = ("--label", TEST_LABEL, "--network", network, "--volume", f"{self.folder}:/starts")
         self.docker("create", "--name", name, *common, *options, DEMO_IMAGE, *command)
 
-    def _port(self, name: str) -> int:
+    def free_port(self, name: str) -> int:
         """A port of the host for a container without a network of its own; stays what it is."""
         file = self.folder / f"port-{name}"
         if not file.exists():

@@ -19,15 +19,9 @@ from tests.integration.test_idle_stop_adopt import (
     test_backend_that_ended_while_the_proxy_was_away,
     test_idle_reap,
     test_killed_while_asked,
-    test_killed_while_ready,
-    test_killed_while_starting,
-    test_killed_while_stopping,
-    test_killed_while_streaming,
-    test_long_stream_is_not_cut,
     test_reload,
     test_request_while_stopping,
     test_stop_drains,
-    test_stubborn_backend,
     test_term,
 )
 
@@ -38,17 +32,11 @@ __all__ = [
     "test_health_does_not_come",
     "test_idle_reap",
     "test_killed_while_asked",
-    "test_killed_while_ready",
-    "test_killed_while_starting",
-    "test_killed_while_stopping",
-    "test_killed_while_streaming",
-    "test_long_stream_is_not_cut",
     "test_many_at_once",
     "test_reload",
     "test_request_while_stopping",
     "test_start_fails",
     "test_stop_drains",
-    "test_stubborn_backend",
     "test_term",
 ]
 

@@ -1,0 +1,139 @@
+"""A second Docker engine that tests may kill and restart, beside the one that everybody uses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+from attrs import define, field
+
+from tests.integration.engine import DEMO_IMAGE, require_docker
+from tests.integration.world import until
+
+__all__ = ["PrivateEngine", "require_private_engine"]
+
+
+def require_private_engine() -> None:
+    """Skip the test where a second engine cannot be run: it takes root and the programs themselves, which is
+    not where Docker Desktop or a socket of another machine is all there is.  Fail it in continuous
+    integration."""
+    require_docker("demo")
+    if os.geteuid() == 0 and shutil.which("dockerd") and shutil.which("containerd") and shutil.which("ip"):
+        return
+    reason = "a second Docker engine needs root, dockerd, containerd and ip"
+    if os.environ.get("LLMPROXY_REQUIRE_DOCKER") or os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@define
+class PrivateEngine:
+    """One ``dockerd`` and one ``containerd`` with sockets, data and run-time state of their own.
+
+    They are two services, as packages install them, so that one outlives the other.  The engine touches
+    no firewall rules, which would be the other engine's, too, and has a bridge of its own that nobody uses:
+    started with ``--bridge=none`` it would delete the default bridge, which is the other engine's.  Its
+    containers are on the host's network.
+    """
+
+    # A socket's path may have 107 bytes; pytest's folders may be deeper.
+    folder: Path = field(factory=lambda: Path(tempfile.mkdtemp(prefix="llmproxy-engine-")))
+    _dockerd: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _containerd: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    @property
+    def host(self) -> str:
+        """In ``DOCKER_HOST`` form."""
+        return f"unix://{self.folder}/docker.sock"
+
+    def start(self, *options: str) -> None:
+        """Start it and wait until it answers."""
+        folder = self.folder
+        if self._containerd is None:
+            config = folder / "containerd.toml"
+            config.write_text(f'disabled_plugins = ["cri"]\n[grpc]\naddress = "{folder}/containerd.sock"\n')
+            roots = ("--root", f"{folder}/containerd", "--state", f"{folder}/containerd-state")
+            self._containerd = self._spawn("containerd", "--config", str(config), *roots)
+            until((folder / "containerd.sock").exists, 30)
+        (folder / "pid").unlink(missing_ok=True)  # left by one that was killed
+        self._make_bridge()
+        isolated = (f"--bridge={self.bridge}", "--iptables=false", "--ip-forward=false", "--ip-masq=false")
+        places = (
+            *("--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec"),
+            *("--pidfile", f"{folder}/pid", "--containerd", f"{folder}/containerd.sock"),
+        )
+        self._dockerd = self._spawn("dockerd", *isolated, *places, "-H", self.host, *options)
+        until(self._answers, 40)
+
+    def _spawn(self, *command: str) -> subprocess.Popen[bytes]:
+        with open(self.folder / "log", "ab") as log:
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def _answers(self) -> bool:
+        assert self.runs, (self.folder / "log").read_text()[-2000:]
+        ask = ["docker", "-H", self.host, "version"]
+        try:
+            return subprocess.run(ask, capture_output=True, timeout=5, check=False).returncode == 0
+        except subprocess.TimeoutExpired:
+            return False  # it listens before it has looked at what it left running
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is a process of it."""
+        return self._dockerd is not None and self._dockerd.poll() is None
+
+    def send(self, number: int) -> None:
+        """Send it a signal."""
+        assert self._dockerd is not None
+        self._dockerd.send_signal(number)
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        """End it by that signal, and wait."""
+        if self._dockerd is not None and self.runs:
+            self.send(number)
+            self._dockerd.wait(60)
+
+    def load(self) -> None:
+        """Give it the image of the demo server."""
+        image = self.folder / "image.tar"
+        subprocess.run(["docker", "save", "--output", str(image), DEMO_IMAGE], timeout=120, check=True)
+        load = ["docker", "-H", self.host, "load", "--quiet", "--input", str(image)]
+        subprocess.run(load, stdout=subprocess.DEVNULL, timeout=120, check=True)
+        image.unlink()
+
+    @property
+    def bridge(self) -> str:
+        """Name of its bridge; an interface's may have 15 bytes."""
+        return f"llmp{os.getpid()}"
+
+    def _make_bridge(self) -> None:
+        if not Path(f"/sys/class/net/{self.bridge}").exists():
+            _ip("link", "add", self.bridge, "type", "bridge")
+            # One of the addresses that are for documentation (RFC 5737): nobody else has it.
+            _ip("addr", "add", "203.0.113.1/24", "dev", self.bridge)
+            _ip("link", "set", self.bridge, "up")
+
+    def close(self) -> None:
+        """End it with all that it has."""
+        if not self.runs and self._dockerd is not None:
+            self.start()  # only it can end what it left running
+        self.end()
+        if self._containerd is not None:
+            self._containerd.terminate()
+            self._containerd.wait(30)
+        # An engine that was killed leaves them behind.
+        for mounted in ("exec/netns/default", "data"):
+            subprocess.run(["umount", "--lazy", str(self.folder / mounted)], capture_output=True, check=False)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        subprocess.run(["ip", "link", "del", self.bridge], capture_output=True, check=False)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, timeout=10)
