@@ -8,11 +8,12 @@ import signal
 import subprocess
 import tempfile
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from attrs import define, field
 
-from tests.integration.engine import DEMO_IMAGE, require_docker
+from tests.integration.engine import DEMO_IMAGE, TEST_LABEL, docker, require_docker
 from tests.integration.world import until
 
 __all__ = ["PrivateEngine", "require_private_engine"]
@@ -43,6 +44,7 @@ class PrivateEngine:
 
     # A socket's path may have 107 bytes; pytest's folders may be deeper.
     folder: Path = field(factory=lambda: Path(tempfile.mkdtemp(prefix="llmproxy-engine-")))
+    _bridge: str = field(factory=lambda: f"llmpt{uuid4().hex[:8]}")
     _dockerd: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _containerd: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
@@ -60,6 +62,8 @@ class PrivateEngine:
             roots = ("--root", f"{folder}/containerd", "--state", f"{folder}/containerd-state")
             self._containerd = self._spawn("containerd", "--config", str(config), *roots)
             until((folder / "containerd.sock").exists, 30)
+            option = f"com.docker.network.bridge.name={self._bridge}"
+            docker("network", "create", "--label", TEST_LABEL, "--opt", option, self._bridge)
         (folder / "pid").unlink(missing_ok=True)  # left by one that was killed
         self._make_bridge()
         isolated = (f"--bridge={self.bridge}", "--iptables=false", "--ip-forward=false", "--ip-masq=false")
@@ -128,6 +132,7 @@ class PrivateEngine:
         if self._containerd is not None:
             self._containerd.terminate()
             self._containerd.wait(30)
+            docker("network", "rm", self._bridge, check=False)
         # An engine that was killed leaves them behind.
         for mounted in ("exec/netns/default", "data"):
             subprocess.run(["umount", "--lazy", str(self.folder / mounted)], capture_output=True, check=False)
