@@ -4,6 +4,7 @@ proxy that is killed while they are in each of their states, and the ways in whi
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ from tests.integration.conftest import Launch
 from tests.integration.docker_world import DockerWorld
 from tests.integration.engine import BASE_IMAGE, TEST_LABEL, require_docker, unique
 from tests.integration.proxy import Demo, Proxy, Wire, at_once, chat, demo
+from tests.integration.test_cold_start import SERVER
 from tests.integration.world import until
 
 pytestmark = pytest.mark.docker
@@ -228,6 +230,25 @@ def test_many_create_one(launch: Launch) -> None:
     assert {answer.status for answer in at_once(200, lambda _: proxy.chat("a"))} == {200}
     assert proxy.world.starts("a") == 1
     assert world(proxy).look("a", ".RestartCount") == "0"
+
+
+def test_hand_over(launch: Launch) -> None:
+    """A request reaches a container within 25 ms (median) of its first healthy answer."""
+    proxy = launch({}, start=False)
+    folder, name = world(proxy).folder, world(proxy).prefix + "-timed"
+    (folder / "server.py").write_text(SERVER.replace("127.0.0.1", "0.0.0.0"))
+    world(proxy).make(name, ["python3", "-S", "/starts/server.py", "8000", "/starts/notes"])
+    proxy.configure({"a": {"container": name, "engine": "generic", "stop_grace": "0s"}})
+    proxy.start()
+    took = []
+    for _ in range(5):
+        (folder / "notes").unlink(missing_ok=True)
+        assert proxy.ask("POST", "/a/x", b"{}").status == 200
+        seen = [line.split() for line in (folder / "notes").read_text().splitlines()]
+        healthy = next(float(at) for at, path in seen if path == "/health")
+        took.append(next(float(at) for at, path in seen if path == "/x") - healthy)
+        assert proxy.act("a", "stop").status == 200
+    assert statistics.median(took) < 0.025, took
 
 
 def test_killed_for_lack_of_memory_while_starting(launch: Launch) -> None:
