@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -139,8 +140,12 @@ def is_connected(pid: int, port: int) -> bool:
     """Whether that process has a connection to that port."""
     lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
     inodes = {line.split()[9] for line in lines if line.split()[2].endswith(f":{port:04X}")}
-    files = Path(f"/proc/{pid}/fd")
-    return any(os.readlink(file) in {f"socket:[{inode}]" for inode in inodes} for file in files.iterdir())
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        # It may have been closed since it was listed.
+        with suppress(FileNotFoundError):
+            if os.readlink(file) in {f"socket:[{inode}]" for inode in inodes}:
+                return True
+    return False
 
 
 def test_following(proxy: Proxy) -> None:
@@ -159,7 +164,7 @@ def test_following(proxy: Proxy) -> None:
     try:
         for pipe in pipes.values():
             until(lambda pipe=pipe: is_connected(pipe.pid, proxy.port))  # type: ignore[misc]
-        time.sleep(0.1)
+        time.sleep(0.5)
         assert proxy.act("a", "stop").json["state"] == "absent"
         assert pipes["logs -f -n 0 a"].wait(5) == 0  # it ends with the run
         time.sleep(0.2)
