@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from attrs import evolve
 
 from llmproxy.config import units
-from llmproxy.config.fields import read_field
+from llmproxy.config.fields import metrics_access, read_field
 from llmproxy.config.layers import Layer, Setting, route_name
 from llmproxy.config.model import Key
 from llmproxy.errors import ConfigError
@@ -44,6 +44,15 @@ def read_environment(environ: Mapping[str, str]) -> Layer:
         text = environ.get(variable, "").strip()
         if text:
             layer.top[path] = Setting(text, f"environment {variable}")
+    access = environ.get("LLMPROXY_METRICS_ACCESS", "").strip()
+    if access:
+        try:
+            value = metrics_access(access)
+        except ValueError as allowed:
+            raise ConfigError(
+                f"environment LLMPROXY_METRICS_ACCESS is {access!r}, which is not allowed; use {allowed}"
+            ) from None
+        layer.top["metrics_access"] = Setting(value, "environment LLMPROXY_METRICS_ACCESS")
     listen = environ.get("LLMPROXY_LISTEN", "").split()
     if listen:
         layer.top["listen"] = Setting(tuple(listen), "environment LLMPROXY_LISTEN")

@@ -17,7 +17,7 @@ from attrs import frozen
 from llmproxy.config import units
 from llmproxy.errors import ConfigError
 
-__all__ = ["FIELDS", "Field", "read_field", "unknown_key", "whole"]
+__all__ = ["FIELDS", "METRICS_ACCESS", "Field", "metrics_access", "read_field", "unknown_key", "whole"]
 
 Schema = dict[str, Any]
 
@@ -181,6 +181,12 @@ def _path(value: Any) -> str:
 def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else read(value)
 
+
+METRICS_ACCESS = ("open", "admin")
+"""Who may read ``/metrics``."""
+
+metrics_access = _choice(*METRICS_ACCESS)
+"""Reads one of :data:`METRICS_ACCESS`, from YAML as from text."""
 
 _PORT = _whole(1, 65535)
 _COUNT = _whole(1, 1_000_000)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from llmproxy.config import units
-from llmproxy.config.fields import FIELDS, read_field, unknown_key, whole
+from llmproxy.config.fields import FIELDS, metrics_access, read_field, unknown_key, whole
 from llmproxy.config.interpolate import strict_text
 from llmproxy.config.layers import Layer, Setting, route_name
 from llmproxy.config.model import Gpu, Key
@@ -94,6 +94,7 @@ TOP: Readers = {
     "host_memory_for_sleep": units.size,
     "drain": units.duration,
     "stop_backends_on_exit": _boolean,
+    "metrics_access": metrics_access,
     "state_dir": _text,
 }
 """Settings of the proxy as a whole that stand at the top."""

@@ -130,6 +130,7 @@ class Config:
     """Everything that the operator asked for.
 
     :ivar listen: Twisted endpoint strings.
+    :ivar metrics_access: who may read ``/metrics``: anybody, or administrators.
     :ivar backend_key: the key that backends ask for (``VLLM_API_KEY``), sent where ``auth`` is ``key``.
     :ivar sources: for each setting (``backends.coder.idle``) where its value came from; what is not
         listed has its default.
@@ -144,6 +145,7 @@ class Config:
     limits: Limits = Limits()
     drain: float = 30.0
     stop_backends_on_exit: bool = False
+    metrics_access: Literal["open", "admin"] = "open"
     state_dir: str = ""
     backends: Mapping[str, BackendSpec] = Factory(dict)
     keys: tuple[Key, ...] = ()

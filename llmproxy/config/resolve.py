@@ -139,6 +139,7 @@ def _put_together(
         limits=Limits(**_section(top, "limits")),
         drain=_value(top, "drain", Config().drain),
         stop_backends_on_exit=_value(top, "stop_backends_on_exit", False),
+        metrics_access=_value(top, "metrics_access", Config().metrics_access),
         state_dir=_value(top, "state_dir") or _state_dir(environ),
         backends=backends,
         keys=tuple(keys),
@@ -306,6 +307,7 @@ def describe(config: Config) -> list[tuple[str, str, str]]:
             str(config.stop_backends_on_exit).lower(),
             _source(config, "stop_backends_on_exit"),
         ),
+        ("metrics_access", config.metrics_access, _source(config, "metrics_access")),
         ("state_dir", config.state_dir, _source(config, "state_dir")),
         (
             "host_memory_for_sleep",

@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from llmproxy.config import units
-from llmproxy.config.fields import FIELDS
+from llmproxy.config.fields import FIELDS, METRICS_ACCESS
 from llmproxy.config.file import EXPIRES_PATTERN
 from llmproxy.config.layers import RESERVED
 
@@ -98,6 +98,7 @@ def schema() -> dict[str, Any]:
                 "limits": _object({"max_body": _SIZE, "max_connections": _COUNT, "max_held": _COUNT}),
                 "drain": _DURATION,
                 "stop_backends_on_exit": {"type": "boolean"},
+                "metrics_access": {"enum": list(METRICS_ACCESS), "description": "who may read /metrics"},
                 "state_dir": _TEXT,
                 "defaults": {"$ref": "#/$defs/backend"},
                 "backends": {
