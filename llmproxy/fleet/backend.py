@@ -80,6 +80,7 @@ class Backend:
         self._last_gone: tuple[str | None, Exit] = (None, Exit())
         self._changes = 0
         self._launching = False
+        self._found = False
         self._after_launch: list[Callable[[], None]] = []
         self._failure: StartFailure | None = None
         self._closing = False
@@ -137,8 +138,13 @@ class Backend:
             waiter.refused(full.about(self.name, self.state))
             return False
         if held:
-            self.lifecycle.demand()
+            self._wanted()
         return held
+
+    def _wanted(self) -> None:
+        if self._prober is not None:
+            self._prober.hurry()
+        self.lifecycle.demand()
 
     def visit(self, waiter: Waiter) -> bool:
         """Reach the backend if it is ready, without waking it or keeping it awake (monitoring).
@@ -202,7 +208,7 @@ class Backend:
         if self._failure is None and not self._closing:
             # A request that comes while it ends waits in the queue; a wish has nothing else to remember it.
             self._wished = self.state in ("draining", "stopping")
-            self.lifecycle.demand()
+            self._wanted()
 
     def stop_wanted(self, cause: str, *, force: bool = False) -> None:
         """End it when it has drained; at once when ``force``."""
@@ -237,6 +243,7 @@ class Backend:
         self.admission.max_in_flight = spec.max_in_flight
         if spec.models is not None:
             self.identity.models = spec.models
+        self.surroundings.renamed()
         if self.state == "ready":
             self.arm("idle")
         self.gate.advance()
@@ -275,6 +282,7 @@ class Backend:
     def _read_facts(self) -> Deferred[None]:
         def read(facts: Facts) -> None:
             self.identity.learn(self.spec, facts)
+            self.surroundings.renamed()
 
         def unread(failure: Failure) -> None:
             # They are read again when the runtime is back, and when it runs.
@@ -302,6 +310,7 @@ class Backend:
         if self._present is not None and self.state in ("absent", "failed"):
             self._instance = self._present
             self._started_at = self._launched_at = self.surroundings.clock.seconds()
+            self._found = True
             self.lifecycle.found()
 
     def gone(self, run: str | None, exit: Exit) -> None:
@@ -356,6 +365,7 @@ class Backend:
     def launch(self, attempt: int) -> None:
         """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
         self._instance = None
+        self._found = False
         self._launching = True
         self._started_at = self.surroundings.clock.seconds()
         before = self._predecessor
@@ -420,6 +430,7 @@ class Backend:
             self._instance.addresses,
             self.spec.health,
             healthy,
+            patient=self._found and not self.admission.waiting,
         )
 
     def open_gate(self) -> None:

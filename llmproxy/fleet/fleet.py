@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 
 from llmproxy.config.model import BackendSpec, Config
 from llmproxy.fleet.backend import Backend
+from llmproxy.fleet.names import index_names
 from llmproxy.fleet.probe import Connect
 from llmproxy.fleet.surroundings import Surroundings, Transition
 from llmproxy.runtimes.interface import IRuntime
@@ -81,11 +82,12 @@ class Fleet:
         self.closing = False
         self._clock = clock
         self._runtimes = runtimes
+        self._names: dict[str, Backend] | None = None
         self._retired: set[Backend] = set()
         self._successions: list[tuple[set[Backend], Deferred[None]]] = []
         self._listeners: list[Callable[[Transition], None]] = []
         self._surroundings = Surroundings(
-            clock, connect, self._record, config.drain, config.backend_key, _secrets(config)
+            clock, connect, self._record, config.drain, config.backend_key, _secrets(config), self._renamed
         )
         for spec in config.backends.values():
             self._add(spec)
@@ -98,13 +100,14 @@ class Fleet:
 
     def serving(self, model: str) -> Backend | None:
         """The backend that serves a model: by its own name, an alias, or the route's name."""
-        by_alias = None
-        for backend in self.backends.values():
-            if model in backend.models:
-                return backend
-            if model in backend.spec.aliases:
-                by_alias = backend
-        return by_alias or self.route(model)
+        if self._names is None:
+            self._names = index_names(self.backends.values())
+        return self._names.get(model) or self.route(model)
+
+    def _renamed(self) -> None:
+        # Made anew when it is next needed: a thousand backends that tell their names one after the other cost
+        # one index.
+        self._names = None
 
     # -- start and end ------------------------------------------------------------------------------
 
@@ -204,7 +207,9 @@ class Fleet:
         done: list[str] = []
         fresh: list[Backend] = []
         for route in [route for route in self.backends if route not in config.backends]:
-            self._retire(self.backends.pop(route), "its route was removed", succeeded=False)
+            removed = self.backends.pop(route)
+            self._renamed()
+            self._retire(removed, "its route was removed", succeeded=False)
             done.append(f"removed {route}")
         for route, spec in config.backends.items():
             present = self.backends.get(route)
@@ -232,6 +237,7 @@ class Fleet:
     def _add(self, spec: BackendSpec, predecessor: Deferred[None] | None = None) -> Backend:
         backend = Backend(self._surroundings, self._runtimes[spec.runtime], spec, predecessor)
         self.backends[spec.route] = backend
+        self._renamed()
         return backend
 
     def _replace(self, old: Backend, spec: BackendSpec) -> None:

@@ -2,7 +2,8 @@
 
 A port that refuses (vLLM's, until the engine is ready) is asked again after :data:`INTERVAL`; one that
 accepts and never answers is given up after :data:`ANSWER_LIMIT` and asked again, so that a backend that
-hangs counts against the start deadline and nothing else.
+hangs counts against the start deadline and nothing else.  Where nobody waits for what is asked, the pauses
+grow to :data:`PATIENCE_MOST`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,17 @@ from llmproxy.http.headers import authority
 from llmproxy.relay.upstream import UPSTREAM, Broken, ResponseHead, UpstreamConnection
 from llmproxy.runtimes.interface import Address
 
-__all__ = ["ANSWER_LIMIT", "INTERVAL", "Prober", "Verdict", "probe_once"]
+__all__ = ["ANSWER_LIMIT", "INTERVAL", "PATIENCE_FIRST", "PATIENCE_MOST", "Prober", "Verdict", "probe_once"]
 
 INTERVAL = 0.015
 """Seconds between probes.  A refused connection on the same machine costs a fraction of a millisecond, so
 this keeps the wait after readiness under 10 ms at the median for about 1 % of a core."""
+
+PATIENCE_FIRST = 0.25
+PATIENCE_MOST = 30.0
+"""Seconds between probes of what runs without a start of ours while nobody waits for it: each pause is twice
+as long as the one before.  A backend elsewhere may be away for days, and a configuration may have hundreds; a
+probe that is refused costs 0.2 ms.  The first request has it asked at once."""
 
 ANSWER_LIMIT = 2.0
 """Seconds that one probe may take; a healthy vLLM answers ``/health`` in milliseconds, also under load."""
@@ -101,6 +108,7 @@ class Prober:
 
     :param addresses: asked side by side; when several answer, the first of them counts.
     :param healthy: called once, with the address.
+    :param patient: nobody waits for it yet, so ask less and less often until :meth:`hurry`.
     """
 
     def __init__(
@@ -110,22 +118,36 @@ class Prober:
         addresses: Sequence[Address],
         path: str,
         healthy: Callable[[Address], None],
+        *,
+        patient: bool = False,
     ) -> None:
         self._clock = clock
-        self._connect = connect
         self._path = path
         self._healthy = healthy
         self._stopped = False
+        self._pauses = dict.fromkeys(addresses, PATIENCE_FIRST) if patient else {}
+        # One endpoint for all probes: for TLS it has a context with all trusted certificates.
+        self._endpoints = {address: connect(address) for address in addresses}
         self._asking: dict[Address, Deferred[Verdict]] = {}
         self._waiting: dict[Address, IDelayedCall] = {}
         for address in addresses:
+            self._ask(address)
+
+    def hurry(self) -> None:
+        """Somebody waits for it now: ask at once, and every :data:`INTERVAL` from now on."""
+        if not self._pauses:
+            return
+        self._pauses = {}
+        waiting, self._waiting = self._waiting, {}
+        for address, call in waiting.items():
+            call.cancel()
             self._ask(address)
 
     def _ask(self, address: Address) -> None:
         self._waiting.pop(address, None)
         if self._stopped:
             return
-        question = probe_once(self._clock, self._connect, address, self._path)
+        question = _Question(self._clock, self._endpoints[address], address, self._path).answered
         self._asking[address] = question
         question.addCallback(self._heard, address, question)
         # Cancelled by stop(); nothing else can fail.
@@ -140,7 +162,14 @@ class Prober:
             self.stop()
             self._healthy(address)
         else:
-            self._waiting[address] = self._clock.callLater(INTERVAL, self._ask, address)
+            self._waiting[address] = self._clock.callLater(self._pause(address), self._ask, address)
+
+    def _pause(self, address: Address) -> float:
+        pause = self._pauses.get(address)
+        if pause is None:
+            return INTERVAL
+        self._pauses[address] = min(PATIENCE_MOST, pause * 2)
+        return pause
 
     def stop(self) -> None:
         """Ask no more."""

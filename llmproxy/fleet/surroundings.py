@@ -42,6 +42,7 @@ class Surroundings:
     :ivar drain: seconds that requests in flight get when the backend has to go.
     :ivar backend_key: sent to backends whose own key is not known.
     :ivar secrets: never to be shown, wherever they turn up.
+    :ivar renamed: told when the names that a backend serves may be others.
     """
 
     clock: IReactorTime
@@ -50,3 +51,4 @@ class Surroundings:
     drain: float
     backend_key: str | None = field(default=None, repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
+    renamed: Callable[[], None] = lambda: None

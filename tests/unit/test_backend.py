@@ -14,7 +14,7 @@ from llmproxy.config.model import BackendSpec
 from llmproxy.errors import Refusal
 from llmproxy.fleet.backend import Backend
 from llmproxy.fleet.gate import Lease
-from llmproxy.fleet.probe import INTERVAL
+from llmproxy.fleet.probe import INTERVAL, PATIENCE_FIRST, PATIENCE_MOST
 from llmproxy.fleet.surroundings import Surroundings, Transition
 from llmproxy.runtimes.interface import Exit, Facts
 from tests.fakes import FakeController, FakeRuntime
@@ -71,9 +71,9 @@ class Rig:
         self.backend.enter(request)
         return request
 
-    def ready(self) -> None:
+    def ready(self, after: float = INTERVAL) -> None:
         self.servers.mode = "healthy"
-        self.clock.advance(INTERVAL)
+        self.clock.advance(after)
 
     def states(self) -> list[str]:
         return [transition.new for transition in self.trail]
@@ -295,7 +295,7 @@ class BackendTests(SynchronousTestCase):
         rig = Rig()
         rig.world.become_running("m")
         self.assertEqual(rig.backend.state, "starting")
-        rig.ready()
+        rig.ready(PATIENCE_FIRST)
         self.assertEqual(rig.backend.state, "ready")
         self.assertEqual(rig.world.count("ensure_started"), 0)
 
@@ -309,6 +309,32 @@ class BackendTests(SynchronousTestCase):
         rig.request()
         self.assertEqual(rig.world.count("ensure_started"), 2)
 
+    def test_what_nobody_waits_for_is_asked_less_and_less_often(self) -> None:
+        """A backend that was found and does not answer costs two questions a minute in the end."""
+        rig = Rig(start_timeout=10_000)
+        rig.servers.mode = "sick"
+        rig.world.become_running("m")
+        rig.clock.pump([1.0] * 600)
+        before = rig.servers.probes
+        rig.clock.pump([1.0] * 600)
+        self.assertEqual(rig.servers.probes - before, 600 / PATIENCE_MOST)
+        rig.backend.close()
+        self.assertEqual(rig.clock.getDelayedCalls(), [])
+
+    def test_the_first_request_has_it_asked_at_once(self) -> None:
+        """However long it was away, what comes back is found within two intervals of a request."""
+        for mode in ("healthy", "sick"):
+            rig = Rig(start_timeout=10_000)
+            rig.servers.mode = "sick"
+            rig.world.become_running("m")
+            rig.clock.pump([1.0] * 600)
+            rig.servers.mode = mode
+            request = rig.request()
+            if mode == "sick":
+                self.assertEqual(request.answers, 0)
+                rig.ready()
+            self.assertEqual((rig.backend.state, len(request.leases)), ("ready", 1))
+
     def test_a_restart_from_outside_is_followed(self) -> None:
         """A container that someone restarts is adopted in its new run."""
         rig = Rig()
@@ -317,7 +343,7 @@ class BackendTests(SynchronousTestCase):
         rig.servers.mode = "refuse"
         rig.world.restart("m")
         self.assertEqual(rig.backend.state, "starting")
-        rig.ready()
+        rig.ready(PATIENCE_FIRST)
         self.assertEqual(rig.backend.state, "ready")
 
     def test_a_broken_answer_sets_off_a_probe(self) -> None:

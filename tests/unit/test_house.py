@@ -31,6 +31,7 @@ PURE = (
     "fleet.admission",
     "fleet.failures",
     "fleet.identity",
+    "fleet.names",
     "runtimes.interface",
 )
 # Reads the files that the others are given as texts; prints.
