@@ -6,7 +6,6 @@ documentation.  Pure.
 
 from __future__ import annotations
 
-import difflib
 import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping
@@ -337,6 +336,9 @@ def _short(value: Any) -> str:
 
 def unknown_key(place: str, name: object, known: Iterable[str]) -> ConfigError:
     """The error for a key that nothing is known of, with the nearest one that is."""
+    # Only a mistake needs it, and it is 0.7 MB of the proxy's memory.
+    import difflib
+
     names = list(known)
     near = difflib.get_close_matches(str(name), names, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(names)}"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from llmproxy.config.compose import read_compose
 from llmproxy.config.fields import FIELDS
+from llmproxy.config.file import read_file
 from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.loader import Loader
 from llmproxy.config.model import Config
@@ -401,3 +402,10 @@ def test_schema_and_parser_agree(
         return
     together = ("needs container", "needs command", "needs url", "is for runtime", "swarm", "must be")
     assert not valid or any(words in told for words in together), told
+
+
+def test_a_file_that_is_nested_too_deeply_is_refused() -> None:
+    """It is an error like any other, and no crash of the parser."""
+    for text in ("[" * 100_000, "{" * 3000, "- " * 5000):
+        with pytest.raises(ConfigError, match="not valid YAML"):
+            read_file(text, "llmproxy.yaml", {})
