@@ -28,7 +28,7 @@ from llmproxy.web.exposition import Buckets, Histogram, Page, labels
 from llmproxy.web.starts import START_SECONDS, STARTS, Starts
 
 if TYPE_CHECKING:
-    from llmproxy.web.site import ProxyRequest
+    from llmproxy.web.request import ProxyRequest
 
 __all__ = ["NO_BACKEND", "Finished", "Metrics", "MetricsResource"]
 
@@ -248,7 +248,7 @@ class MetricsResource(Resource):
     def _serve(self, request: ProxyRequest) -> None:
         if self._metrics.fleet.config.metrics_access == "admin":
             authenticator = request.site.authenticator
-            request.key = authenticator.authenticate(request.requestHeaders, request.arrived)
+            request.key = authenticator.authenticate(request.fields, request.arrived)
             authenticator.require_admin(request.key)
         if any(request.postpath or ()):
             raise Refusal(404, "route_not_found", "There is no such path.", kind="invalid_request_error")
@@ -256,5 +256,5 @@ class MetricsResource(Resource):
             request.setHeader(b"Allow", b"GET, HEAD")
             raise Refusal(405, "invalid_request", "This path takes GET.", kind="invalid_request_error")
         self._settle()
-        body, kind = self._metrics.render((request.getHeader(b"accept") or b"").decode("latin-1"))
+        body, kind = self._metrics.render(request.fields.get(b"accept", b"").decode("latin-1"))
         request.answer(200, body, [(b"Content-Type", kind.encode("ascii"))])
