@@ -59,7 +59,7 @@ class _Question:
     def _connected(self, connection: object) -> None:
         assert isinstance(connection, UpstreamConnection)
         self._connection = connection
-        connection.send(self._head, None, 0, self)
+        connection.send(self._head, b"", self)
 
     def _not_connected(self, _: Failure) -> None:
         self._settle("refused")

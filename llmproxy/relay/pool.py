@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IProtocol, IReactorTime, IStreamClientEndpoint
 
 from llmproxy.relay.upstream import UPSTREAM, UpstreamConnection
@@ -27,15 +27,19 @@ class ConnectionPool:
         self._sweep: IDelayedCall | None = None
         self._closed = False
 
-    def connect(self, *, fresh: bool = False) -> Deferred[UpstreamConnection]:
-        """A connection that carries nothing at present: a kept one, or a new one when ``fresh``.
+    def kept(self) -> UpstreamConnection | None:
+        """A kept connection, which carries nothing at present; None when there is none."""
+        while self._idle:
+            connection, _ = self._idle.pop()
+            if not connection.closed:
+                return connection
+        return None
+
+    def connect(self) -> Deferred[UpstreamConnection]:
+        """A new connection.
 
         Fails with what the endpoint fails with (``ConnectionRefusedError``, ``TimeoutError`` ...).
         """
-        while self._idle and not fresh:
-            connection, _ = self._idle.pop()
-            if not connection.closed:
-                return succeed(connection)
         return self._endpoint.connect(UPSTREAM).addCallback(self._connected)
 
     def _connected(self, connection: IProtocol) -> UpstreamConnection:

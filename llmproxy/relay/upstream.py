@@ -18,13 +18,12 @@ from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.protocols.basic import FileSender
 from twisted.python.failure import Failure
 
-from llmproxy.relay.immediate import write_now
+from llmproxy.relay.immediate import unsent, write_now
 
 __all__ = ["UPSTREAM", "Broken", "ResponseHandler", "ResponseHead", "UpstreamConnection"]
 
 SMALL_BODY = 64 * 1024
-"""Bytes of a request body that are written in one go with its head; larger ones are sent as the backend
-takes them, so that an upload is never in memory as a whole."""
+"""Bytes of a request body that are copied behind its head, to leave with it in one go."""
 
 _NO_BODY = frozenset((204, 304))
 
@@ -91,6 +90,7 @@ class UpstreamConnection(TwistedProtocol):
         self._handler: ResponseHandler | None = None
         self._parser: Any = None
         self._sender: FileSender | None = None
+        self._large = False
         self._head_request = False
         self._tunnel = False
         self._reset()
@@ -111,8 +111,7 @@ class UpstreamConnection(TwistedProtocol):
     def send(
         self,
         head: bytes,
-        body: IO[bytes] | None,
-        length: int,
+        body: bytes | IO[bytes],
         handler: ResponseHandler,
         *,
         head_request: bool = False,
@@ -120,24 +119,26 @@ class UpstreamConnection(TwistedProtocol):
         """Send one request and report its answer to ``handler``.
 
         :param head: the request's head, ready to be sent.
-        :param body: file of ``length`` bytes, read from its beginning.
+        :param body: the whole body, or the file that holds it, read from its beginning; ``b""``: none.
         :param head_request: it is a HEAD request, whose answer has no body.
         """
         assert self._handler is None, "one exchange at a time"
         self._reset()
         self._handler = handler
         self._head_request = head_request
+        self._large = False
         if self._parser is None:
             self._parser = httptools.HttpResponseParser(self)
         transport = self.transport
         assert transport is not None
-        if body is None or length == 0:
-            write_now(transport, head)
+        if isinstance(body, bytes):
+            if len(body) <= SMALL_BODY:
+                write_now(transport, head + body)
+            else:
+                self._large = True
+                transport.writeSequence((head, body))
             return
         body.seek(0)
-        if length <= SMALL_BODY:
-            write_now(transport, head + body.read())
-            return
         transport.write(head)
         self._sender = FileSender()
         sent = self._sender.beginFileTransfer(body, IConsumer(transport))
@@ -217,7 +218,7 @@ class UpstreamConnection(TwistedProtocol):
 
     def _finish(self, *, reusable: bool) -> None:
         handler, self._handler = self._handler, None
-        if self._sender is not None:
+        if self._sender is not None or (self._large and unsent(self.transport)):
             # It answered before it had read the whole request: the rest would be taken for the next one.
             reusable = False
         if reusable:

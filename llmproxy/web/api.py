@@ -17,7 +17,7 @@ from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.lifecycle import State
 from llmproxy.fleet.surroundings import Transition
 from llmproxy.runtimes.interface import RuntimeUnavailable
-from llmproxy.web.site import ProxyRequest
+from llmproxy.web.request import ProxyRequest
 
 __all__ = ["ApiResource", "answer_json", "backend_view"]
 
@@ -91,7 +91,7 @@ class ApiResource(Resource):
 
     def _serve(self, request: ProxyRequest) -> None:
         authenticator = request.site.authenticator
-        request.key = authenticator.authenticate(request.requestHeaders, request.arrived)
+        request.key = authenticator.authenticate(request.fields, request.arrived)
         authenticator.require_admin(request.key)
         match [segment.decode("utf-8", "replace") for segment in request.postpath or ()]:
             case ["backends"] | ["backends", ""]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 from twisted.internet.defer import Deferred
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from llmproxy.fleet.backend import Backend
     from llmproxy.fleet.fleet import Fleet
     from llmproxy.fleet.gate import Lease
-    from llmproxy.web.site import ProxyRequest
+    from llmproxy.web.request import ProxyRequest
 
 __all__ = ["Exchange"]
 
@@ -42,7 +42,7 @@ class Exchange:
     """Carries one request to a backend and its answer back.
 
     :param target: path and query for the backend, raw.
-    :param body: the request's body, ``length`` bytes; None when it has none.
+    :param replaced: what the backend gets for a body instead of the request's own.
     """
 
     def __init__(
@@ -51,17 +51,16 @@ class Exchange:
         fleet: Fleet,
         backend: Backend,
         target: bytes,
-        body: IO[bytes] | None,
-        length: int | None,
+        replaced: bytes | None = None,
     ) -> None:
         self.backend = backend
         self._fleet = fleet
         self._request = request
         self._target = target
-        self._body = body
-        self._length = length
+        self._replaced = replaced
+        self._length = request.length if replaced is None else len(replaced)
         # A handshake has no body, and HTTP/1.0 knows of no switch (RFC 9110 section 7.8).
-        switches = not length and request.clientproto == b"HTTP/1.1"
+        switches = request.upgrades and request.modern and not self._length
         self._upgrade = upgrade(request.raw_headers) if switches else None
         self._down = Downstream(request)
         self._clock = request.site.clock
@@ -110,18 +109,13 @@ class Exchange:
             self._timers["heartbeat"] = self._clock.callLater(spec.heartbeat_after, self._heartbeat)
 
     def _wants_stream(self) -> bool:
-        if self._body is None or self._request.method != b"POST":
+        if not self._length or self._request.method != b"POST":
             return False
         try:
-            return wants_stream(parse_body(self._read_body()))
+            return wants_stream(parse_body(self._request.body.whole()))
         except Refusal:
             # What it is instead is for the backend to say.
             return False
-
-    def _read_body(self) -> bytes:
-        assert self._body is not None
-        self._body.seek(0)
-        return self._body.read()
 
     def _waited_too_long(self) -> None:
         del self._timers["max_wait"]
@@ -186,7 +180,14 @@ class Exchange:
 
     def _connect(self, *, fresh: bool) -> None:
         assert self._lease is not None
-        connecting = self._lease.pool.connect(fresh=fresh)
+        kept = None if fresh else self._lease.pool.kept()
+        if kept is not None:
+            try:
+                self._send(kept)
+            except Exception:
+                self._failed(Failure())
+            return
+        connecting = self._lease.pool.connect()
         self._connecting = connecting
         connecting.addCallbacks(self._connected, self._unconnected).addErrback(self._failed)
 
@@ -196,11 +197,12 @@ class Exchange:
             connection.abort()
             return
         self._connecting = None
+        self._send(connection)
+
+    def _send(self, connection: UpstreamConnection) -> None:
         self._up = connection
-        head = self._request_head()
-        connection.send(
-            head, self._body, self._length or 0, self, head_request=self._request.method == b"HEAD"
-        )
+        body = self._request.body.source() if self._replaced is None else self._replaced
+        connection.send(self._request_head(), body, self, head_request=self._request.method == b"HEAD")
 
     def _unconnected(self, failure: Failure) -> None:
         if self._connecting is not None:
@@ -221,12 +223,12 @@ class Exchange:
             request.method,
             address.prefix.encode("ascii") + self._target,
             request.raw_headers,
-            client=str(getattr(request.getClientAddress(), "host", "unknown")).encode("ascii", "replace"),
-            scheme=b"https" if request.isSecure() else b"http",
+            client=request.channel.forwarded_for,
+            scheme=b"https" if request.channel.secure else b"http",
             request_id=request.request_id,
             length=self._length,
             # Servers elsewhere choose by name; one of our own is known by its address alone.
-            host=host if spec.runtime == "url" or not request.requestHeaders.hasHeader(b"host") else None,
+            host=host if spec.runtime == "url" or b"host" not in request.fields else None,
             authorization=self.backend.authorization,
             passthrough=spec.auth == "passthrough",
             upgrade=self._upgrade,

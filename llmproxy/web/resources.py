@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import cast
 
 from twisted.internet.defer import Deferred
@@ -33,7 +32,7 @@ from llmproxy.http.paths import is_control, is_passive
 from llmproxy.web.api import ApiResource, answer_json
 from llmproxy.web.auth import may_use, route_refusal
 from llmproxy.web.exchange import Exchange
-from llmproxy.web.site import ProxyRequest
+from llmproxy.web.request import ProxyRequest
 
 __all__ = ["RootResource"]
 
@@ -44,7 +43,7 @@ def _client_key(request: ProxyRequest) -> Key:
     :raises llmproxy.errors.Refusal: ``invalid_api_key``, ``not_allowed``.
     """
     authenticator = request.site.authenticator
-    request.key = authenticator.authenticate(request.requestHeaders, request.arrived)
+    request.key = authenticator.authenticate(request.fields, request.arrived)
     authenticator.require_client(request.key)
     return request.key
 
@@ -158,8 +157,7 @@ class BackendResource(ProxyResource):
             return
         target = request.uri[slash:]
         path = request.path[slash:].decode("latin-1")
-        body = request.content if request.length is not None else None
-        exchange = Exchange(request, self._fleet, backend, target, body, request.length)
+        exchange = Exchange(request, self._fleet, backend, target)
         control = backend.spec.engine == "vllm" and is_control(path)
         if control:
             request.site.authenticator.require_admin(key)
@@ -201,8 +199,8 @@ class InferenceResource(ProxyResource):
             refusal = invalid_request("This path takes POST requests.")
             request.setHeader(b"Allow", b"POST, OPTIONS")
             raise Refusal(405, refusal.code, refusal.message, kind=refusal.kind)
-        content = request.content.read()
-        kind = (request.getHeader(b"content-type") or b"").decode("latin-1")
+        content = request.body.whole()
+        kind = request.fields.get(b"content-type", b"").decode("latin-1")
         parsed = None
         if kind.lower().startswith("multipart/form-data"):
             model = multipart_model(kind, content)
@@ -210,13 +208,12 @@ class InferenceResource(ProxyResource):
             parsed = parse_body(content)
             model = requested_model(parsed)
         backend = self._backend_for(model, key)
-        body, length = request.content, len(content)
+        replaced = None
         served = backend.models
         if parsed is not None and served and model not in served:
             # It was asked for by an alias or by its route; the engine knows its own name only.
-            content = with_model(parsed, served[0])
-            body, length = io.BytesIO(content), len(content)
-        exchange = Exchange(request, self._fleet, backend, request.uri, body, length)
+            replaced = with_model(parsed, served[0])
+        exchange = Exchange(request, self._fleet, backend, request.uri, replaced)
         _begin(exchange, backend, key)
 
     def _backend_for(self, model: str, key: Key) -> Backend:

@@ -20,7 +20,8 @@ from llmproxy.web import exchange
 from llmproxy.web.accesslog import AccessLog, Entry
 from llmproxy.web.auth import Authenticator
 from llmproxy.web.resources import RootResource
-from llmproxy.web.site import SLOW_FOLLOWER, ProxySite
+from llmproxy.web.request import SLOW_FOLLOWER
+from llmproxy.web.site import ProxySite
 from tests.fakes import FakeController, FakeRuntime
 from tests.inmemory import Far, Servers
 
@@ -722,8 +723,11 @@ class FrontTests(SynchronousTestCase):
             b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
             b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
             b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-            b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 600 + b"\r\n",
-            b"GET /" + b"x" * 20000 + b" HTTP/1.1\r\n\r\n",
+            b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+            b"GET / HTTP/2.0\r\n\r\n",
+            b"GET /\r\n\r\n",
         ):
             client = self.client().send(data)
             status, error, fields = client.error()

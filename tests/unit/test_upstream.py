@@ -50,7 +50,7 @@ def connected() -> tuple[UpstreamConnection, Far, list[UpstreamConnection]]:
 
 def ask(protocol: UpstreamConnection, *, head_request: bool = False) -> Answer:
     answer = Answer()
-    protocol.send(b"GET / HTTP/1.1\r\n\r\n", None, 0, answer, head_request=head_request)
+    protocol.send(b"GET / HTTP/1.1\r\n\r\n", b"", answer, head_request=head_request)
     return answer
 
 
@@ -209,7 +209,7 @@ class PoolTests(SynchronousTestCase):
         self.pool = ConnectionPool(self.clock, self.servers.connect(Address("h", 1, "url")))
 
     def exchange(self) -> UpstreamConnection:
-        connection = self.successResultOf(self.pool.connect())
+        connection = self.pool.kept() or self.successResultOf(self.pool.connect())
         ask(connection)
         self.servers.requests[-1].send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         return connection
@@ -218,10 +218,10 @@ class PoolTests(SynchronousTestCase):
         """The next request goes out on it."""
         self.assertIs(self.exchange(), self.exchange())
 
-    def test_fresh_means_fresh(self) -> None:
+    def test_a_new_connection_is_none_of_the_kept_ones(self) -> None:
         """A retry does not trust another kept connection."""
         first = self.exchange()
-        self.assertIsNot(self.successResultOf(self.pool.connect(fresh=True)), first)
+        self.assertIsNot(self.successResultOf(self.pool.connect()), first)
 
     def test_idle_connections_are_given_up_before_vllm_does(self) -> None:
         """After KEEP_IDLE seconds, which is less than uvicorn's five, it is closed."""
@@ -242,7 +242,7 @@ class PoolTests(SynchronousTestCase):
     def test_closing_leaves_nothing(self) -> None:
         """Idle connections are closed, those in use are closed when they come back, no timer stays."""
         kept = self.exchange()
-        used = self.successResultOf(self.pool.connect(fresh=True))
+        used = self.successResultOf(self.pool.connect())
         ask(used)
         self.pool.close()
         self.assertTrue(kept.closed)

@@ -1,0 +1,443 @@
+"""A connection of a client: HTTP/1.1 by llhttp, one request answered after the other.
+
+It takes the place of Twisted Web's ``HTTPChannel`` below the same ``Site`` and ``Request``: what it is to
+them is in :class:`ProxyChannel` under "what a Request needs".  Its framing is that of the parser in uvicorn,
+and so in vLLM: a request that the two would take for different ones has no way through.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import httptools
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IProducer,
+    IPushProducer,
+    ISSLTransport,
+    ITCPTransport,
+)
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
+from zope.interface import implementer
+
+from llmproxy.errors import Refusal, body_too_large, invalid_request
+from llmproxy.http.openai import error_body, error_headers
+from llmproxy.relay.immediate import unsent, write_now
+from llmproxy.web.accesslog import Entry
+from llmproxy.web.request import ProxyRequest, new_request_id
+
+if TYPE_CHECKING:
+    from llmproxy.web.site import ProxySite
+
+__all__ = ["ProxyChannel"]
+
+LARGEST_HEAD = 32 * 1024
+"""Bytes of a request's head, its request line included."""
+
+MOST_FIELDS = 200
+"""Header fields of one request, and of its trailer."""
+
+EAGER = 16 * 1024
+"""Bytes that are read while a request is being answered.  To go on reading is how a client that hangs up is
+noticed; what comes is kept for later."""
+
+LINGER = 2.0
+"""Seconds for which a refused connection is still read, so that the client sees the answer rather than a
+reset of its upload (RFC 9112 section 9.6)."""
+
+_REASONS = {400: b"Bad Request", 413: b"Content Too Large", 431: b"Request Header Fields Too Large"}
+
+
+@implementer(IPushProducer)
+class ProxyChannel(Protocol):
+    """A connection of a client.
+
+    :ivar secure: it is TLS.
+    :ivar client: the client's address, for the log.
+    :ivar forwarded_for: the same as ``X-Forwarded-For`` has it.
+    :ivar persistent: it goes on after the present answer.
+    :ivar requests: received as a whole and not answered yet; the first is being answered.
+    :ivar tick: the site's count of looks at idle connections when this one was last heard of.
+    """
+
+    transport: Any
+
+    def __init__(self, site: ProxySite) -> None:
+        self.site = site
+        self.factory = site
+        self.persistent = True
+        self.requests: deque[ProxyRequest] = deque()
+        self.tick = site.tick
+        self.secure = False
+        self.client = "-"
+        self.forwarded_for = b"unknown"
+        self._parser: Any = None
+        # Of the request whose head or body is coming.
+        self._coming: ProxyRequest | None = None
+        self._target = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._fed = 0
+        self._continue = False
+        self._last = False
+        self._deaf = False
+        self._framing: bytes | None = None
+        self._resuming = False
+        # What came while a request was being answered.
+        self._early: list[bytes] = []
+        self._early_size = 0
+        self._answering = False
+        self._advancing = False
+        self._refusal: Refusal | None = None
+        self._receive: Callable[[bytes], object] | None = None
+        self._lingering: IDelayedCall | None = None
+        # Flow control.
+        self._choked = False
+        self._reading = True
+        self._producer: Any = None
+
+    # -- the connection -----------------------------------------------------------------------------
+
+    def connectionMade(self) -> None:
+        """Count it; past ``max_connections`` it is closed at once."""
+        transport = self.transport
+        if ITCPTransport.providedBy(transport):
+            transport.setTcpNoDelay(True)
+        self.secure = ISSLTransport.providedBy(transport)
+        self._peer, self._host = transport.getPeer(), transport.getHost()
+        host = getattr(self._peer, "host", None)
+        if host is not None:
+            self.client, self.forwarded_for = host, host.encode("ascii", "replace")
+        self.site.opened(self)
+        if len(self.site.channels) > self.site.limits.max_connections:
+            transport.abortConnection()
+            return
+        transport.registerProducer(self, True)
+        self._parser = httptools.HttpRequestParser(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes from the client."""
+        self.tick = self.site.tick
+        if self._receive is not None:
+            self._receive(data)
+        elif self._answering:
+            self._early.append(data)
+            self._early_size += len(data)
+            if self._early_size > EAGER:
+                self._pace_reading()
+        else:
+            self._feed(data)
+            self._advance()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Forget it, and tell the requests."""
+        self.site.closed(self)
+        if self._lingering is not None and self._lingering.active():
+            self._lingering.cancel()
+        requests, self.requests = list(self.requests), deque()
+        if self._coming is not None:
+            requests.append(self._coming)
+            self._coming = None
+        for request in requests:
+            request.connectionLost(reason)
+        # It refers to this object, which no collector of cycles sees through it.
+        self._parser = None
+
+    def unsent(self) -> int:
+        """Bytes of answers that its client has not taken yet."""
+        return unsent(self.transport)
+
+    def close_if_idle(self) -> None:
+        """End the connection when no request is being read or answered on it, else after the answer."""
+        self.persistent = False
+        if not self.requests and self._coming is None:
+            self.loseConnection()
+
+    def idle_too_long(self) -> None:
+        """Nothing has come for a long time, and nothing is being answered: end it."""
+        if self.transport.disconnecting:
+            # The last answer has not been taken.
+            self.transport.abortConnection()
+        else:
+            self.loseConnection()
+
+    @property
+    def idle(self) -> bool:
+        """It is the client's turn to speak."""
+        return not self._answering and self._receive is None
+
+    # -- receiving: llhttp's callbacks --------------------------------------------------------------
+
+    def _feed(self, data: bytes) -> None:
+        if self._deaf or self._refusal is not None:
+            # RFC 9112 section 9.6: nothing is served after the last request.
+            return
+        self._fed += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._upgrade_asked(data[upgrade.args[0] :])
+        except httptools.HttpParserCallbackError as error:
+            if not isinstance(error.__context__, Refusal):
+                raise
+            self._refusal = error.__context__
+        except httptools.HttpParserError as error:
+            if not self._deaf:
+                self._refusal = invalid_request(f"The request is not valid HTTP/1.1: {error}.")
+        else:
+            # What is not body is held in the parser: no part of it may grow for ever.
+            coming = self._coming
+            if self._fed > (LARGEST_HEAD if coming is None else 2 * LARGEST_HEAD + 16 * coming.body.size):
+                self._refusal = _head_too_large()
+
+    def _upgrade_asked(self, rest: bytes) -> None:
+        if self._framing is not None:
+            # llhttp takes it that a body does not follow a request to switch; such requests with a body are
+            # Java's HttpClient asking for HTTP/2, and are served as they are.  So it is fed that body as one
+            # of a request that asks for nothing.
+            head, self._framing = b"POST / HTTP/1.1\r\n%b\r\n\r\n" % self._framing, None
+            self._resuming = True
+            self._parser = httptools.HttpRequestParser(self)
+            self._feed(head + rest)
+        elif rest:
+            # For whoever answers the request, or a request if it does not switch.
+            self._early.insert(0, rest)
+            self._early_size += len(rest)
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._target = b""
+        self._headers = []
+
+    def on_url(self, target: bytes) -> None:
+        """A piece of the request target."""
+        self._target += target
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field of the head or of the trailer."""
+        if len(self._headers) >= MOST_FIELDS:
+            raise _head_too_large()
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """The head has come."""
+        if self._resuming:
+            self._resuming = False
+            return
+        parser, limits = self._parser, self.site.limits
+        if self._fed > LARGEST_HEAD and _size(self._target, self._headers) > LARGEST_HEAD:
+            raise _head_too_large()
+        request = ProxyRequest(self)
+        request.begin(parser.get_method(), self._target, parser.get_http_version(), self._headers)
+        if request.length is not None and request.length > limits.max_body:
+            raise body_too_large(limits.max_body)
+        request.upgrades = parser.should_upgrade()
+        if request.upgrades:
+            self._framing = request.framing()
+        self._last = not request.modern or not parser.should_keep_alive() or request.method == b"CONNECT"
+        self._continue = request.modern and request.fields.get(b"expect", b"").lower() == b"100-continue"
+        # What follows in the list is the trailer, which a recipient may drop (RFC 9110 section 6.5.1).
+        self._headers = []
+        self._coming = request
+
+    def on_body(self, data: bytes) -> None:
+        """Bytes of the body."""
+        assert self._coming is not None, "a body comes after a head"
+        self._continue = False
+        body = self._coming.body
+        body.write(data)
+        if body.size > self.site.limits.max_body:
+            raise body_too_large(self.site.limits.max_body)
+
+    def on_message_complete(self) -> None:
+        """The request has come as a whole."""
+        if self._framing is not None:
+            return
+        request, self._coming = self._coming, None
+        assert request is not None, "an end comes after a head"
+        self._continue = False
+        self._deaf = self._last
+        self._fed = 0
+        self.requests.append(request)
+
+    # -- answering, one after the other -------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Go on with what has come, until a request is being answered or nothing is left."""
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            while not self._answering and self._receive is None:
+                if self.requests:
+                    self._answering = True
+                    if self._deaf and len(self.requests) == 1:
+                        self.persistent = False
+                    self.requests[0].process()
+                elif self._refusal is not None:
+                    self.refuse(self._refusal)
+                elif self._early:
+                    early, self._early = b"".join(self._early), []
+                    self._early_size = 0
+                    self._pace_reading()
+                    self._feed(early)
+                elif self._continue:
+                    self._continue = False
+                    write_now(self.transport, b"HTTP/1.1 100 Continue\r\n\r\n")
+                else:
+                    break
+        finally:
+            self._advancing = False
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer with an error outside of any resource, once, and end the connection."""
+        if self._lingering is not None:
+            return
+        body = error_body(refusal)
+        fields = [
+            *error_headers(refusal),
+            (b"Content-Length", b"%d" % len(body)),
+            (b"X-Request-ID", new_request_id()),
+            (b"X-LLMProxy-Backend", b"-"),
+            (b"X-LLMProxy-Cold-Start", b"0.000"),
+            (b"Connection", b"close"),
+        ]
+        reason = _REASONS.get(refusal.status, b"Error")
+        lines = [b"HTTP/1.1 %d %s" % (refusal.status, reason), *(n + b": " + v for n, v in fields), b"\r\n"]
+        transport = self.transport
+        transport.write(b"\r\n".join(lines) + body)
+        unread = Entry("-", self.client, "-", "-", status=refusal.status, outcome="refused", sent=len(body))
+        self.site.access_log.write(unread)
+        # Nothing that still comes means anything.
+        self._receive = _ignore
+        self._coming = None
+        self.persistent = False
+        if self.secure or not hasattr(transport, "loseWriteConnection"):
+            # TLS has no half-close: what a TLS transport offers is that of the socket below the session.
+            self.loseConnection()
+        else:
+            transport.unregisterProducer()
+            transport.loseWriteConnection()
+        self._lingering = self.site.clock.callLater(LINGER, transport.abortConnection)
+
+    def become_tunnel(self, receive: Callable[[bytes], object]) -> None:
+        """Hand the client's bytes to ``receive`` from now on: the connection has switched protocols."""
+        self._receive = receive
+        early, self._early = b"".join(self._early), []
+        self._early_size = 0
+        if early:
+            receive(early)
+        self._pace_reading()
+
+    # -- what a Request needs -----------------------------------------------------------------------
+
+    def requestDone(self, request: object) -> None:
+        """The first request has been answered."""
+        assert request is self.requests[0], "requests are answered in order"
+        self.requests.popleft()
+        self._answering = False
+        self.tick = self.site.tick
+        if not self.persistent:
+            self.loseConnection()
+            return
+        if self._choked or not self._reading:
+            self._pace_reading()
+        if self.requests or self._early or self._refusal is not None or self._continue:
+            self._advance()
+
+    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
+        """The head of an answer that a resource writes by :meth:`twisted.web.http.Request.write`."""
+        lines = [b"HTTP/1.1 %b %b" % (code, reason)]
+        lines.extend(b"%b: %b" % (name, v) for name, values in headers.getAllRawHeaders() for v in values)
+        lines.append(b"\r\n")
+        write_now(self.transport, b"\r\n".join(lines))
+
+    def write(self, data: bytes) -> None:
+        """Bytes of an answer."""
+        write_now(self.transport, data)
+
+    def writeSequence(self, pieces: Iterable[bytes]) -> None:
+        """Bytes of an answer."""
+        write_now(self.transport, b"".join(pieces))
+
+    def getPeer(self) -> IAddress:
+        """The client's address."""
+        peer: IAddress = self._peer
+        return peer
+
+    def getHost(self) -> IAddress:
+        """The address that the client connected to."""
+        host: IAddress = self._host
+        return host
+
+    def isSecure(self) -> bool:
+        """Whether this is TLS."""
+        return self.secure
+
+    def loseConnection(self) -> None:
+        """End the connection once what was written has left."""
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
+
+    # -- flow control -------------------------------------------------------------------------------
+
+    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
+        """Whoever answers, to be paused while the client takes nothing; push producers only."""
+        assert streaming, "answers are pushed"
+        assert self._producer is None, "one answer at a time"
+        self._producer = producer
+        if self._choked:
+            self._producer.pauseProducing()
+
+    def unregisterProducer(self) -> None:
+        """The answer is complete."""
+        self._producer = None
+
+    def pauseProducing(self) -> None:
+        """The transport has much to send: produce no more, and read no further request."""
+        self._choked = True
+        if self._producer is not None:
+            self._producer.pauseProducing()
+        self._pace_reading()
+
+    def resumeProducing(self) -> None:
+        """The client has caught up."""
+        self._choked = False
+        if self._producer is not None:
+            self._producer.resumeProducing()
+        self._pace_reading()
+
+    def stopProducing(self) -> None:
+        """The connection is gone; :meth:`connectionLost` comes as well."""
+
+    def _pace_reading(self) -> None:
+        # A client that takes no answers gets no further requests in; while one is answered, reading goes on
+        # for as long as what comes is little, see EAGER.
+        wanted = self._early_size <= EAGER and (self._answering or not self._choked)
+        if wanted is not self._reading:
+            self._reading = wanted
+            if wanted:
+                self.transport.resumeProducing()
+            else:
+                self.transport.pauseProducing()
+
+
+def _size(target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> int:
+    return len(target) + sum(len(name) + len(value) + 4 for name, value in headers)
+
+
+def _head_too_large() -> Refusal:
+    return Refusal(
+        431,
+        "invalid_request",
+        f"The head of the request has more than {LARGEST_HEAD // 1024} KiB or {MOST_FIELDS} fields.",
+        kind="invalid_request_error",
+    )
+
+
+def _ignore(data: bytes) -> None:
+    """Bytes that mean nothing any more."""

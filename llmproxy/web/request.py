@@ -1,0 +1,321 @@
+"""One request of a client: Twisted Web's, with what a proxy needs beside it."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+from twisted.web.http import RESPONSES, parse_qs, unquote
+from twisted.web.http_headers import Headers
+from twisted.web.server import Request
+
+from llmproxy import __version__
+from llmproxy.config.model import Key
+from llmproxy.errors import Refusal, invalid_request
+from llmproxy.http.headers import valid_request_id
+from llmproxy.http.openai import error_body, error_headers
+from llmproxy.relay.immediate import unsent
+from llmproxy.web.accesslog import Entry
+from llmproxy.web.auth import NOBODY
+from llmproxy.web.body import Body
+
+if TYPE_CHECKING:
+    from llmproxy.web.channel import ProxyChannel
+    from llmproxy.web.site import ProxySite
+
+__all__ = ["ProxyRequest", "new_request_id"]
+
+SLOW_FOLLOWER = 1024 * 1024
+"""Bytes that may wait for a client that follows logs or events."""
+
+# Fields of which one server reads the first and another the last.  llhttp sees to those that delimit a body.
+_SINGLE = frozenset((b"host",))
+
+_SERVER = b"llmproxy/" + __version__.encode("ascii")
+
+
+def new_request_id() -> bytes:
+    """An id that no other request has."""
+    return os.urandom(16).hex().encode("ascii")
+
+
+class ProxyRequest(Request):
+    """A request that has begun to come.
+
+    :ivar raw_headers: its header fields as they came, names in the client's case and order.
+    :ivar fields: of each field, by its lower-case name, the first value.
+    :ivar body: what has come of its body.
+    :ivar length: bytes of its body; ``None`` when it has none.
+    :ivar modern: it is HTTP/1.1.
+    :ivar upgrades: it asks for another protocol on this connection.
+    :ivar request_id: the client's own ``X-Request-ID``, or a new one.
+    :ivar arrived: when it had come as a whole (seconds of the site's clock).
+    :ivar key: whoever asks; set once it is known.
+    :ivar when_gone: called when the client leaves before the answer is complete.
+    """
+
+    site: ProxySite
+    channel: Any
+    args: Any
+    prepath: list[bytes]
+    postpath: list[bytes]
+    finished: Any
+    defaultContentType = b"application/json"
+
+    def __init__(self, channel: ProxyChannel) -> None:
+        super().__init__(channel, parsePOSTFormSubmission=False)
+        self.site = channel.site
+        self.raw_headers: list[tuple[bytes, bytes]] = []
+        self.fields: dict[bytes, bytes] = {}
+        self.body = Body()
+        self.length: int | None = None
+        self.modern = True
+        self.upgrades = False
+        self.request_id = b""
+        self.key: Key = NOBODY
+        self.entry: Entry | None = None
+        self.arrived = 0.0
+        self.when_gone: Callable[[], None] | None = None
+
+    # -- receiving ----------------------------------------------------------------------------------
+
+    def begin(self, method: bytes, target: bytes, version: str, headers: list[tuple[bytes, bytes]]) -> None:
+        """Its head has come.
+
+        :raises llmproxy.errors.Refusal: ``invalid_request``: it is ambiguous, or of another version.
+        """
+        self.method, self.uri = method, target
+        self.modern = version == "1.1"
+        self.clientproto = b"HTTP/1.1" if self.modern else b"HTTP/1.0"
+        self.raw_headers = headers
+        fields = self.fields
+        for name, value in headers:
+            name = name.lower()
+            if name in fields and name in _SINGLE:
+                raise invalid_request(f"The request has more than one {name.decode('ascii')} field.")
+            fields.setdefault(name, value)
+        if version not in ("1.0", "1.1"):
+            raise invalid_request("The request is neither HTTP/1.1 nor HTTP/1.0.")
+        if b"content-length" in fields:
+            # llhttp has refused what is no number, or stands beside a Transfer-Encoding.
+            self.length = int(fields[b"content-length"])
+        elif b"transfer-encoding" in fields:
+            # RFC 9112 section 6.1: none but chunked is decoded here, and HTTP/1.0 has none at all.
+            if fields[b"transfer-encoding"].strip(b" \t").lower() != b"chunked" or not self.modern:
+                raise invalid_request("Transfer-Encoding must be chunked, in HTTP/1.1.")
+            self.length = 0
+
+    def framing(self) -> bytes | None:
+        """The header field that says where its body ends; None when it has no body."""
+        if b"transfer-encoding" in self.fields:
+            return b"Transfer-Encoding: chunked"
+        return b"Content-Length: %d" % self.length if self.length else None
+
+    @property
+    def requestHeaders(self) -> Headers:
+        """The header fields as Twisted Web has them, made when asked for."""
+        made = Headers()
+        for name, value in self.raw_headers:
+            made.addRawHeader(name, value)
+        return made
+
+    @requestHeaders.setter
+    def requestHeaders(self, _: Headers) -> None:
+        """Twisted Web sets an empty one."""
+
+    @property
+    def content(self) -> Any:
+        """The body as a file, as Twisted Web has it."""
+        return io.BytesIO(self.body.whole())
+
+    def process(self) -> None:
+        """Find the resource and render it, once the fleet knows what runs."""
+        self._prepare()
+        if self.site.ready is not None:
+            self.site.ready.addCallback(lambda _: self._dispatch())
+        else:
+            self._dispatch()
+
+    def _prepare(self) -> None:
+        self.arrived = self.site.clock.seconds()
+        if self.length is not None:
+            self.length = self.body.size
+        asked = self.fields.get(b"x-request-id")
+        self.request_id = asked if asked and valid_request_id(asked) else new_request_id()
+        if not self.uri.startswith(b"/") and b"://" in self.uri:
+            # Absolute form (RFC 9112 section 3.2.2): the authority is ours whatever it says.
+            self.uri = b"/" + self.uri.split(b"://", 1)[1].partition(b"/")[2]
+        self.path, _, query = self.uri.partition(b"?")
+        self.args = parse_qs(query, True) if query else {}
+        self.entry = Entry(
+            request_id=self.request_id.decode("ascii"),
+            client=self.channel.client,
+            method=self.method.decode("latin-1"),
+            path=self.path.decode("latin-1"),
+            received=self.body.size,
+        )
+
+    def _dispatch(self) -> None:
+        if self._disconnected:
+            return
+        try:
+            if self.uri == b"*" and self.method == b"OPTIONS":
+                # About the server as a whole (RFC 9112 section 3.2.4).
+                self.answer(204, b"", [])
+                return
+            if not self.uri.startswith(b"/"):
+                raise invalid_request("The request target must be a path.")
+            if b"#" in self.uri:
+                # RFC 9112 section 3.2 has no fragment there; servers that cut it off (uvicorn) would see
+                # another path than the one that is guarded here.
+                raise invalid_request("The request target must have no fragment.")
+            if self.method == b"CONNECT":
+                raise invalid_request("CONNECT is not served here.")
+            self.prepath = []
+            segments = self.path[1:].split(b"/")
+            self.postpath = [unquote(segment) for segment in segments] if b"%" in self.path else segments
+            self.render(self.site.getResourceFor(self))
+        except Refusal as refusal:
+            self.refuse(refusal)
+        except Exception:
+            # A fault of our own is answered and logged; the other requests go on.
+            self.processingFailed(Failure())
+
+    def processingFailed(self, reason: Failure) -> Failure:
+        """Answer what a resource raised: a refusal as such, anything else as 500 without its text."""
+        if isinstance(reason.value, Refusal):
+            self.refuse(reason.value)
+        else:
+            self.site.log_failure("answering a request", reason)
+            failed = Refusal(500, "error", "llmproxy failed on this request; its log says why.")
+            self.refuse(failed, outcome="error")
+        return reason
+
+    # -- answering ----------------------------------------------------------------------------------
+
+    @property
+    def own_headers(self) -> list[tuple[bytes, bytes]]:
+        """What is on every answer."""
+        return [(b"X-Request-ID", self.request_id)]
+
+    def refuse(self, refusal: Refusal, *, outcome: str = "refused", held: float = 0.0) -> None:
+        """Answer with an error.
+
+        :param outcome: what the access log says of it.
+        :param held: seconds that the request was held.
+        """
+        if self._disconnected or self.finished or self.startedWriting:
+            return
+        if self.entry is not None:
+            self.entry.outcome = outcome
+        backend = refusal.backend or "-"
+        self.answer(refusal.status, error_body(refusal), error_headers(refusal), backend=backend, held=held)
+
+    def answer(
+        self,
+        status: int,
+        body: bytes,
+        headers: list[tuple[bytes, bytes]],
+        *,
+        backend: str = "-",
+        held: float = 0.0,
+    ) -> None:
+        """Answer with a whole body.
+
+        :param backend: the backend concerned.
+        :param held: seconds that the request was held.
+        """
+        if self._disconnected or self.finished:
+            return
+        if self.site.closing:
+            self.channel.persistent = False
+        fields = self.responseHeaders
+        for name, value in (*headers, *self.own_headers):
+            fields.setRawHeaders(name, [value])
+        fields.setRawHeaders(b"X-LLMProxy-Backend", [backend.encode("utf-8")])
+        fields.setRawHeaders(b"X-LLMProxy-Cold-Start", [b"%.3f" % held])
+        fields.setRawHeaders(b"Server", [_SERVER])
+        if status != 204:
+            fields.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
+        self.setResponseCode(status)
+        if self.entry is not None:
+            self.entry.sent = len(body)
+        self.write(b"" if self.method == b"HEAD" else body)
+        self.finish()
+
+    def stream_text(self, kind: bytes) -> None:
+        """Begin an answer whose end is not known yet.
+
+        :param kind: its ``Content-Type``.
+        """
+        for name, value in self.own_headers:
+            self.responseHeaders.setRawHeaders(name, [value])
+        self.setHeader(b"Content-Type", kind)
+        self.setHeader(b"Cache-Control", b"no-cache")
+        self.setHeader(b"X-Accel-Buffering", b"no")
+        self.site.streams.add(self)
+        self.write(b"")
+
+    def stream(self, data: bytes) -> None:
+        """The next bytes of such an answer.  A client that does not read them is let go."""
+        if self._disconnected or self.finished:
+            return
+        if unsent(self.channel.transport) > SLOW_FOLLOWER:
+            self.channel.transport.abortConnection()
+            return
+        self.write(data)
+
+    def end_stream(self) -> None:
+        """Such an answer is complete."""
+        self.site.streams.discard(self)
+        if not self._disconnected and not self.finished:
+            self.finish()
+
+    # -- the end ------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """The answer is complete."""
+        assert not self.finished, "an answer ends once"
+        assert not self._disconnected, "nobody is there to be answered"
+        if not self.startedWriting:
+            self.write(b"")
+        if self.chunked:
+            self.channel.write(b"0\r\n\r\n")
+        self.finished = 1
+        self._write_log()
+        self.body.close()
+        channel, self.channel = self.channel, None
+        channel.requestDone(self)
+        for waiting in self._noticed():
+            waiting.callback(None)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The client has left, or the connection was ended before the answer was complete."""
+        self._disconnected = True
+        self.channel = None
+        self.site.streams.discard(self)
+        if self.when_gone is not None:
+            self.when_gone()
+        elif self.entry is not None:
+            self.entry.outcome = "client_gone"
+        self.body.close()
+        self._write_log()
+        for waiting in self._noticed():
+            waiting.errback(reason)
+
+    def _noticed(self) -> list[Deferred[None]]:
+        """Who asked by ``notifyFinish``, each to be told once."""
+        notifications, self.notifications = self.notifications, []
+        return notifications
+
+    def _write_log(self) -> None:
+        entry, self.entry = self.entry, None
+        if entry is not None:
+            entry.status = self.code if self.startedWriting else 0
+            entry.seconds = self.site.clock.seconds() - self.arrived
+            entry.key = self.key.name
+            self.site.access_log.write(entry)
