@@ -157,6 +157,7 @@ class ProxyService(Service):
     def _let_go_clients(self) -> None:
         for channel in list(self._site.channels):
             channel.loseConnection()
+        self._site.access_log.flush()
 
 
 def _where(address: IAddress) -> str:

@@ -34,6 +34,7 @@ from llmproxy.runtimes.url import UrlRuntime
 from llmproxy.service import ProxyService
 from llmproxy.web.accesslog import AccessLog
 from llmproxy.web.auth import Authenticator
+from llmproxy.web.metrics import Metrics, MetricsResource
 from llmproxy.web.resources import RootResource
 from llmproxy.web.site import ProxySite
 
@@ -137,8 +138,11 @@ class _Assembly:
         config = self._load()
         runtimes = self._runtimes(config)
         self._fleet = Fleet(self._reactor, self._connect, runtimes, config)
+        metrics = Metrics(self._fleet, __version__)
+        access_log = AccessLog(self._reactor, metrics.observe)
         root = RootResource(self._fleet)
-        site = ProxySite(root, self._reactor, Authenticator(config.keys), config.limits, AccessLog())
+        root.putChild(b"metrics", MetricsResource(metrics, access_log.flush))
+        site = ProxySite(root, self._reactor, Authenticator(config.keys), config.limits, access_log)
         self._service = ProxyService(self._reactor, self._fleet, site, self._load_again, self._cannot_listen)
         self._reactor.callWhenRunning(self._listen_to_signals)
         if self._docker is not None:

@@ -1,21 +1,34 @@
-"""One structured line for each answered request."""
+"""One structured line for each request that is over."""
 
 from __future__ import annotations
 
+import re
+import time
+from collections.abc import Callable, Sequence
+
 from attrs import define
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 __all__ = ["AccessLog", "Entry"]
 
 _FORMAT = (
-    "access request_id={request_id} key={key} client={client} method={method} path={path} route={route}"
-    " state={state} held={held:.3f} status={status} outcome={outcome} received={received} sent={sent}"
-    " seconds={seconds:.3f}"
+    "access at=%s request_id=%s key=%s client=%s method=%s path=%s route=%s state=%s held=%.3f status=%d"
+    " outcome=%s received=%d sent=%d seconds=%.3f"
 )
 
-_PROBES = ("/healthz", "/readyz")
+_PROBES = frozenset(("/healthz", "/readyz"))
 """Asked every few seconds by whoever supervises the proxy: told only when the answer is not a good one."""
+
+_UNSAFE = re.compile(r'[^!-~]|["{}]')
+
+GATHER = 0.2
+"""Seconds that a line may wait for others.  An event of Twisted's log costs more than the whole relaying of a
+small request, and a write to the log file as much again (docs/benchmarks.md)."""
+
+MOST = 256
+"""Lines that wait at most."""
 
 
 @define
@@ -29,6 +42,8 @@ class Entry:
     :ivar received: bytes of its body.
     :ivar sent: bytes of the answer's body.
     :ivar seconds: from the whole request to the end of the answer.
+    :ivar first_byte: seconds from the whole request to the backend's first byte; None when none came.
+    :ivar at: when it was over (POSIX seconds).
     """
 
     request_id: str
@@ -44,39 +59,78 @@ class Entry:
     received: int = 0
     sent: int = 0
     seconds: float = 0.0
+    first_byte: float | None = None
+    at: float = 0.0
 
 
 class AccessLog:
-    """Writes entries to Twisted's log, the fields beside the line."""
+    """Gathers entries, and writes them to Twisted's log: one event for some, a line for each.
+
+    :param clock: for :data:`GATHER`.
+    :param observe: is told of the same entries, together with all those that the log leaves out.
+    """
 
     _log = Logger()
 
+    def __init__(
+        self, clock: IReactorTime, observe: Callable[[Sequence[Entry]], None] = lambda entries: None
+    ) -> None:
+        self._clock = clock
+        self._observe = observe
+        self._entries: list[Entry] = []
+        self._due: IDelayedCall | None = None
+
     def write(self, entry: Entry) -> None:
-        """Log one request that is over."""
-        if entry.path in _PROBES and entry.status == 200:
+        """A request is over."""
+        self._entries.append(entry)
+        if self._due is None:
+            self._due = self._clock.callLater(GATHER, self.flush)
+        elif len(self._entries) >= MOST:
+            self.flush()
+
+    def flush(self) -> None:
+        """Tell now of all that was written; once more when the proxy ends."""
+        due, self._due = self._due, None
+        if due is not None and due.active():
+            due.cancel()
+        entries, self._entries = self._entries, []
+        if not entries:
             return
-        self._log.info(
-            _FORMAT,
-            request_id=entry.request_id,
-            key=entry.key,
-            client=entry.client,
-            method=entry.method,
-            path=_quoted(entry.path),
-            route=entry.route,
-            state=entry.state,
-            held=entry.held,
-            status=entry.status,
-            outcome=entry.outcome,
-            received=entry.received,
-            sent=entry.sent,
-            seconds=entry.seconds,
-        )
+        self._observe(entries)
+        told = [entry for entry in entries if entry.path not in _PROBES or entry.status != 200]
+        if told:
+            self._log.info("{lines}", lines="\n".join(map(_line, told)), entries=told)
 
     def failure(self, what: str, reason: Failure) -> None:
         """Log a fault of the proxy's own that ended a request."""
         self._log.failure("{what}", reason, what=what)
 
 
+def _line(entry: Entry) -> str:
+    return _FORMAT % (
+        _timestamp(entry.at),
+        entry.request_id,
+        entry.key,
+        entry.client,
+        entry.method,
+        _quoted(entry.path),
+        entry.route,
+        entry.state,
+        entry.held,
+        entry.status,
+        entry.outcome,
+        entry.received,
+        entry.sent,
+        entry.seconds,
+    )
+
+
+def _timestamp(seconds: float) -> str:
+    """RFC 3339, in UTC, to the millisecond."""
+    whole = int(seconds)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{int((seconds - whole) * 1000):03d}Z"
+
+
 def _quoted(path: str) -> str:
     """A path that cannot break the line: no spaces, quotes, braces or control characters in it."""
-    return "".join(c if "!" <= c <= "~" and c not in '"{}' else f"%{ord(c) & 0xFF:02X}" for c in path)
+    return _UNSAFE.sub(lambda found: f"%{ord(found[0]) & 0xFF:02X}", path) if _UNSAFE.search(path) else path

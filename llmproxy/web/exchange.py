@@ -246,12 +246,15 @@ class Exchange:
 
     def response_head(self, head: ResponseHead) -> None:
         """See :class:`~llmproxy.relay.upstream.ResponseHandler`."""
+        request = self._request
         if head.upgraded and self._upgrade is None:
             # The client would send its next request, its key in it, into a tunnel that it knows nothing of.
             self._let_go_upstream()
             self._broke("it switched protocols unasked", suspicious=False)
             return
         self._head = head
+        if request.entry is not None:
+            request.entry.first_byte = self._clock.seconds() - request.arrived
         events = is_event_stream(head.headers)
         if events:
             self._finder = ErrorEventFinder()

@@ -316,6 +316,7 @@ class ProxyRequest(Request):
         entry, self.entry = self.entry, None
         if entry is not None:
             entry.status = self.code if self.startedWriting else 0
-            entry.seconds = self.site.clock.seconds() - self.arrived
+            entry.at = self.site.clock.seconds()
+            entry.seconds = entry.at - self.arrived
             entry.key = self.key.name
             self.site.access_log.write(entry)

@@ -78,6 +78,9 @@ class Log(AccessLog):
     def write(self, entry: Entry) -> None:
         self.entries.append(entry)
 
+    def flush(self) -> None:
+        """Nothing waits."""
+
     def failure(self, what: str, reason: Failure) -> None:
         self.failures.append(str(reason.value))
 
