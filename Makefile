@@ -36,7 +36,7 @@ format: $(STAMPS)/lint ## put the format right
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: $(STAMPS)/test ## measure the proxy beside its peers
+bench: $(STAMPS)/bench ## measure the proxy beside its peers (ARGS=--quick, --only A,B, --profile, --help)
 	$(PY) -m bench $(ARGS)
 
 test-vllm: $(STAMPS)/test ## the tests that need a real vLLM (slow; not part of `make test`)
@@ -70,6 +70,11 @@ $(STAMPS)/run: setup.cfg pyproject.toml | $(PY)
 $(STAMPS)/test: setup.cfg pyproject.toml | $(PY)
 	@echo "Installing llmproxy and what its tests need into $(VENV) ..." >&2
 	@$(INSTALL) -e '.[test]'
+	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/run
+
+$(STAMPS)/bench: setup.cfg pyproject.toml | $(PY)
+	@echo "Installing llmproxy and what its benchmark needs into $(VENV) ..." >&2
+	@$(INSTALL) -e '.[bench]'
 	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/run
 
 $(STAMPS)/lint: setup.cfg pyproject.toml | $(PY)

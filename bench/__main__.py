@@ -1,129 +1,141 @@
-"""``python -m bench``: run the suite, show a table, write a file."""
+"""``python -m bench``: run the suite, show tables, write a file."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from attrs import asdict
+from attrs import evolve
 from rich.console import Console
-from rich.table import Table
 
-import llmproxy
-from bench import peers
-from bench.figures import FIGURES, GOALS, Values, met, ratios
-from bench.suite import FULL, QUICK, Results, run
+from bench import loops, node, peers
+from bench.processes import ROOT
+from bench.profiler import Profiler
+from bench.report import Report, made_with
+from bench.scenarios import SCENARIOS
+from bench.stage import FULL, QUICK, Plan, Stage
 
-WIDTH = 130
-"""Columns of the table where the output is no terminal."""
-
-PEERS = ("direct", "nginx", "llmproxy")
-
-
-def _made_with(nginx: str | None) -> dict[str, Any]:
-    told = None
-    if nginx is not None:
-        asked = subprocess.run([nginx, "-v"], capture_output=True, text=True, timeout=10, check=False)
-        told = asked.stderr.strip().rpartition("/")[2]
-    return {
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "twisted": version("Twisted"),
-        "httptools": version("httptools"),
-        "llmproxy": llmproxy.__version__,
-        "nginx": told,
-    }
+WIDTH = 150
+"""Columns of the tables where the output is no terminal."""
 
 
-def _show(results: Results, console: Console) -> None:
-    figures: Values = results.figures
-    relative = ratios(figures).get("llmproxy", {})
-    limits = {goal.key: met(goal, figures) for goal in GOALS}
-    table = Table(title="llmproxy beside its peers (medians)")
-    table.add_column("figure")
-    table.add_column("unit")
-    for peer in PEERS:
-        table.add_column(peer, justify="right")
-    table.add_column("llmproxy / nginx", justify="right")
-    table.add_column("goal", justify="right")
-    for figure in FIGURES:
-        cells = [figures.get(peer, {}).get(figure.key) for peer in PEERS]
-        limit = limits.get(figure.key)
-        table.add_row(
-            figure.title,
-            figure.unit,
-            *("-" if cell is None else f"{cell:.{figure.digits}f}" for cell in cells),
-            f"{relative[figure.key]:.2f}" if figure.key in relative else "",
-            "" if limit is None else f"<= {limit[0]:.{figure.digits}f} {'met' if limit[1] else 'missed'}",
-        )
-    console.print(table)
+def _end(number: int, _: object) -> NoReturn:
+    # As an exception, so that every process that was started is ended on the way out; once, so that nothing
+    # breaks that off.
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+    raise SystemExit(128 + number)
 
 
-def _document(results: Results, made_with: Mapping[str, Any], plan: Any) -> dict[str, Any]:
-    return {
-        "made_with": made_with,
-        "plan": asdict(plan),
-        "figures": results.figures,
-        "ratios_to_nginx": ratios(results.figures),
-        "goals": {
-            goal.key: {"limit": limit[0], "met": limit[1]}
-            for goal in GOALS
-            if (limit := met(goal, results.figures)) is not None
-        },
-        "rounds": results.rounds,
-        "starts": results.starts,
-    }
+def _names(known: Sequence[str], value: str) -> list[str]:
+    asked = value.split(",")
+    if unknown := [name for name in asked if name not in known]:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: there are {', '.join(known)}")
+    return [name for name in known if name in asked]
 
 
-def _end(*_: object) -> NoReturn:
-    # As an exception, so that every process that was started is ended on the way out.
-    raise SystemExit(1)
+def _parser() -> argparse.ArgumentParser:
+    names = [scenario.name for scenario in SCENARIOS]
+    told = "\n".join(f"  {scenario.name:10} {scenario.about}" for scenario in SCENARIOS)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure llmproxy beside other proxies; docs/benchmarks.md tells how to read it.",
+        epilog=f"scenarios:\n{told}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="everything in tiny form: shows only that it works"
+    )
+    parser.add_argument(
+        "--only", type=lambda value: _names(names, value), metavar="A,B", help="these scenarios"
+    )
+    parser.add_argument(
+        "--peers",
+        type=lambda value: _names(peers.NAMES, value),
+        metavar="A,B",
+        help="these peers, llmproxy too",
+    )
+    parser.add_argument("--rounds", type=int, help="turns of all peers [3]")
+    parser.add_argument("--seconds", type=float, help="length of each load [3]")
+    parser.add_argument("--churn", type=float, metavar="MINUTES", help="length of the churn; 0: none [10]")
+    parser.add_argument(
+        "--profile", action="store_true", help="look into llmproxy with py-spy; its figures mean less then"
+    )
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench.json", metavar="FILE")
+    return parser
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    plan = QUICK if options.quick else FULL
+    if options.rounds:
+        plan = evolve(plan, rounds=options.rounds)
+    if options.seconds:
+        plan = evolve(plan, seconds=options.seconds)
+    if options.churn is not None:
+        plan = evolve(plan, churn=options.churn * 60)
+    return plan
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the suite; the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench", description="Measure llmproxy beside other proxies; see docs/benchmarks.md."
-    )
-    parser.add_argument("--quick", action="store_true", help="some seconds in all: shows only that it works")
-    parser.add_argument("--rounds", type=int, help="turns of all peers [3]")
-    parser.add_argument("--output", type=Path, default=peers.ROOT / "build" / "bench.json", metavar="FILE")
-    options = parser.parse_args(arguments)
-    plan = QUICK if options.quick else FULL
-    if options.rounds:
-        plan = type(plan)(**{**asdict(plan), "rounds": options.rounds})
-    signal.signal(signal.SIGTERM, _end)
-    progress = Console(stderr=True)
+    options = _parser().parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
+    progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    nginx = peers.nginx_path()
-    if nginx is None:
-        progress.print("nginx is not installed (Debian: apt install nginx-light): measuring without it")
-    made_with = _made_with(nginx)
+    plan = _plan(options)
+    wanted = [name for name in peers.NAMES if name == "llmproxy" or name in (options.peers or peers.NAMES)]
+    notes: list[str] = []
+
+    def note(line: str) -> None:
+        notes.append(line)
+        progress.print(line)
+
+    nginx = peers.nginx_path() if "nginx" in wanted else None
+    if nginx is None and "nginx" in wanted:
+        note("nginx is not installed (Debian, Ubuntu: apt install nginx-light): measuring without it")
+    tools = peers.Tools(nginx, node.find(note) if "node" in wanted else None)
+    report = Report(plan, made_with(tools))
     work = Path(tempfile.mkdtemp(prefix="llmproxy-bench-"))
     try:
-        results = run(plan, work, nginx, lambda line: progress.print(line, highlight=False))
+        with ExitStack() as stack:
+            # Called in reverse: the proxies end, then what looks into them does.
+            profiler = Profiler(ROOT / "build" / "profile") if options.profile else None
+            if profiler is not None:
+                stack.callback(profiler.close)
+            stage = Stage(plan, work, tools, wanted, progress.print, loops.raise_open_files())
+            stage.notes = notes
+            stage.on_start = None if profiler is None else profiler.watch
+            stack.callback(stage.close)
+            for scenario in SCENARIOS:
+                if options.only is None or scenario.name in options.only:
+                    progress.print(f"{scenario.name}: {scenario.about}")
+                    began = time.monotonic()
+                    report.add(scenario, scenario.run(stage), time.monotonic() - began)
     except RuntimeError as cause:
-        progress.print(f"bench: {cause}", markup=False, highlight=False)
+        progress.print(f"bench: {cause}")
         return 1
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    _show(results, console)
-    console.print(", ".join(f"{name} {value}" for name, value in made_with.items() if value), highlight=False)
+    for table in report.tables():
+        console.print(table)
+    for line in notes:
+        console.print(line, highlight=False, markup=False)
+    told = ", ".join(f"{name} {value}" for name, value in report.made_with.items() if value is not None)
+    console.print(told, highlight=False, markup=False)
+    if profiler is not None:
+        profiler.tell(progress.print)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(_document(results, made_with, plan), indent=1) + "\n")
+    options.output.write_text(json.dumps(report.document(notes), indent=1) + "\n")
     console.print(f"written: {options.output}", highlight=False, soft_wrap=True)
     return 0
 

@@ -1,12 +1,14 @@
 """A canned HTTP/1.1 backend that is far faster than what is measured: ``python -m bench.backend``.
 
-It understands just what the load generator and the proxies send it: requests with short heads, with a
-``Content-Length`` or no body, one after the other on each connection.
+It understands just what the load generator and the proxies send it: requests with a ``Content-Length`` or
+no body, one after the other on each connection.  It looks at the query alone:
 
-- ``/health``, and every path that is not named here: a small JSON answer.
-- ``/stream?n=N&rate=R``: N server-sent events, R each second, each in a chunk and a write of its own.  An
-  event carries the time at which it was written (``CLOCK_MONOTONIC``, one clock for all processes of a
-  machine).
+- none: a small JSON answer, as of a chat completion (also for ``/health``).
+- ``n=N&rate=R``: N server-sent events, R each second, each in a chunk and a write of its own; an event
+  carries the time at which it was written.
+- ``wait=S``: after S seconds, half more or less, the small answer with ``x-bench-times``: when the
+  request's head arrived, and when the answer was written.
+- ``size=N``: N bytes.
 
 Its port is the first line that it prints; it ends when its standard input is closed.
 """
@@ -17,73 +19,85 @@ import asyncio
 import random
 import re
 import sys
+import time
 from typing import cast
 
-__all__ = ["SMALL_BODY", "Backend", "run", "stamp_pattern"]
+from bench import loops
+from bench.traffic import SMALL_ANSWER, STREAM_HEAD, event, length_of
 
-SMALL_BODY = b'{"id":"cmpl-1","object":"chat.completion","model":"bench","choices":[{"text":"Hello"}]}'
+__all__ = ["Backend", "run"]
 
-_SMALL = (
-    b"HTTP/1.1 200 OK\r\nServer: bench\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
-    % (len(SMALL_BODY), SMALL_BODY)
-)
-_STREAM_HEAD = (
-    b"HTTP/1.1 200 OK\r\nServer: bench\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
-    b"Cache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n"
-)
-# An event of a chat completion, as vLLM writes it, with the time in it.
-_EVENT = (
-    b'data: {"id":"chatcmpl-0123456789abcdef","object":"chat.completion.chunk","created":1700000000,'
-    b'"model":"bench","choices":[{"index":0,"delta":{"content":" token"},"logprobs":null,'
-    b'"finish_reason":null}],"t":%.7f}\n\n'
-)
-stamp_pattern = re.compile(rb'"t":([0-9.]+)}')
-"""Finds the times in a stream."""
-
-_LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
-_QUERY = re.compile(rb"n=([0-9]+)&rate=([0-9.]+)")
+BACKLOG = 4096
+_STREAM = re.compile(rb"n=([0-9]+)&rate=([0-9.]+)")
+_PIECE = bytes(256 * 1024)
 
 
 class Backend(asyncio.Protocol):
-    """One connection."""
+    """One connection.
 
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+    :param loop: has the timers.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self._loop = loop or asyncio.get_running_loop()
         self._buffer = b""
         self._timer: asyncio.TimerHandle | None = None
+        self._head = b""
+        self._body_left = 0
+        self._answer_left = 0
+        self._full = False
+        self._arrived = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
-            head = self._buffer[:end]
-            length = _LENGTH.search(head)
-            whole = end + 4 + (int(length[1]) if length else 0)
-            if len(self._buffer) < whole:
+        if self._body_left:
+            # Of a large body only the length counts.
+            taken = min(self._body_left, len(data))
+            self._body_left -= taken
+            if self._body_left:
                 return
-            self._buffer = self._buffer[whole:]
+            data = data[taken:]
+            self.answer(self._head)
+        buffer = self._buffer + data if self._buffer else data
+        while (end := buffer.find(b"\r\n\r\n")) >= 0:
+            self._arrived = time.monotonic()
+            head, length = buffer[:end], length_of(buffer, end) or 0
+            buffer = buffer[end + 4 :]
+            if length > len(buffer):
+                self._head, self._body_left, self._buffer = head, length - len(buffer), b""
+                return
+            buffer = buffer[length:]
             self.answer(head)
+        self._buffer = buffer
 
     def answer(self, head: bytes) -> None:
         """Answer one request."""
-        target = head.split(b" ", 2)[1]
-        if target.startswith(b"/stream?"):
-            query = _QUERY.search(target)
-            count, rate = (int(query[1]), float(query[2])) if query else (1, 50.0)
-            self._stream(count, 1 / rate)
-        else:
-            self._transport.write(_SMALL)
+        query = head[: head.find(b"\r\n")].split(b" ")[1].partition(b"?")[2]
+        if not query:
+            self._transport.write(SMALL_ANSWER)
+        elif query.startswith(b"wait="):
+            # Clients that begin together must not go on in step.
+            wait = float(query[5:]) * (0.5 + random.random())
+            self._timer = self._loop.call_later(wait, self._stamped, self._arrived)
+        elif query.startswith(b"size="):
+            self._large(int(query[5:]))
+        elif (stream := _STREAM.search(query)) is not None:
+            self._stream(int(stream[1]), 1 / float(stream[2]))
+
+    def _stamped(self, arrived: float) -> None:
+        first, rest = SMALL_ANSWER.split(b"\r\n", 1)
+        times = b"\r\nx-bench-times: %.7f %.7f\r\n" % (arrived, time.monotonic())
+        self._transport.write(first + times + rest)
 
     def _stream(self, count: int, interval: float) -> None:
-        self._transport.write(_STREAM_HEAD)
+        self._transport.write(STREAM_HEAD)
         # Streams that begin together must not send together.
         due = self._loop.time() + interval * random.random()
 
         def token(left: int, due: float) -> None:
-            event = _EVENT % self._loop.time()
-            self._transport.write(b"%x\r\n%b\r\n" % (len(event), event))
+            self._transport.write(event(time.monotonic()))
             if left > 1:
                 due += interval
                 self._timer = self._loop.call_at(due, token, left - 1, due)
@@ -92,7 +106,28 @@ class Backend(asyncio.Protocol):
 
         self._timer = self._loop.call_at(due, token, count, due)
 
+    def _large(self, size: int) -> None:
+        self._transport.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: %d\r\n\r\n" % size
+        )
+        self._answer_left = size
+        self._pump()
+
+    def _pump(self) -> None:
+        while self._answer_left and not self._full:
+            piece = _PIECE[: self._answer_left]
+            self._answer_left -= len(piece)
+            self._transport.write(piece)
+
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+        self._pump()
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._answer_left = 0
         if self._timer is not None:
             self._timer.cancel()
 
@@ -100,11 +135,12 @@ class Backend(asyncio.Protocol):
 async def run() -> None:
     """Serve on a free port of the loopback interface until standard input ends."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Backend, "127.0.0.1", 0, backlog=4096)
+    server = await loop.create_server(Backend, "127.0.0.1", 0, backlog=BACKLOG)
     print(server.sockets[0].getsockname()[1], flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
     server.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(run())
+    loops.raise_open_files()
+    loops.run(run())

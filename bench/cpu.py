@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["cpu_seconds", "resident_bytes", "tree"]
+__all__ = ["cpu_seconds", "forget_peak", "peak_bytes", "proportional_bytes", "resident_bytes", "tree"]
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PROC = Path("/proc")
-
 _CPUCLOCK_SCHED = 2
+_PROPORTIONAL = re.compile(rb"^Pss: +([0-9]+) kB$", re.MULTILINE)
+_PEAK = re.compile(rb"^VmHWM:\s+([0-9]+) kB$", re.MULTILINE)
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
@@ -32,6 +34,36 @@ def resident_bytes(pids: Iterable[int]) -> int:
     :raises FileNotFoundError: one of them has ended.
     """
     return sum(int((_PROC / str(pid) / "statm").read_bytes().split()[1]) * _PAGE for pid in pids)
+
+
+def _kilobytes(pid: int, file: str, pattern: re.Pattern[bytes]) -> int:
+    found = pattern.search((_PROC / str(pid) / file).read_bytes())
+    return 0 if found is None else int(found[1]) * 1024
+
+
+def proportional_bytes(pids: Iterable[int]) -> int:
+    """The same, but of a page that several processes share each has its part (PSS, ``proc(5)``).
+
+    :raises OSError: one of them has ended, or is not ours to look at.
+    """
+    return sum(_kilobytes(pid, "smaps_rollup", _PROPORTIONAL) for pid in pids)
+
+
+def peak_bytes(pids: Iterable[int]) -> int:
+    """The most resident memory that each of them ever had, or since :func:`forget_peak`.
+
+    :raises FileNotFoundError: one of them has ended.
+    """
+    return sum(_kilobytes(pid, "status", _PEAK) for pid in pids)
+
+
+def forget_peak(pids: Iterable[int]) -> None:
+    """Count the peak from what is resident now (``/proc/PID/clear_refs``, ``proc(5)``).
+
+    :raises OSError: one of them has ended, or is not ours.
+    """
+    for pid in pids:
+        (_PROC / str(pid) / "clear_refs").write_text("5")
 
 
 def tree(pid: int) -> list[int]:

@@ -1,7 +1,9 @@
-"""A model server that starts listening late: ``python -m bench.engine PORT DELAY RECORD``.
+"""A model server that starts listening late: ``python -m bench.engine PORT RECORD DELAY``.
 
-It writes down, by ``CLOCK_MONOTONIC``, when it listened, when its first healthy answer left and when the
-first other request arrived: one JSON object in the file RECORD, once all three are known.
+DELAY is a time in seconds, or the path of a file: it listens once that file is there.  By
+``CLOCK_MONOTONIC`` it notes when it listened, when its first healthy answer left, and when the first and the
+last other request arrived: one JSON object, written to the file RECORD by the time each of these is
+answered.  Each process adds a line to the file RECORD.starts.
 """
 
 from __future__ import annotations
@@ -12,34 +14,78 @@ import sys
 import time
 from pathlib import Path
 
-from bench.backend import Backend
+from bench import loops
+from bench.backend import BACKLOG, Backend
 
-__all__ = ["serve"]
+__all__ = ["record_of", "serve", "starts_of"]
 
-LIFETIME = 120.0
+LIFETIME = 180.0
 """Seconds after which it ends in any case, should nobody stop it."""
 
+LOOK_EVERY = 0.01
+"""Seconds between looks at the file that it waits for."""
 
-async def serve(port: int, delay: float, record: Path) -> None:
-    """Serve ``port`` after ``delay`` seconds."""
-    times: dict[str, float] = {}
+SETTLED = 0.1
+"""Seconds between two writings of what was noted: not once for each of thousands."""
+
+
+def starts_of(record: Path) -> Path:
+    """Where each process of this record adds its line."""
+    return record.with_name(record.name + ".starts")
+
+
+def record_of(record: Path) -> dict[str, float]:
+    """What was noted.
+
+    :raises FileNotFoundError: nothing was.
+    """
+    found: dict[str, float] = json.loads(record.read_text())
+    return found
+
+
+async def serve(port: int, record: Path, delay: str) -> None:
+    """Serve ``port`` when it is time."""
+    with starts_of(record).open("a") as starts:
+        starts.write("started\n")
+    loop = asyncio.get_running_loop()
+    noted: dict[str, float] = {"requests": 0}
+    writing: asyncio.TimerHandle | None = None
+
+    def write() -> None:
+        nonlocal writing
+        writing = None
+        unfinished = record.with_name(record.name + ".new")
+        unfinished.write_text(json.dumps(noted))
+        unfinished.rename(record)
 
     class Engine(Backend):
         def answer(self, head: bytes) -> None:
+            nonlocal writing
             arrived = time.monotonic()
-            super().answer(head)
             if head.split(b" ", 2)[1] == b"/health":
-                times.setdefault("healthy", time.monotonic())
-            elif "arrived" not in times:
-                times["arrived"] = arrived
-                record.write_text(json.dumps(times))
+                super().answer(head)
+                noted.setdefault("healthy", time.monotonic())
+                return
+            noted["requests"] += 1
+            noted["last_arrived"] = arrived
+            if "arrived" not in noted:
+                noted["arrived"] = arrived
+                write()
+            elif writing is None:
+                writing = loop.call_later(SETTLED, write)
+            super().answer(head)
 
-    await asyncio.sleep(delay)
-    server = await asyncio.get_running_loop().create_server(Engine, "127.0.0.1", port)
-    times["listening"] = time.monotonic()
+    try:
+        await asyncio.sleep(float(delay))
+    except ValueError:
+        while not Path(delay).exists():  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(LOOK_EVERY)
+    server = await loop.create_server(Engine, "127.0.0.1", port, backlog=BACKLOG)
+    noted["listening"] = time.monotonic()
     await asyncio.sleep(LIFETIME)
     server.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3])))
+    loops.raise_open_files()
+    loops.run(serve(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))

@@ -1,14 +1,16 @@
-"""The figures that are told, what each is, and how what was measured becomes one number.  Pure."""
+"""What a figure and a goal are, and how what was measured becomes one number.  Pure."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 
 from attrs import frozen
 
-__all__ = ["FIGURES", "GOALS", "Figure", "Goal", "added", "medians", "met", "ratios"]
+__all__ = ["Figure", "Goal", "Round", "added", "medians", "outcome", "percentile", "ratios", "spreads"]
+
+Round = dict[str, dict[str, float]]
+"""Of each peer, each figure, measured once."""
 
 Values = Mapping[str, Mapping[str, float]]
 """Of each peer, each figure."""
@@ -29,96 +31,101 @@ class Figure:
     digits: int = 2
 
 
-FIGURES = (
-    Figure("cpu_per_request_us", "CPU per small request, 16 connections", "us", 1),
-    Figure("requests_per_second_1", "requests per second, 1 connection", "1/s", 0),
-    Figure("requests_per_second_16", "requests per second, 16 connections", "1/s", 0),
-    Figure("requests_per_second_64", "requests per second, 64 connections", "1/s", 0),
-    Figure("latency_16_p50_ms", "time of a request, 16 connections, p50", "ms"),
-    Figure("latency_16_p99_ms", "time of a request, 16 connections, p99", "ms"),
-    Figure("first_byte_p50_ms", "time to first byte, one request, p50", "ms", 3),
-    Figure("first_byte_p99_ms", "time to first byte, one request, p99", "ms", 3),
-    Figure("added_first_byte_p50_ms", "  added over direct, p50", "ms", 3),
-    Figure("added_first_byte_p99_ms", "  added over direct, p99", "ms", 3),
-    Figure("cpu_per_token_us", "CPU per streamed token", "us", 1),
-    Figure("token_latency_p50_ms", "token latency, p50", "ms", 3),
-    Figure("token_latency_p99_ms", "token latency, p99", "ms", 3),
-    Figure("added_token_latency_p50_ms", "  added over direct, p50", "ms", 3),
-    Figure("added_token_latency_p99_ms", "  added over direct, p99", "ms", 3),
-    Figure("idle_memory_mb", "memory before the first load", "MB", 1),
-    Figure("readiness_seen_p50_ms", "from listening to the held request, p50", "ms"),
-    Figure("handover_p50_ms", "hand-over after readiness, p50", "ms"),
-    Figure("handover_p95_ms", "hand-over after readiness, p95", "ms"),
-)
-"""In the order of the table.  Direct has no processor time of its own, and only llmproxy hands over."""
-
-_ADDED = {
-    "added_first_byte_p50_ms": "first_byte_p50_ms",
-    "added_first_byte_p99_ms": "first_byte_p99_ms",
-    "added_token_latency_p50_ms": "token_latency_p50_ms",
-    "added_token_latency_p99_ms": "token_latency_p99_ms",
-}
-
-
 @frozen
 class Goal:
     """What a figure of llmproxy should be at most.
 
-    :ivar times_nginx: the limit is this many times nginx's figure; otherwise it is ``limit``.
+    :ivar limit: at most that; with ``peer`` it is so many times that peer's figure.
     """
 
     key: str
-    limit: float = math.nan
-    times_nginx: float | None = None
+    limit: float
+    peer: str | None = None
 
 
-GOALS = (
-    Goal("cpu_per_request_us", times_nginx=3.5),
-    Goal("cpu_per_token_us", times_nginx=2.0),
-    Goal("added_first_byte_p50_ms", 1.0),
-    Goal("added_token_latency_p99_ms", times_nginx=2.0),
-    Goal("handover_p50_ms", 10.0),
-    Goal("handover_p95_ms", 25.0),
-    Goal("idle_memory_mb", 60.0),
-)
+@frozen
+class Outcome:
+    """A goal beside what was measured.
+
+    :ivar ratio: to the peer's figure, or None.
+    :ivar limit: in the figure's own unit.
+    :ivar met: None: the peer's figure is not above zero, and so nothing but noise.
+    """
+
+    goal: Goal
+    value: float
+    limit: float
+    ratio: float | None
+    met: bool | None
 
 
-def added(round_: Values) -> dict[str, dict[str, float]]:
-    """What each peer of one round adds to direct, which was measured right before."""
-    direct = round_["direct"]
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that ``share`` (0 to 1) of all values do not exceed; NaN without values."""
+    if not values:
+        return float("nan")
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def added(round_: Values, keys: Sequence[str]) -> Round:
+    """What each peer adds to direct in the same round, as ``added_`` and the figure's name.
+
+    Nothing where direct was not measured.
+    """
+    direct = round_.get("direct")
+    if direct is None:
+        return {}
     return {
-        peer: {key: values[of] - direct[of] for key, of in _ADDED.items()}
+        peer: {f"added_{key}": values[key] - direct[key] for key in keys}
         for peer, values in round_.items()
         if peer != "direct"
     }
 
 
-def medians(rounds: Sequence[Values]) -> dict[str, dict[str, float]]:
-    """Of each peer, the median of each figure over the rounds that have it."""
+def _each(rounds: Sequence[Values]) -> dict[str, dict[str, list[float]]]:
     found: dict[str, dict[str, list[float]]] = {}
     for round_ in rounds:
         for peer, values in round_.items():
             for key, value in values.items():
                 found.setdefault(peer, {}).setdefault(key, []).append(value)
-    return {peer: {key: median(each) for key, each in values.items()} for peer, values in found.items()}
+    return found
 
 
-def ratios(figures: Values) -> dict[str, dict[str, float]]:
-    """Of each peer, each figure over nginx's; nothing without nginx."""
-    base = figures.get("nginx", {})
+def medians(rounds: Sequence[Values]) -> Round:
+    """Of each peer, the median of each figure over the rounds that have it."""
     return {
-        peer: {key: value / base[key] for key, value in values.items() if base.get(key)}
-        for peer, values in figures.items()
-        if base
+        peer: {key: median(several) for key, several in values.items()}
+        for peer, values in _each(rounds).items()
     }
 
 
-def met(goal: Goal, figures: Values) -> tuple[float, bool] | None:
-    """The limit of a goal, and whether llmproxy keeps it; None when a figure for that is missing."""
+def spreads(rounds: Sequence[Values]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Of each peer, the lowest and the highest of each figure."""
+    return {
+        peer: {key: (min(several), max(several)) for key, several in values.items()}
+        for peer, values in _each(rounds).items()
+    }
+
+
+def ratios(figures: Values, peer: str) -> dict[str, float]:
+    """Each figure of llmproxy over that peer's; none where that is missing or not above zero."""
+    base = figures.get(peer, {})
+    return {
+        key: value / base[key] for key, value in figures.get("llmproxy", {}).items() if base.get(key, 0.0) > 0
+    }
+
+
+def outcome(goal: Goal, figures: Values) -> Outcome | None:
+    """Whether llmproxy keeps to a goal; None when a figure for that is missing."""
     value = figures.get("llmproxy", {}).get(goal.key)
-    limit = goal.limit
-    if goal.times_nginx is not None:
-        limit = goal.times_nginx * figures.get("nginx", {}).get(goal.key, math.nan)
-    if value is None or math.isnan(limit):
+    if value is None:
         return None
-    return limit, value <= limit
+    if goal.peer is None:
+        return Outcome(goal, value, goal.limit, None, value <= goal.limit)
+    base = figures.get(goal.peer, {}).get(goal.key)
+    if base is None:
+        return None
+    limit = goal.limit * base
+    if base <= 0:
+        return Outcome(goal, value, limit, None, None)
+    return Outcome(goal, value, limit, value / base, value <= limit)

@@ -1,34 +1,46 @@
-"""The peers: started, waited for, and ended by their process ids."""
+"""The peers: what is measured side by side."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
-import secrets
 import shutil
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
+from bench import node, processes
 from bench.cpu import tree
+from bench.processes import PROXY_CORES, bare_environment, free_port, python, running, wait_for
+from bench.traffic import KEY, MODEL
 
-__all__ = ["Peer", "backend", "direct", "free_port", "get", "llmproxy", "nginx", "nginx_path", "running"]
+__all__ = [
+    "NAMES",
+    "AUTHORIZATION",
+    "Peer",
+    "Tools",
+    "backend",
+    "llmproxy",
+    "nginx_path",
+    "start",
+    "started_llmproxy",
+]
 
-ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("direct", "nginx", "node", "treq", "llmproxy")
+"""In the order of the table."""
 
-START_LIMIT = 20.0
-"""Seconds that a peer may take until it answers."""
+AUTHORIZATION = f"Authorization: Bearer {KEY}"
 
-END_LIMIT = 10.0
-"""Seconds from TERM to KILL."""
+ROUTE = "bench"
+"""The route of llmproxy that leads to the canned backend."""
+
+BACKEND_KEY = "sk-backend-fedcba9876543210"
+"""What llmproxy puts in the place of the client's key."""
 
 
 @frozen
@@ -36,14 +48,12 @@ class Peer:
     """Something that answers for the backend.
 
     :ivar prefix: what stands before the backend's own paths.
-    :ivar headers: sent with each request.
     :ivar pid: the process that was started; None: it is the backend itself, whose time is not told.
     """
 
     name: str
     port: int
     prefix: str = ""
-    headers: tuple[str, ...] = ()
     pid: int | None = None
 
     @property
@@ -52,84 +62,30 @@ class Peer:
         return [] if self.pid is None else tree(self.pid)
 
 
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on at present."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+@frozen
+class Tools:
+    """Where what is no part of this project is; None: it is not here."""
+
+    nginx: str | None
+    node: str | None
 
 
-@contextmanager
-def running(
-    command: Sequence[str], log: Path, *, environment: Mapping[str, str] | None = None, **options: Any
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that does not outlive the block: TERM, and KILL when it does not end.
-
-    :param log: where its output goes.
-    """
-    with log.open("wb") as output:
-        options = {"stdin": subprocess.DEVNULL, "stdout": output, **options}
-        process = subprocess.Popen(command, cwd=ROOT, stderr=output, env=environment, **options)
-    try:
-        yield process
-    finally:
-        if process.stdin is not None:
-            process.stdin.close()
-        process.terminate()
-        try:
-            process.wait(END_LIMIT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-
-
-def get(
-    port: int, path: str, headers: Sequence[str] = (), *, method: str = "GET", timeout: float = 5.0
-) -> tuple[int, bytes]:
-    """One request on a connection of its own: status and body.
-
-    :raises OSError: no connection.
-    """
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
-    try:
-        connection.request(method, path, headers=dict(line.split(": ", 1) for line in headers))
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
-
-
-def _wait(peer: Peer, path: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_LIMIT
-    status = 0
-    while time.monotonic() < deadline and process.poll() is None:
-        with suppress(OSError, http.client.HTTPException):
-            status = get(peer.port, path, peer.headers)[0]
-            if status == 200:
-                return
-        time.sleep(0.05)
-    told = log.read_text(errors="replace")[-2000:]
-    raise RuntimeError(f"{peer.name} did not start (last status {status}); its log ends with:\n{told}")
-
-
-def _python(module: str) -> list[str]:
-    return [sys.executable, "-m", module]
-
-
-def _environment(**more: str) -> dict[str, str]:
-    # Nothing of the user's own settings (MAP__..., VLLM_API_KEY) may change what is measured.
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "VIRTUAL_ENV") if name in os.environ}
-    return {**kept, **more}
+def nginx_path() -> str | None:
+    """Where nginx is, if it is installed."""
+    return shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 
 
 @contextmanager
 def backend(work: Path) -> Iterator[int]:
     """The canned backend; its port."""
     log = work / "backend.log"
-    with running(_python("bench.backend"), log, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with running(
+        python("bench.backend"),
+        log,
+        cores=processes.others_cores(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line.strip().isdigit():
@@ -138,24 +94,21 @@ def backend(work: Path) -> Iterator[int]:
 
 
 @contextmanager
-def direct(port: int) -> Iterator[Peer]:
-    """No proxy at all: the limit."""
+def _direct(port: int) -> Iterator[Peer]:
     yield Peer("direct", port)
-
-
-def nginx_path() -> str | None:
-    """Where nginx is, if it is installed."""
-    return shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 
 
 _NGINX = """\
 daemon off;
+{user}
 worker_processes 1;
+worker_rlimit_nofile {files};
 pid {work}/nginx.pid;
 error_log stderr warn;
-events {{ worker_connections 8192; }}
+events {{ worker_connections {files}; }}
 http {{
     access_log off;
+    client_max_body_size 0;
     client_body_temp_path {work}/body;
     proxy_temp_path {work}/proxy;
     fastcgi_temp_path {work}/fastcgi;
@@ -163,7 +116,7 @@ http {{
     scgi_temp_path {work}/scgi;
     upstream backend {{
         server 127.0.0.1:{backend};
-        keepalive 512;
+        keepalive 1024;
         keepalive_requests 1000000000;
     }}
     server {{
@@ -179,28 +132,71 @@ http {{
 }}
 """
 
+WORKER_FILES = 8192
+
 
 @contextmanager
-def nginx(executable: str, backend_port: int, work: Path) -> Iterator[Peer]:
-    """nginx: one worker, connections to the backend kept, nothing buffered, no access log."""
+def _nginx(executable: str, backend_port: int, work: Path) -> Iterator[Peer]:
     port = free_port()
     config, log = work / "nginx.conf", work / "nginx.log"
-    config.write_text(_NGINX.format(work=work, backend=backend_port, port=port))
-    with running([executable, "-e", "stderr", "-p", str(work), "-c", str(config)], log) as process:
-        peer = Peer("nginx", port, pid=process.pid)
-        _wait(peer, "/health", process, log)
+    # Otherwise root's worker would be nobody, who may not write large bodies into a private folder.
+    user = "user root;" if os.geteuid() == 0 else ""
+    config.write_text(
+        _NGINX.format(work=work, backend=backend_port, port=port, files=WORKER_FILES, user=user)
+    )
+    command = [executable, "-e", "stderr", "-p", str(work), "-c", str(config)]
+    with running(command, log, cores=PROXY_CORES) as process:
+        wait_for("nginx", port, "/health", process, log)
+        yield Peer("nginx", port, pid=process.pid)
+
+
+@contextmanager
+def _node(executable: str, backend_port: int, work: Path) -> Iterator[Peer]:
+    port, log = free_port(), work / "node.log"
+    script = Path(__file__).with_name("node_proxy.js")
+    command = [executable, "--no-deprecation", str(script), str(port), str(backend_port)]
+    environment = bare_environment(NODE_PATH=node.module_path())
+    with running(command, log, environment=environment, cores=PROXY_CORES) as process:
+        wait_for("Node", port, "/health", process, log)
+        yield Peer("node", port, pid=process.pid)
+
+
+@contextmanager
+def _treq(backend_port: int, work: Path) -> Iterator[Peer]:
+    port, log = free_port(), work / "treq.log"
+    command = [*python("bench.plain_proxy"), str(port), str(backend_port)]
+    with running(command, log, environment=bare_environment(), cores=PROXY_CORES) as process:
+        wait_for("the plain Twisted proxy", port, "/health", process, log)
+        yield Peer("treq", port, pid=process.pid)
+
+
+def far_backend(port: int) -> dict[str, Any]:
+    """The canned backend as one of llmproxy's."""
+    return {"runtime": "url", "url": f"http://127.0.0.1:{port}", "models": [MODEL]}
+
+
+@contextmanager
+def llmproxy(backends: Mapping[str, Mapping[str, Any]], work: Path, *, pinned: bool = True) -> Iterator[Peer]:
+    """llmproxy as ``twistd llmproxy``, with a key, the access log (to a file), metrics and the rest.
+
+    :param backends: as in ``llmproxy.yaml``.
+    :param pinned: to the proxies' core; not where it starts servers, which would share that core.
+    """
+    with started_llmproxy(backends, work, pinned=pinned) as (peer, process, log):
+        wait_for("llmproxy", peer.port, "/readyz", process, log)
+        for name in backends:
+            if backends[name].get("runtime") == "url":
+                wait_for("llmproxy", peer.port, f"/{name}/health", process, log, (AUTHORIZATION,))
         yield peer
 
 
 @contextmanager
-def llmproxy(backends: Mapping[str, Mapping[str, Any]], work: Path, *, route: str | None) -> Iterator[Peer]:
-    """llmproxy as ``twistd llmproxy``, with a key and the access log on.
-
-    :param backends: as in ``llmproxy.yaml``.
-    :param route: the one that is measured, and waited for; None: none of them.
-    """
-    port, key = free_port(), secrets.token_hex(24)
-    work.mkdir(exist_ok=True)
+def started_llmproxy(
+    backends: Mapping[str, Mapping[str, Any]], work: Path, *, pinned: bool
+) -> Iterator[tuple[Peer, subprocess.Popen[bytes], Path]]:
+    """The same, just started: it and its log."""
+    port = free_port()
+    work.mkdir(exist_ok=True, parents=True)
     # JSON is YAML.
     config, log = work / "llmproxy.yaml", work / "llmproxy.log"
     settings = {
@@ -208,6 +204,7 @@ def llmproxy(backends: Mapping[str, Mapping[str, Any]], work: Path, *, route: st
         "state_dir": str(work / "state"),
         "stop_backends_on_exit": True,
         "drain": 1,
+        "limits": {"max_connections": 20_000},
         "backends": backends,
         "keys": [{"name": "bench", "secret_env": "BENCH_KEY", "admin": True}],
     }
@@ -217,13 +214,21 @@ def llmproxy(backends: Mapping[str, Mapping[str, Any]], work: Path, *, route: st
         *("--nodaemon", f"--pidfile={work}/twistd.pid", "llmproxy"),
         *("--config", str(config), "--listen", f"tcp:{port}:interface=127.0.0.1:backlog=4096"),
     ]
-    with running(command, log, environment=_environment(BENCH_KEY=key)) as process:
-        peer = Peer(
-            "llmproxy",
-            port,
-            prefix="" if route is None else f"/{route}",
-            headers=(f"Authorization: Bearer {key}",),
-            pid=process.pid,
-        )
-        _wait(peer, "/readyz" if route is None else f"/{route}/json", process, log)
-        yield peer
+    environment = bare_environment(BENCH_KEY=KEY, VLLM_API_KEY=BACKEND_KEY)
+    cores = PROXY_CORES if pinned else None
+    with running(command, log, environment=environment, cores=cores) as process:
+        yield Peer("llmproxy", port, f"/{ROUTE}", process.pid), process, log
+
+
+def start(name: str, tools: Tools, backend_port: int, work: Path) -> AbstractContextManager[Peer] | None:
+    """The peer of this name; None where what it needs is not here."""
+    work.mkdir(exist_ok=True, parents=True)
+    if name == "nginx":
+        return None if tools.nginx is None else _nginx(tools.nginx, backend_port, work)
+    if name == "node":
+        return None if tools.node is None else _node(tools.node, backend_port, work)
+    if name == "treq":
+        return _treq(backend_port, work)
+    if name == "llmproxy":
+        return llmproxy({ROUTE: far_backend(backend_port)}, work / "llmproxy")
+    return _direct(backend_port)

@@ -4,38 +4,55 @@ from __future__ import annotations
 
 import pytest
 
-from bench.figures import Goal, added, medians, met, ratios
-from bench.load import percentile
+from bench.figures import Goal, added, medians, outcome, percentile, ratios, spreads
+from bench.profiler import summary
+from bench.scenarios import SCENARIOS
 
 
-def test_medians_are_taken_over_the_rounds() -> None:
+def test_medians_and_spreads_are_taken_over_the_rounds() -> None:
     """Each figure of each peer is the median of its rounds, whatever the other peers have."""
     rounds = [{"direct": {"a": 1.0}, "nginx": {"a": 4.0}}, {"direct": {"a": 3.0}}, {"direct": {"a": 2.0}}]
     assert medians(rounds) == {"direct": {"a": 2.0}, "nginx": {"a": 4.0}}
+    assert spreads(rounds) == {"direct": {"a": (1.0, 3.0)}, "nginx": {"a": (4.0, 4.0)}}
 
 
 def test_added_is_the_difference_to_direct_of_the_same_round() -> None:
     """What a peer adds is its figure less the one that was measured without any proxy."""
-    latencies = ("first_byte_p50_ms", "first_byte_p99_ms", "token_latency_p50_ms", "token_latency_p99_ms")
-    round_ = {"direct": dict.fromkeys(latencies, 1.0), "nginx": dict.fromkeys(latencies, 1.5)}
-    assert added(round_) == {"nginx": {f"added_{key}": 0.5 for key in latencies}}
+    round_ = {"direct": {"a": 1.0, "b": 1.0}, "nginx": {"a": 1.5, "b": 3.0, "c": 1.0}}
+    assert added(round_, ["a", "b"]) == {"nginx": {"added_a": 0.5, "added_b": 2.0}}
+    assert added({"nginx": {"a": 1.5}}, ["a"]) == {}
 
 
-def test_ratios_need_nginx() -> None:
-    """Ratios are to nginx's figures; a figure that nginx has not, or has as zero, has none."""
+def test_ratios_need_the_peer() -> None:
+    """A ratio needs the other peer's figure, and that to be above zero."""
     figures = {"nginx": {"a": 2.0, "b": 0.0}, "llmproxy": {"a": 6.0, "b": 1.0, "c": 1.0}}
-    assert ratios(figures)["llmproxy"] == {"a": 3.0}
-    assert ratios({"llmproxy": {"a": 1.0}}) == {}
+    assert ratios(figures, "nginx") == {"a": 3.0}
+    assert ratios({"llmproxy": {"a": 1.0}}, "nginx") == {}
 
 
-def test_goals() -> None:
-    """A goal is a number, or so many times nginx's figure; without that figure it is open."""
-    figures = {"nginx": {"a": 2.0}, "llmproxy": {"a": 6.0, "b": 6.0}}
-    assert met(Goal("a", times_nginx=3.0), figures) == (6.0, True)
-    assert met(Goal("a", times_nginx=2.0), figures) == (4.0, False)
-    assert met(Goal("b", 5.0), figures) == (5.0, False)
-    assert met(Goal("b", times_nginx=3.0), figures) is None
-    assert met(Goal("c", 5.0), figures) is None
+@pytest.mark.parametrize(
+    ("goal", "limit", "met"),
+    [
+        (Goal("a", 3.0, "nginx"), 6.0, True),
+        (Goal("a", 2.0, "nginx"), 4.0, False),
+        (Goal("a", 2.0, "node"), -2.0, None),
+        (Goal("b", 5.0), 5.0, False),
+        (Goal("b", 6.0), 6.0, True),
+    ],
+)
+def test_goals(goal: Goal, limit: float, met: bool | None) -> None:
+    """A goal is a number, or so many times a peer's figure; it is open where that figure is only noise."""
+    figures = {"nginx": {"a": 2.0}, "node": {"a": -1.0}, "llmproxy": {"a": 6.0, "b": 6.0}}
+    found = outcome(goal, figures)
+    assert found is not None
+    assert (found.limit, found.met) == (limit, met)
+
+
+def test_goals_without_figures() -> None:
+    """A goal whose figures were not measured is not told."""
+    figures = {"nginx": {"a": 2.0}, "llmproxy": {"b": 6.0}}
+    assert outcome(Goal("a", 1.0), figures) is None
+    assert outcome(Goal("b", 1.0, "nginx"), figures) is None
 
 
 def test_percentile() -> None:
@@ -45,3 +62,19 @@ def test_percentile() -> None:
     assert percentile(values, 0.99) == 100.0
     assert percentile([7.0], 0.99) == 7.0
     assert percentile([], 0.5) != pytest.approx(0.0)
+
+
+def test_scenarios_tell_figures_once() -> None:
+    """Every figure stands in one scenario, and every goal is for a figure of its own scenario."""
+    keys = [figure.key for scenario in SCENARIOS for figure in scenario.figures]
+    assert len(keys) == len(set(keys))
+    titles = [figure.title for scenario in SCENARIOS for figure in scenario.figures]
+    assert len(titles) == len(set(titles))
+    for scenario in SCENARIOS:
+        assert {goal.key for goal in scenario.goals} <= {figure.key for figure in scenario.figures}
+
+
+def test_profile_summary() -> None:
+    """A function's share alone is of the stacks that it ends; with what it calls, of those it is in."""
+    lines = ["main;serve;read 3", "main;serve 1", "main;serve;read;serve 4", "no stack"]
+    assert summary(lines) == [("serve", 0.625, 1.0), ("read", 0.375, 0.875)]
