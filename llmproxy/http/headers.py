@@ -8,22 +8,18 @@ older ones that RFC 2616 section 13.5.1 named.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import overload
 
 __all__ = [
-    "Headers",
+    "Fields",
     "authority",
-    "end_to_end",
-    "first",
     "is_event_stream",
     "request_head",
     "response_head",
     "upgrade",
     "valid_request_id",
 ]
-
-Headers = Sequence[tuple[bytes, bytes]]
-"""Header fields in the order in which they came."""
 
 _HOP_BY_HOP = frozenset(
     (
@@ -52,52 +48,86 @@ _REWRITTEN = _HOP_BY_HOP | {
 # What carries the client's key, which never reaches a backend.
 _CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
 
+# By whether the client's credentials are passed on, and whether its Host is.
+_DROPPED = {
+    (True, True): _REWRITTEN,
+    (True, False): _REWRITTEN | {b"host"},
+    (False, True): _REWRITTEN | _CREDENTIALS,
+    (False, False): _REWRITTEN | _CREDENTIALS | {b"host"},
+}
+
 # Fields of a response that the proxy writes itself.
 _ANSWERED = _HOP_BY_HOP | {b"x-request-id", b"x-llmproxy-backend", b"x-llmproxy-cold-start"}
+_ANSWERED_WITHOUT_BODY = _ANSWERED | {b"content-length"}
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
-def first(headers: Headers, name: bytes) -> bytes | None:
-    """The value of the first field of this (lower-case) name."""
-    for key, value in headers:
-        if key.lower() == name:
-            return value
-    return None
+class Fields:
+    """The header fields of one message.
+
+    :ivar raw: names and values as they came, in their order.
+    :ivar names: the same names in lower case, in the same order.
+    :ivar first: of each name, in lower case, the first value.
+    """
+
+    __slots__ = ("first", "names", "raw")
+
+    def __init__(self, raw: list[tuple[bytes, bytes]]) -> None:
+        self.raw = raw
+        self.names = [name.lower() for name, _ in raw]
+        # The last one of a name wins here, which is the first one from behind.
+        self.first = dict(zip(reversed(self.names), [value for _, value in reversed(raw)], strict=True))
+
+    @overload
+    def get(self, name: bytes) -> bytes | None: ...
+
+    @overload
+    def get(self, name: bytes, default: bytes) -> bytes: ...
+
+    def get(self, name: bytes, default: bytes | None = None) -> bytes | None:
+        """The first value of this (lower-case) name."""
+        return self.first.get(name, default)
+
+    def all(self, name: bytes) -> list[bytes]:
+        """All values of this (lower-case) name."""
+        return [value for key, (_, value) in zip(self.names, self.raw, strict=True) if key == name]
+
+    def connection_options(self) -> set[bytes]:
+        """What ``Connection`` names, in lower case (RFC 9110 section 7.6.1)."""
+        if b"connection" not in self.first:
+            return set()
+        return {
+            option.strip().lower() for value in self.all(b"connection") for option in value.split(b",")
+        }
+
+    def passed_on(self, dropped: frozenset[bytes]) -> list[bytes]:
+        """The lines that are for the far end: without ``dropped`` and without what ``Connection`` names."""
+        if b"connection" in self.first:
+            # ``Connection: content-length`` must not make a message lose its framing.
+            dropped = dropped | (self.connection_options() - {b"content-length", b"host"})
+        return [
+            b"%b: %b" % field
+            for name, field in zip(self.names, self.raw, strict=True)
+            if name not in dropped
+        ]
 
 
-def _connection_options(headers: Headers) -> set[bytes]:
-    options: set[bytes] = set()
-    for key, value in headers:
-        if len(key) == 10 and key.lower() == b"connection":
-            options.update(option.strip().lower() for option in value.split(b","))
-    return options
-
-
-def end_to_end(headers: Headers, dropped: frozenset[bytes] = _HOP_BY_HOP) -> list[tuple[bytes, bytes]]:
-    """The fields that are for the far end: without ``dropped`` and without what ``Connection`` names."""
-    options = _connection_options(headers)
-    if options:
-        # ``Connection: content-length`` must not make a message lose its framing.
-        dropped = dropped | (options - {b"content-length", b"host"})
-    return [field for field in headers if field[0].lower() not in dropped]
-
-
-def upgrade(headers: Headers) -> bytes | None:
+def upgrade(fields: Fields) -> bytes | None:
     """The protocol that the client asks to switch to (RFC 9110, 7.8), such as ``websocket``, else None.
 
     Another HTTP, or TLS, is not asked for on a client's behalf: its requests would go past every check.
     """
-    asked = first(headers, b"upgrade")
-    if asked is None or b"upgrade" not in _connection_options(headers):
+    asked = fields.get(b"upgrade")
+    if asked is None or b"upgrade" not in fields.connection_options():
         return None
     protocols = [protocol.strip().lower() for protocol in asked.split(b",")]
     return None if any(protocol.startswith((b"h2", b"http/", b"tls/")) for protocol in protocols) else asked
 
 
-def is_event_stream(headers: Headers) -> bool:
+def is_event_stream(fields: Fields) -> bool:
     """The answer is ``text/event-stream``."""
-    kind = first(headers, b"content-type")
+    kind = fields.get(b"content-type")
     return kind is not None and kind.lower().startswith(b"text/event-stream")
 
 
@@ -106,6 +136,7 @@ def valid_request_id(value: bytes | None) -> bool:
     return value is not None and _REQUEST_ID.fullmatch(value) is not None
 
 
+@lru_cache(maxsize=4096)
 def authority(host: str, port: int, default_port: int) -> bytes:
     """``Host`` for a backend: brackets around IPv6, the port unless it is the scheme's own."""
     name = f"[{host}]" if ":" in host else host
@@ -115,7 +146,7 @@ def authority(host: str, port: int, default_port: int) -> bytes:
 def request_head(
     method: bytes,
     target: bytes,
-    headers: Headers,
+    fields: Fields,
     *,
     client: bytes,
     scheme: bytes,
@@ -136,34 +167,23 @@ def request_head(
     :param passthrough: keep the client's credentials.
     :param upgrade: the protocol that the connection shall switch to.
     """
-    dropped = _REWRITTEN if passthrough else _REWRITTEN | _CREDENTIALS
-    if host is not None:
-        dropped = dropped | {b"host"}
-    lines = [b"%s %s HTTP/1.1" % (method, target)]
+    lines = [b"%b %b HTTP/1.1" % (method, target)]
     if host is not None:
         lines.append(b"Host: " + host)
-    forwarded = []
-    asked_host = b""
-    for key, value in headers:
-        name = key.lower()
-        if name == b"x-forwarded-for":
-            forwarded.append(value)
-        elif name == b"host":
-            asked_host = value
-    for key, value in end_to_end(headers, frozenset(dropped)):
-        lines.append(key + b": " + value)
+    lines += fields.passed_on(_DROPPED[passthrough, host is None])
     if authorization is not None and not passthrough:
         lines.append(b"Authorization: " + authorization)
-    lines.append(b"X-Forwarded-For: " + b", ".join((*forwarded, client)))
-    lines.append(b"X-Forwarded-Proto: " + scheme)
+    if b"x-forwarded-for" in fields.first:
+        client = b", ".join((*fields.all(b"x-forwarded-for"), client))
+    lines.append(b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b" % (client, scheme))
+    asked_host = fields.get(b"host")
     if asked_host:
         lines.append(b"X-Forwarded-Host: " + asked_host)
     lines.append(b"X-Request-ID: " + request_id)
     if length is not None:
         lines.append(b"Content-Length: %d" % length)
     if upgrade is not None:
-        lines.append(b"Connection: Upgrade")
-        lines.append(b"Upgrade: " + upgrade)
+        lines.append(b"Connection: Upgrade\r\nUpgrade: " + upgrade)
     lines.append(b"\r\n")
     return b"\r\n".join(lines)
 
@@ -171,8 +191,8 @@ def request_head(
 def response_head(
     status: int,
     reason: bytes,
-    headers: Headers,
-    extra: Iterable[tuple[bytes, bytes]],
+    fields: Fields,
+    own: bytes,
     *,
     chunked: bool,
     close: bool,
@@ -180,25 +200,21 @@ def response_head(
 ) -> bytes:
     """The head of the answer that goes to the client.
 
-    :param headers: the backend's fields.
-    :param extra: fields of the proxy's own, put last.
+    :param fields: those of the backend.
+    :param own: the proxy's own lines, each with its end; put after those.
     :param chunked: the body is sent chunked; the backend's ``Content-Length``, if any, is kept otherwise.
     :param close: the connection ends with this answer.
     :param upgrade: the protocol that the connection switches to (status 101).
     """
-    lines = [b"HTTP/1.1 %d %s" % (status, reason)]
+    lines = [b"HTTP/1.1 %d %b" % (status, reason)]
     # RFC 9110 section 8.6: there is no length where there cannot be a body.
-    dropped = _ANSWERED | {b"content-length"} if status in (101, 204) else _ANSWERED
-    for key, value in end_to_end(headers, dropped):
-        lines.append(key + b": " + value)
-    for key, value in extra:
-        lines.append(key + b": " + value)
+    lines += fields.passed_on(_ANSWERED_WITHOUT_BODY if status in (101, 204) else _ANSWERED)
     if chunked:
-        lines.append(b"Transfer-Encoding: chunked")
+        own += b"Transfer-Encoding: chunked\r\n"
     if upgrade is not None:
-        lines.append(b"Connection: Upgrade")
-        lines.append(b"Upgrade: " + upgrade)
+        own += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % upgrade
     elif close:
-        lines.append(b"Connection: close")
-    lines.append(b"\r\n")
+        own += b"Connection: close\r\n"
+    lines.append(own)
+    lines.append(b"")
     return b"\r\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from urllib.parse import unquote
 
 __all__ = ["is_control", "is_passive", "plain"]
@@ -35,6 +36,7 @@ _CONTROLS = frozenset(
 _CONTROL_PREFIXES = ("update_weights", "init_weight", "start_weight", "finish_weight")
 
 
+@lru_cache(maxsize=1024)
 def plain(path: str) -> str:
     """``path`` as a server may come to see it: decoded, without empty and ``.`` segments, ``..`` resolved.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from twisted.web.server import Request
 
-from llmproxy.http.headers import Headers, response_head
+from llmproxy.http.headers import Fields, response_head
 from llmproxy.relay.immediate import write_now
 from llmproxy.relay.upstream import ResponseHead
 
@@ -21,6 +21,11 @@ __all__ = ["Downstream"]
 
 # l_onoff, l_linger of SO_LINGER: close at once with a reset.
 _RESET = struct.pack("ii", 1, 0)
+
+
+_EVENT_STREAM = Fields(
+    [(b"Content-Type", b"text/event-stream; charset=utf-8"), (b"Cache-Control", b"no-cache")]
+)
 
 
 class Downstream:
@@ -38,37 +43,34 @@ class Downstream:
         self._bodiless = False
         self._pending = b""
 
-    def head(self, head: ResponseHead, headers: Headers, extra: Iterable[tuple[bytes, bytes]]) -> None:
+    def head(self, head: ResponseHead, own: bytes) -> None:
         """Begin the answer; its head leaves with the first bytes of the body, or by :meth:`flush`.
 
-        :param headers: the backend's header fields.
-        :param extra: the proxy's own.
+        :param own: the proxy's own header lines.
         """
         request = self._request
         self._bodiless = request.method == b"HEAD" or head.status in (204, 304)
-        modern = request.clientproto == b"HTTP/1.1"
-        self._chunked = modern and head.length is None and not self._bodiless and not head.upgraded
+        self._chunked = request.modern and head.length is None and not self._bodiless and not head.upgraded
         self._begin(
             response_head(
                 head.status,
                 head.reason,
-                headers,
-                extra,
+                head.fields,
+                own,
                 chunked=self._chunked,
                 close=not request.channel.persistent,
-                upgrade=_upgrade(headers) if head.upgraded else None,
+                upgrade=head.fields.get(b"upgrade") if head.upgraded else None,
             ),
             head.status,
         )
 
-    def event_stream(self, extra: Iterable[tuple[bytes, bytes]]) -> None:
+    def event_stream(self, own: bytes) -> None:
         """Begin an answer of server-sent events before the backend has begun one."""
         request = self._request
-        self._chunked = request.clientproto == b"HTTP/1.1"
-        fields = [(b"Content-Type", b"text/event-stream; charset=utf-8"), (b"Cache-Control", b"no-cache")]
+        self._chunked = request.modern
         self._begin(
             response_head(
-                200, b"OK", fields, extra, chunked=self._chunked, close=not request.channel.persistent
+                200, b"OK", _EVENT_STREAM, own, chunked=self._chunked, close=not request.channel.persistent
             ),
             200,
         )
@@ -127,7 +129,7 @@ class Downstream:
         channel = self._request.channel
         if channel is None:
             return
-        if self._chunked or self._request.clientproto == b"HTTP/1.1":
+        if self._request.modern:
             # The end of the message is missing: chunked without its last chunk, or too few bytes.
             channel.loseConnection()
             return
@@ -136,10 +138,3 @@ class Downstream:
         if isinstance(handle, socket.socket):
             handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         channel.transport.abortConnection()
-
-
-def _upgrade(headers: Headers) -> bytes | None:
-    for name, value in headers:
-        if name.lower() == b"upgrade":
-            return value
-    return None

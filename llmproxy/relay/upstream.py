@@ -18,6 +18,7 @@ from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.protocols.basic import FileSender
 from twisted.python.failure import Failure
 
+from llmproxy.http.headers import Fields
 from llmproxy.relay.immediate import unsent, write_now
 
 __all__ = ["UPSTREAM", "Broken", "ResponseHandler", "ResponseHead", "UpstreamConnection"]
@@ -40,7 +41,7 @@ class ResponseHead:
 
     status: int
     reason: bytes
-    headers: list[tuple[bytes, bytes]]
+    fields: Fields
     length: int | None
     delimited: bool
     upgraded: bool = False
@@ -278,19 +279,15 @@ class UpstreamConnection(TwistedProtocol):
             self._headers = []
             self._status_text = b""
             return
-        length: int | None = None
-        chunked = False
-        for name, value in self._headers:
-            lower = name.lower()
-            if lower == b"content-length":
-                length = int(value)
-            elif lower == b"transfer-encoding":
-                chunked = True
+        fields = Fields(self._headers)
+        told = fields.get(b"content-length")
+        length = None if told is None else int(told)
+        chunked = fields.get(b"transfer-encoding") is not None
         bodiless = self._head_request or status in _NO_BODY
         self._head = ResponseHead(
             status,
             self._status_text,
-            self._headers,
+            fields,
             length,
             delimited=bodiless or chunked or length is not None,
             upgraded=status == 101,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from llmproxy.config.model import Key
 from llmproxy.errors import Refusal, invalid_api_key, not_allowed
+from llmproxy.http.headers import Fields
 
 __all__ = ["ANYBODY", "NOBODY", "Authenticator", "may_use", "route_refusal"]
 
@@ -27,12 +28,12 @@ class Authenticator:
     def __init__(self, keys: Sequence[Key]) -> None:
         self._keys = [(hashlib.sha256(key.secret.encode("utf-8")).digest(), key) for key in keys]
 
-    def authenticate(self, fields: Mapping[bytes, bytes], now: float) -> Key:
+    def authenticate(self, fields: Fields, now: float) -> Key:
         """The key of a request: ``Authorization: Bearer`` (RFC 6750) or ``x-api-key``.
 
         Every configured key is compared, by digests of one length, so that the time taken tells nothing.
 
-        :param fields: of each header field, by its lower-case name, the first value.
+        :param fields: its header fields.
         :param now: POSIX seconds, for keys that expire.
         :raises llmproxy.errors.Refusal: ``invalid_api_key``.
         """
@@ -79,7 +80,7 @@ def route_refusal(key: Key, route: str) -> Refusal:
     return not_allowed(f"The key {key.name!r} may not use /{route}.")
 
 
-def _presented(fields: Mapping[bytes, bytes]) -> bytes:
+def _presented(fields: Fields) -> bytes:
     scheme, _, credentials = fields.get(b"authorization", b"").strip().partition(b" ")
     if scheme.lower() == b"bearer":
         return credentials.strip()

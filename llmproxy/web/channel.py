@@ -40,7 +40,7 @@ LARGEST_HEAD = 32 * 1024
 """Bytes of a request's head, its request line included."""
 
 MOST_FIELDS = 200
-"""Header fields of one request, and of its trailer."""
+"""Header fields of one request."""
 
 EAGER = 16 * 1024
 """Bytes that are read while a request is being answered.  To go on reading is how a client that hangs up is
@@ -219,8 +219,6 @@ class ProxyChannel(Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field of the head or of the trailer."""
-        if len(self._headers) >= MOST_FIELDS:
-            raise _head_too_large()
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -229,7 +227,9 @@ class ProxyChannel(Protocol):
             self._resuming = False
             return
         parser, limits = self._parser, self.site.limits
-        if self._fed > LARGEST_HEAD and _size(self._target, self._headers) > LARGEST_HEAD:
+        if len(self._headers) > MOST_FIELDS or (
+            self._fed > LARGEST_HEAD and _size(self._target, self._headers) > LARGEST_HEAD
+        ):
             raise _head_too_large()
         request = ProxyRequest(self)
         request.begin(parser.get_method(), self._target, parser.get_http_version(), self._headers)

@@ -37,6 +37,14 @@ LONGEST_ERROR = 64 * 1024
 """Bytes of an error answer that are kept to tell it as an event, when the head of a stream has left."""
 
 
+_UNBUFFERED = b"X-Accel-Buffering: no\r\n"
+"""Tells nginx in front of us to pass each event on at once."""
+
+
+def _settled() -> None:
+    """Whoever leaves now leaves an exchange that is over."""
+
+
 @implementer(IPushProducer)
 class Exchange:
     """Carries one request to a backend and its answer back.
@@ -61,7 +69,7 @@ class Exchange:
         self._length = request.length if replaced is None else len(replaced)
         # A handshake has no body, and HTTP/1.0 knows of no switch (RFC 9110 section 7.8).
         switches = request.upgrades and request.modern and not self._length
-        self._upgrade = upgrade(request.raw_headers) if switches else None
+        self._upgrade = upgrade(request.fields) if switches else None
         self._down = Downstream(request)
         self._clock = request.site.clock
         self._lease: Lease | None = None
@@ -125,7 +133,7 @@ class Exchange:
 
     def _heartbeat(self) -> None:
         if not self._down.started:
-            self._down.event_stream([*self._own_headers(), (b"X-Accel-Buffering", b"no")])
+            self._down.event_stream(self._own_lines() + _UNBUFFERED)
         fields = {
             "state": self.backend.state,
             "elapsed": round(self._clock.seconds() - self._request.arrived),
@@ -222,13 +230,13 @@ class Exchange:
         return request_head(
             request.method,
             address.prefix.encode("ascii") + self._target,
-            request.raw_headers,
+            request.fields,
             client=request.channel.forwarded_for,
             scheme=b"https" if request.channel.secure else b"http",
             request_id=request.request_id,
             length=self._length,
             # Servers elsewhere choose by name; one of our own is known by its address alone.
-            host=host if spec.runtime == "url" or b"host" not in request.fields else None,
+            host=host if spec.runtime == "url" or request.fields.get(b"host") is None else None,
             authorization=self.backend.authorization,
             passthrough=spec.auth == "passthrough",
             upgrade=self._upgrade,
@@ -236,13 +244,13 @@ class Exchange:
 
     # -- ResponseHandler: what the backend answers --------------------------------------------------
 
-    def _own_headers(self) -> list[tuple[bytes, bytes]]:
+    def _own_lines(self) -> bytes:
         held = self._clock.seconds() - self._request.arrived if self._held else self._hold_seconds
-        return [
-            (b"X-LLMProxy-Backend", self.backend.name.encode("utf-8")),
-            (b"X-LLMProxy-Cold-Start", b"%.3f" % held),
-            *self._request.own_headers,
-        ]
+        return b"X-LLMProxy-Backend: %b\r\nX-LLMProxy-Cold-Start: %.3f\r\nX-Request-ID: %b\r\n" % (
+            self.backend.name.encode("utf-8"),
+            held,
+            self._request.request_id,
+        )
 
     def response_head(self, head: ResponseHead) -> None:
         """See :class:`~llmproxy.relay.upstream.ResponseHandler`."""
@@ -255,7 +263,7 @@ class Exchange:
         self._head = head
         if request.entry is not None:
             request.entry.first_byte = self._clock.seconds() - request.arrived
-        events = is_event_stream(head.headers)
+        events = is_event_stream(head.fields)
         if events:
             self._finder = ErrorEventFinder()
         if self._down.started:
@@ -263,12 +271,12 @@ class Exchange:
             if head.status != 200 or not events:
                 self._error_answer = []
             return
-        extra = self._own_headers()
+        own = self._own_lines()
         if events:
-            extra.append((b"X-Accel-Buffering", b"no"))
+            own += _UNBUFFERED
         if self._request.site.closing:
             self._request.channel.persistent = False
-        self._down.head(head, head.headers, extra)
+        self._down.head(head, own)
         if head.upgraded:
             self._tunnel()
         elif head.length is None and self._up is not None and self._up.bare:
@@ -408,6 +416,8 @@ class Exchange:
     def _finish(self, outcome: str, *, suspicious: bool = False) -> None:
         """Give back everything that is held, and settle what the access log says."""
         self._done = True
+        # Request and exchange refer to each other, which would leave both to the collector of cycles.
+        self._request.when_gone = _settled
         self._hold_over()
         if self._producing:
             self._producing = False

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
@@ -16,7 +18,7 @@ from twisted.web.server import Request
 from llmproxy import __version__
 from llmproxy.config.model import Key
 from llmproxy.errors import Refusal, invalid_request
-from llmproxy.http.headers import valid_request_id
+from llmproxy.http.headers import Fields, valid_request_id
 from llmproxy.http.openai import error_body, error_headers
 from llmproxy.relay.immediate import unsent
 from llmproxy.web.accesslog import Entry
@@ -32,8 +34,7 @@ __all__ = ["ProxyRequest", "new_request_id"]
 SLOW_FOLLOWER = 1024 * 1024
 """Bytes that may wait for a client that follows logs or events."""
 
-# Fields of which one server reads the first and another the last.  llhttp sees to those that delimit a body.
-_SINGLE = frozenset((b"host",))
+_NONE = Fields([])
 
 _SERVER = b"llmproxy/" + __version__.encode("ascii")
 
@@ -46,8 +47,7 @@ def new_request_id() -> bytes:
 class ProxyRequest(Request):
     """A request that has begun to come.
 
-    :ivar raw_headers: its header fields as they came, names in the client's case and order.
-    :ivar fields: of each field, by its lower-case name, the first value.
+    :ivar fields: its header fields.
     :ivar body: what has come of its body.
     :ivar length: bytes of its body; ``None`` when it has none.
     :ivar modern: it is HTTP/1.1.
@@ -65,12 +65,20 @@ class ProxyRequest(Request):
     postpath: list[bytes]
     finished: Any
     defaultContentType = b"application/json"
+    cookies: Any = ()
+    received_cookies: Any = MappingProxyType({})
+    queued = False
+    _parsePOSTFormSubmission = False
 
     def __init__(self, channel: ProxyChannel) -> None:
-        super().__init__(channel, parsePOSTFormSubmission=False)
+        # Instead of Twisted Web's own, which makes header and other objects that a request to a backend has
+        # no use for; those are made here when they are asked for.
+        self.channel = channel
+        self.transport = channel.transport
+        self.client, self.host = channel.getPeer(), channel.getHost()
+        self.notifications = []
         self.site = channel.site
-        self.raw_headers: list[tuple[bytes, bytes]] = []
-        self.fields: dict[bytes, bytes] = {}
+        self.fields = _NONE
         self.body = Body()
         self.length: int | None = None
         self.modern = True
@@ -91,43 +99,42 @@ class ProxyRequest(Request):
         self.method, self.uri = method, target
         self.modern = version == "1.1"
         self.clientproto = b"HTTP/1.1" if self.modern else b"HTTP/1.0"
-        self.raw_headers = headers
-        fields = self.fields
-        for name, value in headers:
-            name = name.lower()
-            if name in fields and name in _SINGLE:
-                raise invalid_request(f"The request has more than one {name.decode('ascii')} field.")
-            fields.setdefault(name, value)
+        self.fields = fields = Fields(headers)
+        if fields.names.count(b"host") > 1:
+            # One server would read the first and another the last.
+            raise invalid_request("The request has more than one Host.")
         if version not in ("1.0", "1.1"):
             raise invalid_request("The request is neither HTTP/1.1 nor HTTP/1.0.")
-        if b"content-length" in fields:
+        length, coding = fields.get(b"content-length"), fields.get(b"transfer-encoding")
+        if length is not None:
             # llhttp has refused what is no number, or stands beside a Transfer-Encoding.
-            self.length = int(fields[b"content-length"])
-        elif b"transfer-encoding" in fields:
+            self.length = int(length)
+        elif coding is not None:
             # RFC 9112 section 6.1: none but chunked is decoded here, and HTTP/1.0 has none at all.
-            if fields[b"transfer-encoding"].strip(b" \t").lower() != b"chunked" or not self.modern:
+            if coding.strip(b" \t").lower() != b"chunked" or not self.modern:
                 raise invalid_request("Transfer-Encoding must be chunked, in HTTP/1.1.")
             self.length = 0
 
     def framing(self) -> bytes | None:
         """The header field that says where its body ends; None when it has no body."""
-        if b"transfer-encoding" in self.fields:
+        if self.fields.get(b"transfer-encoding") is not None:
             return b"Transfer-Encoding: chunked"
         return b"Content-Length: %d" % self.length if self.length else None
 
-    @property
-    def requestHeaders(self) -> Headers:
-        """The header fields as Twisted Web has them, made when asked for."""
+    @cached_property
+    def requestHeaders(self) -> Headers:  # type: ignore[override]
+        """The header fields as Twisted Web has them."""
         made = Headers()
-        for name, value in self.raw_headers:
+        for name, value in self.fields.raw:
             made.addRawHeader(name, value)
         return made
 
-    @requestHeaders.setter
-    def requestHeaders(self, _: Headers) -> None:
-        """Twisted Web sets an empty one."""
+    @cached_property
+    def responseHeaders(self) -> Headers:  # type: ignore[override]
+        """The header fields of an answer that a resource writes."""
+        return Headers()
 
-    @property
+    @cached_property
     def content(self) -> Any:
         """The body as a file, as Twisted Web has it."""
         return io.BytesIO(self.body.whole())

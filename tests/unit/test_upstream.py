@@ -88,7 +88,7 @@ def test_any_split_of_the_bytes_gives_the_same_messages(
         assert answer.body == body
         (head,) = answer.heads
         assert (head.status, head.reason) == (200, b"OK")
-        assert (b"X-A", b"b") in head.headers
+        assert (b"X-A", b"b") in head.fields.raw
     assert idle == [protocol, protocol]
     assert protocol.used
 
@@ -176,7 +176,7 @@ class FramingTests(SynchronousTestCase):
         far.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")
         far.send(b"HTTP/1.1 204 No Content\r\n\r\n")
         self.assertEqual([head.status for head in answer.heads], [204])
-        self.assertEqual(answer.heads[0].headers, [])
+        self.assertEqual(answer.heads[0].fields.raw, [])
         self.assertEqual(answer.ends, 1)
 
     def test_an_answer_to_head_has_no_body(self) -> None:
