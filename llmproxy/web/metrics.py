@@ -6,17 +6,22 @@ that a client chose, and so what is kept is bounded by the backends that were ev
 
 A backend that is configured no more has no gauges; its counters and histograms stay until the proxy ends, as
 they would in Prometheus's own libraries: removed, a counter that comes back would look like a restart.
+
+Counting is ours, because it happens with every request; all that is told goes through ``prometheus_client``.
+It takes some microseconds for a sample, in the reactor's thread, and so there are no samples for nothing: a
+backend has counters and histograms from its first request or start on.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, cast, get_args
 
 from attrs import define, field
 from prometheus_client import CollectorRegistry, GCCollector, Info, PlatformCollector, ProcessCollector
 from prometheus_client import exposition as plain
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
@@ -24,8 +29,8 @@ from twisted.web.server import NOT_DONE_YET, Request
 from llmproxy.errors import Refusal
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.lifecycle import State
-from llmproxy.web.exposition import Buckets, Histogram, Page, labels
-from llmproxy.web.starts import START_SECONDS, STARTS, Starts
+from llmproxy.web.histogram import Buckets, Histogram
+from llmproxy.web.starts import Starts
 
 if TYPE_CHECKING:
     from llmproxy.web.request import ProxyRequest
@@ -78,24 +83,25 @@ class _Times:
 
 
 class Metrics:
-    """Counts what happens in one proxy.
+    """Counts what happens in one proxy, and is a collector of the ``prometheus_client`` library.
 
     :param fleet: the backends; it is followed from now on, so make this before the fleet starts.
     :param version: of the proxy.
-    :ivar registry: what the library itself collects: process, garbage collector, Python, build.
+    :ivar registry: all that is told: by this, of starts and build, and by the library of process and Python.
     """
 
     def __init__(self, fleet: Fleet, version: str) -> None:
         self.fleet = fleet
+        self._requests: defaultdict[tuple[str, str, int], int] = defaultdict(int)
+        self._times: dict[str, _Times] = {}
         self.registry = CollectorRegistry()
+        self.registry.register(self)
+        self.registry.register(Starts(fleet))
+        build = Info("llmproxy_build", "The version of llmproxy; always 1.", registry=self.registry)
+        build.info({"version": version})
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        build = Info("llmproxy_build", "The version of llmproxy; always 1.", registry=self.registry)
-        build.info({"version": version})
-        self._starts = Starts(fleet)
-        self._requests: defaultdict[tuple[str, str, int], int] = defaultdict(int)
-        self._times: dict[str, _Times] = {}
 
     def observe(self, entries: Sequence[Finished]) -> None:
         """Count requests that are over, each of them once."""
@@ -131,87 +137,66 @@ class Metrics:
         :param accept: its ``Accept`` header.
         :return: body and ``Content-Type``.
         """
-        wanted = _wants_openmetrics(accept)
-        page = Page(openmetrics=wanted)
-        self._write_fleet(page)
-        self._write_requests(page)
-        self._write_starts(page)
-        own = page.text.encode("utf-8")
-        if wanted:
-            # It ends with the mark of the end, and so comes last.
-            return own + openmetrics.generate_latest(self.registry), openmetrics.CONTENT_TYPE_LATEST
-        return own + plain.generate_latest(self.registry), plain.CONTENT_TYPE_PLAIN_0_0_4
+        if _wants_openmetrics(accept):
+            # All names are plain ones, so that it escapes none; told so, it takes 40 % less time.
+            body = openmetrics.generate_latest(self.registry, openmetrics.ALLOWUTF8)
+            return body, openmetrics.CONTENT_TYPE_LATEST
+        return plain.generate_latest(self.registry), plain.CONTENT_TYPE_PLAIN_0_0_4
 
-    def _write_fleet(self, page: Page) -> None:
-        backends = [(labels(backend=name), backend) for name, backend in self.fleet.backends.items()]
-        states = [(state, labels(state=state)) for state in get_args(State)]
-        page.gauge(
-            "llmproxy_backend_state",
-            "Whether the backend is in this state; one of them is 1.",
-            (
-                (f"{about},{label}", 1 if backend.state == state else 0)
-                for about, backend in backends
-                for state, label in states
-            ),
-        )
-        page.gauge(
-            "llmproxy_in_flight",
-            "Requests handed to the backend and not finished.",
-            ((about, backend.admission.in_flight) for about, backend in backends),
-        )
-        page.gauge(
-            "llmproxy_waiting",
-            "Requests held until the backend is ready.",
-            ((about, backend.admission.waiting) for about, backend in backends),
-        )
-
-    def _write_requests(self, page: Page) -> None:
-        page.counter(
-            "llmproxy_requests_total",
+    def collect(self) -> Iterator[Metric]:
+        """What Prometheus is told; see :class:`prometheus_client.registry.Collector`."""
+        yield from self._fleet_now()
+        requests = CounterMetricFamily(
+            "llmproxy_requests",
             "Requests that are over, by outcome (ok, refused, client_gone, backend_died, error) and HTTP"
             " status; code 0: no answer was begun; backend -: it was about none.",
-            (
-                (labels(backend=route, outcome=outcome, code=str(status)), count)
-                for (route, outcome, status), count in self._requests.items()
-            ),
+            labels=("backend", "outcome", "code"),
         )
-        page.histogram(
+        for (route, outcome, status), count in self._requests.items():
+            requests.add_metric((route, outcome, str(status)), count)
+        yield requests
+        yield _histograms(
             "llmproxy_hold_seconds",
             "Seconds that requests were held for the backend; only those that were.",
-            self._each(lambda times: times.hold),
+            ((route, times.hold) for route, times in self._times.items()),
         )
-        page.histogram(
+        yield _histograms(
             "llmproxy_time_to_first_byte_seconds",
             "Seconds from the request to the first byte of the backend's answer, the hold included.",
-            self._each(lambda times: times.first_byte),
+            ((route, times.first_byte) for route, times in self._times.items()),
         )
-        page.histogram(
+        yield _histograms(
             "llmproxy_request_seconds",
             "Seconds from the request to the end of the answer, the hold included; without refused requests.",
-            self._each(lambda times: times.request),
+            ((route, times.request) for route, times in self._times.items()),
         )
 
-    def _each(self, histogram: Callable[[_Times], Histogram]) -> Iterator[tuple[str, Histogram]]:
-        for route, times in self._times.items():
-            yield labels(backend=route), histogram(times)
+    def _fleet_now(self) -> Iterator[Metric]:
+        states = GaugeMetricFamily(
+            "llmproxy_backend_state",
+            "Whether the backend is in this state; one of them is 1.",
+            labels=("backend", "state"),
+        )
+        in_flight = GaugeMetricFamily(
+            "llmproxy_in_flight", "Requests handed to the backend and not finished.", labels=("backend",)
+        )
+        waiting = GaugeMetricFamily(
+            "llmproxy_waiting", "Requests held until the backend is ready.", labels=("backend",)
+        )
+        for name, backend in self.fleet.backends.items():
+            now = backend.state
+            for state in get_args(State):
+                states.add_metric((name, state), 1 if state == now else 0)
+            in_flight.add_metric((name,), backend.admission.in_flight)
+            waiting.add_metric((name,), backend.admission.waiting)
+        yield from (states, in_flight, waiting)
 
-    def _write_starts(self, page: Page) -> None:
-        page.counter(
-            "llmproxy_starts_total",
-            STARTS,
-            (
-                (labels(backend=backend, result=result), count)
-                for (backend, result), count in self._starts.results().items()
-            ),
-        )
-        page.histogram(
-            "llmproxy_start_seconds",
-            START_SECONDS,
-            (
-                (labels(backend=backend, phase=phase), histogram)
-                for (backend, phase), histogram in self._starts.seconds().items()
-            ),
-        )
+
+def _histograms(name: str, meaning: str, each: Iterable[tuple[str, Histogram]]) -> Metric:
+    family = HistogramMetricFamily(name, meaning, labels=("backend",))
+    for route, histogram in each:
+        family.add_metric((route,), histogram.cumulative(), histogram.total)
+    return family
 
 
 def _wants_openmetrics(accept: str) -> bool:
@@ -219,7 +204,8 @@ def _wants_openmetrics(accept: str) -> bool:
         _, kind = plain.choose_encoder(accept)
     except TypeError:  # the library compares version numbers; one with a letter in it has no order
         return False
-    # Only the kind is taken from there: all names are plain ones, so that no other escaping is of use.
+    # Only the kind is taken from there: the library would claim whatever version the client has named, and no
+    # escaping is of use for plain names.
     return kind.startswith("application/openmetrics-text")
 
 

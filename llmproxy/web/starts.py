@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from attrs import frozen
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
 from llmproxy.fleet.backend import Backend
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.lifecycle import StartFailure
 from llmproxy.fleet.surroundings import Transition
-from llmproxy.web.exposition import Buckets, Histogram
+from llmproxy.web.histogram import Buckets, Histogram
 
-__all__ = ["STARTS", "START_SECONDS", "Starts"]
+__all__ = ["Starts"]
 
-STARTS = (
+_STARTS = (
     "Starts that are over, by result: ok; failed (it ended, or was refused); timeout (no health in time);"
     " stopped (somebody wanted it to end); unavailable (Docker did not answer); replaced (restarted by"
     " someone else); adopted (it ran already when it was found)."
 )
-START_SECONDS = (
+_START_SECONDS = (
     "Seconds of the starts that succeeded, by phase; phase total is the whole start. Adopted ones are not"
     " counted."
 )
@@ -44,7 +47,7 @@ class _Over:
 
 
 class Starts:
-    """Follows a fleet.
+    """Follows a fleet, and is a collector of the ``prometheus_client`` library.
 
     A transition is told in the middle of a step of the lifecycle, before the backend has written down how
     long the start took or why it failed.  So a start is counted with the next transition of its backend, or
@@ -59,15 +62,17 @@ class Starts:
         self._seconds: dict[tuple[str, str], Histogram] = {}
         fleet.follow(self._moved)
 
-    def results(self) -> dict[tuple[str, str], int]:
-        """How many there were, by backend and result."""
+    def collect(self) -> Iterator[Metric]:
+        """What Prometheus is told; see :class:`prometheus_client.registry.Collector`."""
         self._settle_all()
-        return self._results
-
-    def seconds(self) -> dict[tuple[str, str], Histogram]:
-        """How long they took, by backend and phase."""
-        self._settle_all()
-        return self._seconds
+        starts = CounterMetricFamily("llmproxy_starts", _STARTS, labels=("backend", "result"))
+        for about, count in self._results.items():
+            starts.add_metric(about, count)
+        yield starts
+        seconds = HistogramMetricFamily("llmproxy_start_seconds", _START_SECONDS, labels=("backend", "phase"))
+        for about, histogram in self._seconds.items():
+            seconds.add_metric(about, histogram.cumulative(), histogram.total)
+        yield seconds
 
     def _moved(self, transition: Transition) -> None:
         name = transition.backend
