@@ -97,9 +97,7 @@ class Fields:
         """What ``Connection`` names, in lower case (RFC 9110 section 7.6.1)."""
         if b"connection" not in self.first:
             return set()
-        return {
-            option.strip().lower() for value in self.all(b"connection") for option in value.split(b",")
-        }
+        return {option.strip().lower() for value in self.all(b"connection") for option in value.split(b",")}
 
     def passed_on(self, dropped: frozenset[bytes]) -> list[bytes]:
         """The lines that are for the far end: without ``dropped`` and without what ``Connection`` names."""
@@ -107,9 +105,7 @@ class Fields:
             # ``Connection: content-length`` must not make a message lose its framing.
             dropped = dropped | (self.connection_options() - {b"content-length", b"host"})
         return [
-            b"%b: %b" % field
-            for name, field in zip(self.names, self.raw, strict=True)
-            if name not in dropped
+            b"%b: %b" % field for name, field in zip(self.names, self.raw, strict=True) if name not in dropped
         ]
 
 

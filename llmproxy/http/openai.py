@@ -26,19 +26,21 @@ __all__ = [
     "with_model",
 ]
 
-COMPLETION_PATHS = (
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/responses",
-    "/v1/embeddings",
-    "/v1/messages",
-    "/v1/messages/count_tokens",
-    "/v1/rerank",
-    "/v1/score",
-    "/tokenize",
-    "/detokenize",
-    "/pooling",
-    "/classify",
+COMPLETION_PATHS = frozenset(
+    (
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/embeddings",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/rerank",
+        "/v1/score",
+        "/tokenize",
+        "/detokenize",
+        "/pooling",
+        "/classify",
+    )
 )
 """Paths without a route that are routed by the body's ``model`` (section 2 of the contract)."""
 

@@ -7,8 +7,8 @@ writable, so trying the socket first halves what the relay adds (docs/benchmarks
 
 from __future__ import annotations
 
-from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import ITransport
+from twisted.internet.tcp import Connection
 
 __all__ = ["unsent", "write_now"]
 
@@ -20,17 +20,21 @@ def write_now(transport: ITransport, data: bytes) -> None:
     through ``transport.write``, which also finds out about a lost connection.
     """
     if (
-        isinstance(transport, FileDescriptor)
-        and transport.connected
-        and not transport.disconnecting
+        isinstance(transport, Connection)
         and not transport.dataBuffer
         and not transport._tempDataBuffer
+        and transport.connected
+        and not transport.disconnecting
+        and not transport.TLS
     ):
-        written = transport.writeSomeData(data)
-        if isinstance(written, int) and written > 0:
-            if written == len(data):
-                return
-            data = data[written:]
+        try:
+            sent = transport.socket.send(data)
+        except OSError:
+            # Full, or gone: the reactor finds out which.
+            sent = 0
+        if sent == len(data):
+            return
+        data = data[sent:]
     transport.write(data)
 
 

@@ -268,7 +268,7 @@ class UpstreamConnection(TwistedProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         # After the head this is a trailer, which a recipient may drop (RFC 9110 section 6.5.1).
         if not self._complete and self._head is None:
-            self._headers.append((name, value))
+            self._headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         if self._complete:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from attrs import define
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -128,7 +129,12 @@ def _line(entry: Entry) -> str:
 def _timestamp(seconds: float) -> str:
     """RFC 3339, in UTC, to the millisecond."""
     whole = int(seconds)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{int((seconds - whole) * 1000):03d}Z"
+    return f"{_second(whole)}.{int((seconds - whole) * 1000):03d}Z"
+
+
+@lru_cache(maxsize=4)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _quoted(path: str) -> str:

@@ -219,7 +219,8 @@ class ProxyChannel(Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field of the head or of the trailer."""
-        self._headers.append((name, value))
+        # White space before a value is not given; that behind it is none of it either (RFC 9112 section 5).
+        self._headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """The head has come."""

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
-from twisted.web.http import RESPONSES, parse_qs, unquote
+from twisted.web.http import parse_qs
 from twisted.web.http_headers import Headers
+from twisted.web.resource import getChildForRequest
 from twisted.web.server import Request
 
 from llmproxy import __version__
@@ -135,7 +137,7 @@ class ProxyRequest(Request):
         return Headers()
 
     @cached_property
-    def content(self) -> Any:
+    def content(self) -> Any:  # type: ignore[override]
         """The body as a file, as Twisted Web has it."""
         return io.BytesIO(self.body.whole())
 
@@ -183,9 +185,8 @@ class ProxyRequest(Request):
             if self.method == b"CONNECT":
                 raise invalid_request("CONNECT is not served here.")
             self.prepath = []
-            segments = self.path[1:].split(b"/")
-            self.postpath = [unquote(segment) for segment in segments] if b"%" in self.path else segments
-            self.render(self.site.getResourceFor(self))
+            self.postpath = [unquote_to_bytes(segment) for segment in self.path[1:].split(b"/")]
+            self.render(getChildForRequest(self.site.resource, self))
         except Refusal as refusal:
             self.refuse(refusal)
         except Exception:

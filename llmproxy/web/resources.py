@@ -77,6 +77,7 @@ class RootResource(Resource):
         super().__init__()
         self._fleet = fleet
         self._inference = InferenceResource(fleet)
+        self._routes: dict[str, BackendResource] = {}
         self.putChild(b"healthz", HealthResource())
         self.putChild(b"readyz", ReadyResource(fleet))
         self.putChild(b"api", ApiResource(fleet))
@@ -88,9 +89,14 @@ class RootResource(Resource):
         if path == b"v1":
             return ModelsResource(self._fleet)
         backend = self._fleet.route(path.decode("utf-8", "replace"))
-        if backend is None:
-            return UnknownResource(self._fleet)
-        return BackendResource(self._fleet, backend)
+        return UnknownResource(self._fleet) if backend is None else self._route(backend)
+
+    def _route(self, backend: Backend) -> BackendResource:
+        # A route may have another backend after each reading of the configuration.
+        resource = self._routes.get(backend.name)
+        if resource is None or resource.backend is not backend:
+            resource = self._routes[backend.name] = BackendResource(self._fleet, backend)
+        return resource
 
 
 class HealthResource(ProxyResource):
@@ -142,12 +148,12 @@ class BackendResource(ProxyResource):
     def __init__(self, fleet: Fleet, backend: Backend) -> None:
         super().__init__()
         self._fleet = fleet
-        self._backend = backend
+        self.backend = backend
 
     def serve(self, request: ProxyRequest) -> None:
         """Pass the request on, waking the backend unless the path only looks."""
         key = _client_key(request)
-        backend = self._backend
+        backend = self.backend
         if not may_use(key, backend.name):
             raise route_refusal(key, backend.name)
         slash = request.uri.find(b"/", 1)

@@ -19,8 +19,8 @@ from llmproxy.fleet.probe import INTERVAL
 from llmproxy.web import exchange
 from llmproxy.web.accesslog import AccessLog, Entry
 from llmproxy.web.auth import Authenticator
-from llmproxy.web.resources import RootResource
 from llmproxy.web.request import SLOW_FOLLOWER
+from llmproxy.web.resources import RootResource
 from llmproxy.web.site import ProxySite
 from tests.fakes import FakeController, FakeRuntime
 from tests.inmemory import Far, Servers
