@@ -26,8 +26,7 @@ from llmproxy.config.resolve import CommandLine
 from llmproxy.errors import ConfigError
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.relay.endpoints import endpoint_for
-from llmproxy.runtimes.docker import DockerRuntime
-from llmproxy.runtimes.docker_catalogue import read_labelled_containers
+from llmproxy.runtimes.docker_later import DockerWhenNeeded, read_labels
 from llmproxy.runtimes.interface import Address, IRuntime, RuntimeUnavailable
 from llmproxy.runtimes.process import ProcessRuntime
 from llmproxy.runtimes.url import UrlRuntime
@@ -128,7 +127,7 @@ class _Assembly:
         self._environ = dict(environ)
         self._loader = Loader(self._environ, command_line, options["config"])
         self._demo = command_line.demo
-        self._docker: DockerRuntime | None = None
+        self._docker: DockerWhenNeeded | None = None
         self._labelled: list[LabelledContainer] = []
         self._stopping = False
 
@@ -153,7 +152,7 @@ class _Assembly:
         if self._demo:
             return []
         try:
-            return read_labelled_containers(self._loader.docker_settings(), LABELS_LIMIT)
+            return read_labels(self._loader.docker_settings(), LABELS_LIMIT)
         except RuntimeUnavailable as cause:
             _log.info("labels will be read when the engine answers: {cause}", cause=str(cause))
             return []
@@ -171,7 +170,7 @@ class _Assembly:
         self._reactor.callWhenRunning(process.end_strays, mine)
         runtimes: dict[str, IRuntime] = {"process": process, "url": UrlRuntime()}
         if not self._demo:
-            self._docker = DockerRuntime(
+            self._docker = DockerWhenNeeded(
                 self._reactor,
                 config.docker,
                 compose=lambda: self._loader.compose,

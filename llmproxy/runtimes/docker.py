@@ -19,6 +19,7 @@ from llmproxy.config.model import BackendSpec, DockerSettings
 from llmproxy.errors import ConfigError
 from llmproxy.runtimes.compose import create_service
 from llmproxy.runtimes.docker_catalogue import list_labelled
+from llmproxy.runtimes.docker_census import Census, list_containers
 from llmproxy.runtimes.docker_client import Engine, describe
 from llmproxy.runtimes.docker_create import PULL_TIMEOUT, create_container, has_image, pull_image, start_hint
 from llmproxy.runtimes.docker_events import EventStream
@@ -67,6 +68,7 @@ class DockerRuntime:
     _compose: Callable[[], Sequence[ComposeService]] = field(default=lambda: (), kw_only=True)
     _backend_key: str | None = field(default=None, kw_only=True, repr=False)
     _engine: Engine = field(init=False)
+    _census: Census = field(init=False)
     _events: EventStream = field(init=False)
     _connected: bool = field(default=False, init=False)
     _closed: bool = field(default=False, init=False)
@@ -81,6 +83,7 @@ class DockerRuntime:
 
     def __attrs_post_init__(self) -> None:
         self._engine = Engine(self.settings, self._reactor)
+        self._census = Census(self._reactor, lambda: self._engine.call(list_containers))
         self._events = EventStream(self._reactor, self.settings, self._stands, self._event, self._lost)
 
     # -- IRuntime ------------------------------------------------------------------------------------------
@@ -148,7 +151,7 @@ class DockerRuntime:
         return answer
 
     def facts(self, spec: BackendSpec) -> Deferred[Facts]:
-        return self._safely(self._engine.call(lambda client: self._read_facts(client, spec)))
+        return self._safely(Deferred.fromCoroutine(self._facts(spec)))
 
     def logs(self, spec: BackendSpec, tail: int) -> Deferred[str]:
         return self._safely(self._engine.call(lambda client: read_tail(client, container_name(spec), tail)))
@@ -223,7 +226,18 @@ class DockerRuntime:
     # -- Looking -------------------------------------------------------------------------------------------
 
     def _look(self, spec: BackendSpec) -> Deferred[tuple[Snapshot, Instance] | None]:
-        return self._safely(self._engine.call(lambda client: self._see(client, spec)))
+        return self._safely(Deferred.fromCoroutine(self._look_or_list(spec)))
+
+    async def _look_or_list(self, spec: BackendSpec) -> tuple[Snapshot, Instance] | None:
+        if not await self._may_exist(spec):
+            return None
+        return await self._engine.call(lambda client: self._see(client, spec))
+
+    async def _may_exist(self, spec: BackendSpec) -> bool:
+        # One question costs less than a list of all, and hundreds cost more.
+        if not self._engine.calls.crowded:
+            return True
+        return (await self._census.containers()).has(container_name(spec))
 
     def _see(self, client: APIClient, spec: BackendSpec) -> tuple[Snapshot, Instance] | None:
         try:
@@ -241,16 +255,18 @@ class DockerRuntime:
         started_at = snapshot.started_ns / 1e9 if snapshot.started_ns else None
         return snapshot, Instance(snapshot.run, found, started_at)
 
-    def _read_facts(self, client: APIClient, spec: BackendSpec) -> Facts:
+    async def _facts(self, spec: BackendSpec) -> Facts:
         name = container_name(spec)
-        try:
-            return read_facts(client.inspect_container(name).get("Config") or {})
-        except NotFound:
-            pass
+        if await self._may_exist(spec):
+            config = await self._engine.call(lambda client: _container_config(client, name))
+            if config is not None:
+                return read_facts(config)
         for service in self._compose():
             if service.container_name == name:
                 return Facts(tuple(service.args), dict(service.environment))
-        image = has_image(client, spec.image) if spec.image else None
+        image, wanted = None, spec.image
+        if wanted:
+            image = await self._engine.call(lambda client: has_image(client, wanted))
         facts = read_facts(image or {}, spec.args or None)
         return Facts(facts.args, {**facts.environment, **spec.environment})
 
@@ -386,6 +402,14 @@ class DockerRuntime:
     def _stop_over(self, stopping: Stopping) -> None:
         if stopping in self._stops:
             self._stops.remove(stopping)
+
+
+def _container_config(client: APIClient, name: str) -> dict[str, Any] | None:
+    """What its image, its creator and its environment say; None when there is no such container."""
+    try:
+        return dict(client.inspect_container(name).get("Config") or {})
+    except NotFound:
+        return None
 
 
 def _ping(client: APIClient) -> None:

@@ -9,7 +9,8 @@ from docker.errors import DockerException
 
 from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.model import DockerSettings
-from llmproxy.runtimes.docker_client import docker_host, make_client, unavailable
+from llmproxy.runtimes.docker_client import make_client, unavailable
+from llmproxy.runtimes.docker_host import docker_host
 from llmproxy.runtimes.docker_state import ROUTE_LABEL
 
 __all__ = ["list_labelled", "read_labelled_containers"]

@@ -21,29 +21,16 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
 
 from llmproxy.config.model import DockerSettings
+from llmproxy.runtimes.docker_host import docker_host
 from llmproxy.runtimes.docker_threads import Lane
 from llmproxy.runtimes.interface import RuntimeUnavailable
 
-__all__ = ["CALL_TIMEOUT", "Engine", "describe", "docker_host", "host_address", "make_client", "unavailable"]
+__all__ = ["CALL_TIMEOUT", "Engine", "describe", "make_client", "unavailable"]
 
 T = TypeVar("T")
 
 CALL_TIMEOUT = 30.0
 """Seconds for one call: an engine under load has been seen to stall for 20 s and then to answer."""
-DEFAULT_HOST = "unix:///var/run/docker.sock"
-
-
-def docker_host(settings: DockerSettings) -> str:
-    """Where the engine is, in ``DOCKER_HOST`` form: the setting, else the environment, else the default."""
-    return settings.host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
-
-
-def host_address(host: str) -> str:
-    """The address at which ports published by that engine are reached."""
-    parts = urlsplit(host)
-    if parts.scheme in ("tcp", "http", "https", "ssh") and parts.hostname not in (None, "", "0.0.0.0", "::"):
-        return str(parts.hostname)
-    return "127.0.0.1"
 
 
 def make_client(settings: DockerSettings, timeout: float = CALL_TIMEOUT) -> APIClient:

@@ -15,7 +15,8 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
 from llmproxy.config.model import DockerSettings
-from llmproxy.runtimes.docker_client import CALL_TIMEOUT, docker_host, make_client, unavailable
+from llmproxy.runtimes.docker_client import CALL_TIMEOUT, make_client, unavailable
+from llmproxy.runtimes.docker_host import docker_host
 from llmproxy.runtimes.docker_state import Event, read_event
 
 __all__ = ["BACK_OFF_FIRST", "BACK_OFF_MOST", "EventStream", "drop_stream", "end_stream"]

@@ -16,8 +16,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
 
 from llmproxy.config.model import DockerSettings
-from llmproxy.runtimes.docker_client import docker_host, make_client, unavailable
+from llmproxy.runtimes.docker_client import make_client, unavailable
 from llmproxy.runtimes.docker_events import drop_stream, end_stream
+from llmproxy.runtimes.docker_host import docker_host
 from llmproxy.runtimes.lines import Lines
 
 __all__ = ["Follower", "read_tail"]

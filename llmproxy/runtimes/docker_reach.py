@@ -17,7 +17,7 @@ from docker.errors import NotFound
 
 from llmproxy.config.model import BackendSpec
 from llmproxy.engines.vllm import read_flags
-from llmproxy.runtimes.docker_client import host_address
+from llmproxy.runtimes.docker_host import host_address
 from llmproxy.runtimes.docker_state import Json, Snapshot, read_facts
 from llmproxy.runtimes.interface import Address
 

@@ -40,6 +40,11 @@ class Lane:
     _waiting: set[Deferred[Any]] = field(factory=set, init=False)
     _closed: bool = field(default=False, init=False)
 
+    @property
+    def crowded(self) -> bool:
+        """More is asked for than there are threads."""
+        return len(self._waiting) > self.size
+
     def run(self, job: Callable[[], T]) -> Deferred[T]:
         """Carry it out in a thread.  Cancelling gives up waiting; the call itself goes on, and one that has
         not begun yet is left out."""

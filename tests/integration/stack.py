@@ -17,7 +17,7 @@ from uuid import uuid4
 from attrs import define, field, frozen
 
 from llmproxy.config.model import DockerSettings
-from llmproxy.runtimes.docker_client import docker_host
+from llmproxy.runtimes.docker_host import docker_host
 from tests.integration.engine import docker, unique
 from tests.integration.world import ROOT, until
 

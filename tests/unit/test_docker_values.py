@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmproxy.config.model import BackendSpec, DockerSettings
-from llmproxy.runtimes.docker_client import docker_host, host_address
 from llmproxy.runtimes.docker_create import container_body, start_hint
+from llmproxy.runtimes.docker_host import docker_host, host_address
 from llmproxy.runtimes.docker_reach import Reach, addresses, instance_port, own_container_id
 from llmproxy.runtimes.docker_state import (
     Event,

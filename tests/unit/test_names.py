@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ from tests.inmemory import Servers
 NAMES = st.sampled_from(["a", "b", "c", "m", "n"])
 ROUTES = ("a", "b", "c")
 
-SPECS = st.dictionaries(
+SPECS: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
     st.sampled_from(ROUTES),
     st.builds(
         dict,
@@ -48,7 +50,7 @@ def linear(fleet: Fleet, model: str) -> Backend | None:
 @settings(deadline=None)
 @given(STEPS)
 def test_a_model_is_found_whatever_happened_before(steps: list[object]) -> None:
-    """After every change of the configuration and every name that is learnt, the index says what the rule says."""
+    """After every change of the configuration and every name that is learnt, the index follows the rule."""
     world = FakeController()
     config = Config()
     fleet = Fleet(Clock(), Servers().connect, {"docker": FakeRuntime(world)}, config)
