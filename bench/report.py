@@ -17,6 +17,7 @@ import llmproxy
 from bench import loops
 from bench.figures import Outcome, Round, medians, outcome, ratios, spreads
 from bench.peers import NAMES, Tools
+from bench.processes import ROOT
 from bench.stage import QUICK, Plan, Scenario
 
 __all__ = ["Report", "made_with"]
@@ -30,9 +31,11 @@ def _version(command: Sequence[str]) -> str:
 
 
 def _commit() -> str | None:
-    asked = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10, check=False
-    )
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10, check=False)
+    except FileNotFoundError:
+        return None
     return asked.stdout.strip() or None
 
 
@@ -94,7 +97,7 @@ class Report:
 
     def tables(self) -> list[Table]:
         """The figures and the goals."""
-        return [self._figures(), self._goals()]
+        return [self._figures(), self._goals()] if self.outcomes else [self._figures()]
 
     def _figures(self) -> Table:
         figures = self.figures

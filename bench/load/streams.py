@@ -73,8 +73,9 @@ class Listener(asyncio.Protocol):
 async def streams(options: argparse.Namespace, window: Window) -> dict[str, float]:
     """``--connections`` streams of ``--rate`` events each second."""
     # Each stream goes on past the window's end, also the first, which were opened before all others.
+    margin = min(0.5, max(0.1, options.seconds))
     opening = options.connections / OPENED_EACH_SECOND
-    count = int(options.rate * (options.warm_up + options.seconds + opening + 0.5)) + 1
+    count = int(options.rate * (options.warm_up + options.seconds + opening + margin)) + 1
     path = f"{options.path}?n={count}&rate={options.rate:g}"
     request = traffic.request(options.port, path, model=options.model, stream=True)
     listeners = await connect(options, lambda: Listener(request, window))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from bench import peers
-from bench.cpu import proportional_bytes, resident_bytes
+from bench.cpu import forget_peak, peak_bytes, proportional_bytes, resident_bytes
 from bench.engine import record_of, starts_of
 from bench.figures import Figure, Goal, Round
 from bench.sleepers import sleeper, state
@@ -16,6 +16,9 @@ __all__ = ["SCENARIO"]
 
 LIMIT = 120.0
 """Seconds that all held requests may take."""
+
+AT_ONCE = 4000
+"""Of the held requests, those that are at the backend at once: so that 20,000 open files are enough."""
 
 FILES_BESIDE = 300
 """Open files of a proxy that belong to no request."""
@@ -46,11 +49,11 @@ def _held(stage: Stage) -> dict[str, float]:
     """Many requests before one cold backend."""
     folder = stage.folder("held")
     # Each needs a connection of the client's, and one of the backend's when it is handed over.
-    count = min(stage.plan.held, (stage.files - FILES_BESIDE) // 2)
+    count = min(stage.plan.held, stage.files - FILES_BESIDE - AT_ONCE)
     if count < stage.plan.held:
         stage.notes.append(f"only {count} requests were held: more files may not be opened (ulimit -n)")
     go, record = folder / "go", folder / "record.json"
-    backends = {"cold": sleeper(record, str(go), max_waiting=count)}
+    backends = {"cold": sleeper(record, str(go), max_waiting=count, max_in_flight=AT_ONCE)}
     with peers.llmproxy(backends, folder, pinned=False) as proxy:
         stage.started(proxy)
         assert proxy.pid is not None
@@ -62,19 +65,24 @@ def _held(stage: Stage) -> dict[str, float]:
                 "all are held",
                 lambda: int(state(proxy, "cold")["waiting"]) == count or load.poll() is not None,
                 LIMIT,
-                0.5,
+                0.2,
             )
             held = resident_bytes([proxy.pid])
+            forget_peak([proxy.pid])
             go.touch()
             answered = finish(load, proxy, "hold", LIMIT + 30)["count"]
         until("all arrived", lambda: record_of(record)["requests"] == count, 5.0)
         noted = record_of(record)
+        # So that the end of the last connections is seen.
+        time.sleep(stage.plan.warm_up)
+        peak = peak_bytes([proxy.pid])
         after = resident_bytes([proxy.pid])
     return {
         "per_held_kb": (held - before) / count / KILOBYTE,
         "held_unanswered": count - answered,
         "held_starts": len(starts_of(record).read_text().splitlines()),
         "held_last_s": noted["last_arrived"] - noted["healthy"],
+        "held_peak_mb": (peak - before) / MEGABYTE,
         "after_held_mb": (after - before) / MEGABYTE,
     }
 
@@ -101,6 +109,7 @@ SCENARIO = Scenario(
         Figure("held_unanswered", "10,000 held: not answered", "", 0),
         Figure("held_starts", "10,000 held: starts of the backend", "", 0),
         Figure("held_last_s", "10,000 held: last handed over", "s"),
+        Figure("held_peak_mb", "10,000 held: peak memory in the hand-over", "MB", 1),
         Figure("after_held_mb", "10,000 held: memory kept afterwards", "MB", 1),
     ),
     (
