@@ -84,12 +84,14 @@ def test_contents(wheel: Path) -> None:
 
 
 def test_plugin_and_command(python: Path) -> None:
-    """The installed wheel's plugin is listed by twistd, and its command runs."""
+    """The installed wheel's plugins are listed by twistd, and its command runs."""
     folder = python.parent.parent
     where = run(python, "-c", "import llmproxy; print(llmproxy.__file__)", cwd=folder)
     assert where.startswith(str(folder))
     listed = run(python, "-c", TWISTD, "--help", cwd=folder)
     assert any(line.split()[:1] == ["llmproxy"] for line in listed.splitlines())
+    reactors = run(python, "-c", TWISTD, "--help-reactors", cwd=folder)
+    assert any(line.split()[:1] == ["uvloop"] for line in reactors.splitlines())
     assert "--listen" in run(python, "-c", TWISTD, "llmproxy", "--help", cwd=folder)
     version = run(python, "-c", TWISTD, "llmproxy", "--version", cwd=folder)
     assert version.startswith("llmproxy ")

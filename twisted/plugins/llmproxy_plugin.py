@@ -1,5 +1,6 @@
-"""Makes ``twistd llmproxy`` known."""
+"""Makes ``twistd llmproxy`` and ``twistd --reactor=uvloop`` known.  ``twistd --help`` imports this."""
 
+from twisted.application.reactors import Reactor
 from twisted.application.service import ServiceMaker
 
 llmproxy = ServiceMaker(
@@ -7,4 +8,10 @@ llmproxy = ServiceMaker(
     "llmproxy.tap",
     "A lazy reverse proxy that starts, holds, streams and stops vLLM models.",
     "llmproxy",
+)
+
+uvloop = Reactor(
+    "uvloop",
+    "llmproxy.uvloop_reactor",
+    "libuv's event loop, for llmproxy; needs the package uvloop.",
 )
