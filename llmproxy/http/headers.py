@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import overload
 
 __all__ = [
     "Fields",
@@ -63,31 +62,22 @@ _ANSWERED_WITHOUT_BODY = _ANSWERED | {b"content-length"}
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
-class Fields:
-    """The header fields of one message.
+class Fields(dict[bytes, bytes]):
+    """The header fields of one message: of each name, in lower case, the first value.
 
     :ivar raw: names and values as they came, in their order.
     :ivar names: the same names in lower case, in the same order.
-    :ivar first: of each name, in lower case, the first value.
     """
 
-    __slots__ = ("first", "names", "raw")
+    __slots__ = ("names", "raw")
 
     def __init__(self, raw: list[tuple[bytes, bytes]]) -> None:
         self.raw = raw
-        self.names = [name.lower() for name, _ in raw]
-        # The last one of a name wins here, which is the first one from behind.
-        self.first = dict(zip(reversed(self.names), [value for _, value in reversed(raw)], strict=True))
-
-    @overload
-    def get(self, name: bytes) -> bytes | None: ...
-
-    @overload
-    def get(self, name: bytes, default: bytes) -> bytes: ...
-
-    def get(self, name: bytes, default: bytes | None = None) -> bytes | None:
-        """The first value of this (lower-case) name."""
-        return self.first.get(name, default)
+        self.names = names = [name.lower() for name, _ in raw]
+        super().__init__(zip(names, [value for _, value in raw], strict=False))
+        if len(self) != len(names):
+            # The last one of a name has won; the first one shall.
+            self.update(reversed([(name, value) for name, (_, value) in zip(names, raw, strict=True)]))
 
     def all(self, name: bytes) -> list[bytes]:
         """All values of this (lower-case) name."""
@@ -95,18 +85,17 @@ class Fields:
 
     def connection_options(self) -> set[bytes]:
         """What ``Connection`` names, in lower case (RFC 9110 section 7.6.1)."""
-        if b"connection" not in self.first:
+        if b"connection" not in self:
             return set()
         return {option.strip().lower() for value in self.all(b"connection") for option in value.split(b",")}
 
     def passed_on(self, dropped: frozenset[bytes]) -> list[bytes]:
         """The lines that are for the far end: without ``dropped`` and without what ``Connection`` names."""
-        if b"connection" in self.first:
+        if b"connection" in self:
             # ``Connection: content-length`` must not make a message lose its framing.
             dropped = dropped | (self.connection_options() - {b"content-length", b"host"})
-        return [
-            b"%b: %b" % field for name, field in zip(self.names, self.raw, strict=True) if name not in dropped
-        ]
+        fields = zip(self.names, self.raw, strict=False)
+        return [b"%b: %b" % field for name, field in fields if name not in dropped]
 
 
 def upgrade(fields: Fields) -> bytes | None:
@@ -169,7 +158,7 @@ def request_head(
     lines += fields.passed_on(_DROPPED[passthrough, host is None])
     if authorization is not None and not passthrough:
         lines.append(b"Authorization: " + authorization)
-    if b"x-forwarded-for" in fields.first:
+    if b"x-forwarded-for" in fields:
         client = b", ".join((*fields.all(b"x-forwarded-for"), client))
     lines.append(b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b" % (client, scheme))
     asked_host = fields.get(b"host")
