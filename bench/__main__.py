@@ -126,12 +126,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    for table in report.tables():
-        console.print(table)
-    for line in notes:
-        console.print(line, highlight=False, markup=False)
-    told = ", ".join(f"{name} {value}" for name, value in report.made_with.items() if value is not None)
-    console.print(told, highlight=False, markup=False)
+    report.show(console, notes)
     if profiler is not None:
         profiler.tell(progress.print)
     options.output.parent.mkdir(parents=True, exist_ok=True)

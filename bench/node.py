@@ -24,7 +24,7 @@ PACKAGES = {
 INSTALL_LIMIT = 60.0
 """Seconds."""
 
-HINT = "Debian, Ubuntu: apt install node-http-proxy"
+HINT = "Debian, Ubuntu: apt install nodejs node-http-proxy"
 
 
 def module_path() -> str:

@@ -74,7 +74,6 @@ class Profiler:
             str(RATE),
             "--duration",
             "86400",
-            "--nonblocking",
         ]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._running.append((process, output))

@@ -11,18 +11,17 @@ from importlib.metadata import version
 from typing import Any
 
 from attrs import asdict, define, field
+from rich.console import Console
 from rich.table import Table
 
 import llmproxy
-from bench import loops
-from bench.figures import Outcome, Round, medians, outcome, ratios, spreads
-from bench.peers import NAMES, Tools
+from bench import loops, tables
+from bench.figures import Outcome, Round, medians, outcome, ratios
+from bench.peers import Tools
 from bench.processes import ROOT
 from bench.stage import QUICK, Plan, Scenario
 
 __all__ = ["Report", "made_with"]
-
-QUICK_REMARK = " of a quick run, which mean nothing"
 
 
 def _version(command: Sequence[str]) -> str:
@@ -95,57 +94,28 @@ class Report:
         goals = [goal for scenario in self.scenarios for goal in scenario.goals]
         return [found for goal in goals if (found := outcome(goal, figures)) is not None]
 
-    def tables(self) -> list[Table]:
-        """The figures and the goals."""
-        return [self._figures(), self._goals()] if self.outcomes else [self._figures()]
-
-    def _figures(self) -> Table:
-        figures = self.figures
-        shown = [name for name in NAMES if name in figures]
-        table = Table(title=f"llmproxy beside its peers: medians{QUICK_REMARK if self.plan == QUICK else ''}")
-        table.add_column("figure")
-        table.add_column("unit")
-        for name in shown:
-            table.add_column(name, justify="right")
-        for title in ("lowest..highest", "/ nginx", "/ node"):
-            table.add_column(title, justify="right")
-        to_nginx, to_node = ratios(figures, "nginx"), ratios(figures, "node")
-        for scenario in self.scenarios:
-            ranges = spreads(self.rounds[scenario.name]).get("llmproxy", {})
-            several = len(self.rounds[scenario.name]) > 1
-            for figure in scenario.figures:
-                cells = [figures[name].get(figure.key) for name in shown]
-                if all(cell is None for cell in cells):
-                    continue
-                low, high = ranges.get(figure.key, (0.0, 0.0))
-                spread = f"{low:.{figure.digits}f}..{high:.{figure.digits}f}"
-                table.add_row(
-                    figure.title,
-                    figure.unit,
-                    *("-" if cell is None else f"{cell:.{figure.digits}f}" for cell in cells),
-                    spread if several and high > low else "",
-                    f"{to_nginx[figure.key]:.2f}" if figure.key in to_nginx else "",
-                    f"{to_node[figure.key]:.2f}" if figure.key in to_node else "",
-                )
-            table.add_section()
-        return table
-
-    def _goals(self) -> Table:
-        known = {figure.key: figure for scenario in self.scenarios for figure in scenario.figures}
-        table = Table(title="goals for llmproxy")
-        for title in ("figure", "measured", "at most", "that is", "ratio", ""):
-            table.add_column(title, justify="left" if title in ("figure", "that is", "") else "right")
-        for found in self.outcomes:
-            figure, goal = known[found.goal.key], found.goal
-            table.add_row(
-                figure.title.strip(),
-                f"{found.value:.{figure.digits}f} {figure.unit}",
-                f"{found.limit:.{figure.digits}f} {figure.unit}",
-                "" if goal.peer is None else f"{goal.limit:g} x {goal.peer}",
-                "" if found.ratio is None else f"{found.ratio:.2f}",
-                {True: "met", False: "missed", None: "open"}[found.met],
-            )
-        return table
+    def show(self, console: Console, notes: Sequence[str]) -> None:
+        """Both tables, the notes, and what all was made with."""
+        document = self.document(notes)
+        remark = " of a quick run, which mean nothing" if self.plan == QUICK else ""
+        figures = Table(title=f"llmproxy beside its peers: medians{remark}")
+        for name in tables.columns(document):
+            figures.add_column(name, justify="left" if name in tables.FIRST_COLUMNS else "right")
+        for _, rows in tables.figure_rows(document):
+            for row in rows:
+                figures.add_row(*row)
+            figures.add_section()
+        console.print(figures)
+        goals = Table(title="goals for llmproxy")
+        for name in tables.GOAL_COLUMNS:
+            goals.add_column(name, justify="right" if name in ("measured", "at most", "ratio") else "left")
+        for row in tables.goal_rows(document):
+            goals.add_row(*row)
+        if goals.row_count:
+            console.print(goals)
+        told = ", ".join(f"{name} {value}" for name, value in self.made_with.items() if value is not None)
+        for line in (*notes, told):
+            console.print(line, highlight=False, markup=False)
 
     def document(self, notes: Sequence[str]) -> dict[str, Any]:
         """The same for programs."""

@@ -7,6 +7,7 @@ import pytest
 from bench.figures import Goal, added, medians, outcome, percentile, ratios, spreads
 from bench.profiler import summary
 from bench.scenarios import SCENARIOS
+from bench.tables import markdown
 
 
 def test_medians_and_spreads_are_taken_over_the_rounds() -> None:
@@ -78,3 +79,34 @@ def test_profile_summary() -> None:
     """A function's share alone is of the stacks that it ends; with what it calls, of those it is in."""
     lines = ["main;serve;read 3", "main;serve 1", "main;serve;read;serve 4", "no stack"]
     assert summary(lines) == [("serve", 0.625, 1.0), ("read", 0.375, 0.875)]
+
+
+def test_tables_of_a_run() -> None:
+    """The tables have a column for each peer that was measured, and tell of each goal whether it is met."""
+    key = "cpu_per_token_us"
+    document = {
+        "figures": {"nginx": {key: 20.0}, "llmproxy": {key: 30.0}},
+        "ratios_to_nginx": {key: 1.5},
+        "ratios_to_node": {},
+        "rounds": {"tokens": [{"llmproxy": {key: 28.0}}, {"llmproxy": {key: 32.0}}]},
+        "goals": [
+            {
+                "figure": key,
+                "value": 30.0,
+                "limit": 40.0,
+                "times": 2.0,
+                "peer": "nginx",
+                "ratio": 1.5,
+                "met": True,
+            }
+        ],
+    }
+    assert list(markdown(document)) == [
+        "| figure | unit | nginx | llmproxy | lowest..highest | / nginx | / node |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| CPU per token, 50 streams of 50/s | us | 20.0 | 30.0 | 28.0..32.0 | 1.50 | |",
+        "",
+        "| goal | measured | at most | that is | ratio | |",
+        "| --- | ---: | ---: | --- | ---: | --- |",
+        "| CPU per token, 50 streams of 50/s | 30.0 us | 40.0 us | 2 x nginx | 1.50 | met |",
+    ]
