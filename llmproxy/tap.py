@@ -25,6 +25,7 @@ from llmproxy.config.model import Config
 from llmproxy.config.resolve import CommandLine
 from llmproxy.errors import ConfigError
 from llmproxy.fleet.fleet import Fleet
+from llmproxy.fleet.knock import is_refused
 from llmproxy.relay.endpoints import endpoint_for
 from llmproxy.runtimes.docker_later import DockerWhenNeeded, read_labels
 from llmproxy.runtimes.interface import Address, IRuntime, RuntimeUnavailable
@@ -136,7 +137,7 @@ class _Assembly:
         self._labelled = self._containers()
         config = self._load()
         runtimes = self._runtimes(config)
-        self._fleet = Fleet(self._reactor, self._connect, runtimes, config)
+        self._fleet = Fleet(self._reactor, self._connect, runtimes, config, is_refused)
         metrics = Metrics(self._fleet, __version__)
         access_log = AccessLog(self._reactor, metrics.observe)
         root = RootResource(self._fleet)

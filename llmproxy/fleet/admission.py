@@ -7,6 +7,7 @@ The words (queue, breaker, capacity released through what was acquired) are Knat
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Generic, TypeVar
 
 from attrs import define, field
@@ -34,7 +35,8 @@ class Admission(Generic[W]):
     open: bool = False
     in_flight: int = 0
     abandoned: bool = False
-    _queue: dict[W, None] = field(factory=dict)
+    # An ordinary dict looks for its first key from the start each time, over all that have gone.
+    _queue: OrderedDict[W, None] = field(factory=OrderedDict)
 
     @property
     def waiting(self) -> int:
@@ -66,8 +68,7 @@ class Admission(Generic[W]):
         """The next one to go, in order of arrival; it is in flight then.  None: nobody, or no room."""
         if not self.open or not self._queue or not self._has_room():
             return None
-        waiter = next(iter(self._queue))
-        del self._queue[waiter]
+        waiter, _ = self._queue.popitem(last=False)
         self.in_flight += 1
         return waiter
 
@@ -77,7 +78,7 @@ class Admission(Generic[W]):
 
     def dismiss(self) -> list[W]:
         """All who wait, in order; nobody waits afterwards."""
-        queue, self._queue = self._queue, {}
+        queue, self._queue = self._queue, OrderedDict()
         return list(queue)
 
     def _has_room(self) -> bool:

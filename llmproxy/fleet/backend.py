@@ -430,6 +430,7 @@ class Backend:
             self._instance.addresses,
             self.spec.health,
             healthy,
+            is_refused=self.surroundings.is_refused,
             patient=self._found and not self.admission.waiting,
         )
 

@@ -16,7 +16,7 @@ from llmproxy.fleet.backend import Backend
 from llmproxy.fleet.names import index_names
 from llmproxy.fleet.probe import Connect
 from llmproxy.fleet.surroundings import Surroundings, Transition
-from llmproxy.runtimes.interface import IRuntime
+from llmproxy.runtimes.interface import Address, IRuntime
 
 __all__ = ["EVENTS_KEPT", "Fleet"]
 
@@ -69,12 +69,18 @@ class Fleet:
 
     :param runtimes: by the name that ``runtime`` has in the configuration.
     :param connect: makes the endpoint for an address.
+    :param is_refused: says at once that nobody listens at an address, where that can be said.
     """
 
     _log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, connect: Connect, runtimes: Mapping[str, IRuntime], config: Config
+        self,
+        clock: IReactorTime,
+        connect: Connect,
+        runtimes: Mapping[str, IRuntime],
+        config: Config,
+        is_refused: Callable[[Address], bool] = lambda _: False,
     ) -> None:
         self.config = config
         self.backends: dict[str, Backend] = {}
@@ -87,7 +93,14 @@ class Fleet:
         self._successions: list[tuple[set[Backend], Deferred[None]]] = []
         self._listeners: list[Callable[[Transition], None]] = []
         self._surroundings = Surroundings(
-            clock, connect, self._record, config.drain, config.backend_key, _secrets(config), self._renamed
+            clock,
+            connect,
+            self._record,
+            config.drain,
+            config.backend_key,
+            _secrets(config),
+            is_refused,
+            self._renamed,
         )
         for spec in config.backends.values():
             self._add(spec)

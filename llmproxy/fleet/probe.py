@@ -21,9 +21,9 @@ from llmproxy.runtimes.interface import Address
 
 __all__ = ["ANSWER_LIMIT", "INTERVAL", "PATIENCE_FIRST", "PATIENCE_MOST", "Prober", "Verdict", "probe_once"]
 
-INTERVAL = 0.015
+INTERVAL = 0.018
 """Seconds between probes.  A refused connection on the same machine costs a fraction of a millisecond, so
-this keeps the wait after readiness under 10 ms at the median for about 1 % of a core."""
+this keeps the wait after readiness at about 10 ms at the median for less than 2 % of a core."""
 
 PATIENCE_FIRST = 0.25
 PATIENCE_MOST = 30.0
@@ -108,6 +108,7 @@ class Prober:
 
     :param addresses: asked side by side; when several answer, the first of them counts.
     :param healthy: called once, with the address.
+    :param is_refused: says at once that nobody listens at an address, where that can be said.
     :param patient: nobody waits for it yet, so ask less and less often until :meth:`hurry`.
     """
 
@@ -119,12 +120,15 @@ class Prober:
         path: str,
         healthy: Callable[[Address], None],
         *,
+        is_refused: Callable[[Address], bool] = lambda _: False,
         patient: bool = False,
     ) -> None:
         self._clock = clock
         self._path = path
         self._healthy = healthy
         self._stopped = False
+        self._is_refused = is_refused
+        self._silent = set(addresses)
         self._pauses = dict.fromkeys(addresses, PATIENCE_FIRST) if patient else {}
         # One endpoint for all probes: for TLS it has a context with all trusted certificates.
         self._endpoints = {address: connect(address) for address in addresses}
@@ -147,6 +151,11 @@ class Prober:
         self._waiting.pop(address, None)
         if self._stopped:
             return
+        # Only until somebody listens: to knock is a connection, too, and of no use where it is accepted.
+        if address in self._silent and self._is_refused(address):
+            self._waiting[address] = self._clock.callLater(self._pause(address), self._ask, address)
+            return
+        self._silent.discard(address)
         question = _Question(self._clock, self._endpoints[address], address, self._path).answered
         self._asking[address] = question
         question.addCallback(self._heard, address, question)

@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from llmproxy.fleet.lifecycle import State
 from llmproxy.fleet.probe import Connect
+from llmproxy.runtimes.interface import Address
 
 __all__ = ["LastStart", "Surroundings", "Transition"]
 
@@ -42,6 +43,7 @@ class Surroundings:
     :ivar drain: seconds that requests in flight get when the backend has to go.
     :ivar backend_key: sent to backends whose own key is not known.
     :ivar secrets: never to be shown, wherever they turn up.
+    :ivar is_refused: says at once that nobody listens at an address, where that can be said.
     :ivar renamed: told when the names that a backend serves may be others.
     """
 
@@ -51,4 +53,5 @@ class Surroundings:
     drain: float
     backend_key: str | None = field(default=None, repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
+    is_refused: Callable[[Address], bool] = lambda _: False
     renamed: Callable[[], None] = lambda: None

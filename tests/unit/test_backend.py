@@ -14,9 +14,9 @@ from llmproxy.config.model import BackendSpec
 from llmproxy.errors import Refusal
 from llmproxy.fleet.backend import Backend
 from llmproxy.fleet.gate import Lease
-from llmproxy.fleet.probe import INTERVAL, PATIENCE_FIRST, PATIENCE_MOST
+from llmproxy.fleet.probe import INTERVAL, PATIENCE_FIRST, PATIENCE_MOST, Prober
 from llmproxy.fleet.surroundings import Surroundings, Transition
-from llmproxy.runtimes.interface import Exit, Facts
+from llmproxy.runtimes.interface import Address, Exit, Facts
 from tests.fakes import FakeController, FakeRuntime
 from tests.inmemory import Servers
 
@@ -543,3 +543,28 @@ def test_exit_is_told_in_words() -> None:
     assert describe_exit(Exit(1)) == "exit status 1"
     assert describe_exit(Exit(137, oom=True)) == "exit status 137, killed for lack of memory"
     assert describe_exit(Exit(None)) == "an unknown exit status"
+
+
+def test_a_port_where_nobody_listens_is_only_knocked_at() -> None:
+    """A connection is made when somebody listens there, and from then on every time."""
+    clock, servers = Clock(), Servers(mode="sick")
+    knocks: list[Address] = []
+    listening = False
+
+    def is_refused(address: Address) -> bool:
+        knocks.append(address)
+        return not listening
+
+    found: list[Address] = []
+    here = Address("127.0.0.1", 1, "process")
+    prober = Prober(clock, servers.connect, [here], "/health", found.append, is_refused=is_refused)
+    clock.pump([INTERVAL] * 9)
+    assert (len(knocks), servers.probes) == (10, 0)
+    listening = True
+    clock.pump([INTERVAL] * 10)
+    assert (len(knocks), servers.probes) == (11, 10)
+    servers.mode = "healthy"
+    clock.pump([INTERVAL] * 2)
+    assert found == [here]
+    prober.stop()
+    assert clock.getDelayedCalls() == []
