@@ -182,9 +182,10 @@ class ProxyChannel(Protocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._upgrade_asked(data[upgrade.args[0] :])
         except httptools.HttpParserCallbackError as error:
-            if not isinstance(error.__context__, Refusal):
+            if not isinstance(error.__context__, Refusal | _Deaf):
                 raise
-            self._refusal = error.__context__
+            if not self._deaf:
+                self._refusal = error.__context__
         except httptools.HttpParserError as error:
             if not self._deaf:
                 self._refusal = invalid_request(f"The request is not valid HTTP/1.1: {error}.")
@@ -210,6 +211,9 @@ class ProxyChannel(Protocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
+        if self._deaf:
+            # llhttp itself knows of ``Connection: close`` only, and not of HTTP/1.0 or CONNECT.
+            raise _Deaf
         self._target = b""
         self._headers = []
 
@@ -438,6 +442,10 @@ def _head_too_large() -> Refusal:
         f"The head of the request has more than {LARGEST_HEAD // 1024} KiB or {MOST_FIELDS} fields.",
         kind="invalid_request_error",
     )
+
+
+class _Deaf(Exception):
+    """A request begins behind the last one."""
 
 
 def _ignore(data: bytes) -> None:
