@@ -177,23 +177,25 @@ class ProxyChannel(Protocol):
             # RFC 9112 section 9.6: nothing is served after the last request.
             return
         self._fed += len(data)
+        rest = None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._upgrade_asked(data[upgrade.args[0] :])
-        except httptools.HttpParserCallbackError as error:
-            if not isinstance(error.__context__, Refusal | _Deaf):
-                raise
-            if not self._deaf:
-                self._refusal = error.__context__
+            rest = data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
-            if not self._deaf:
+            # What a callback raises is not looked for in ``error``: which exception that names depends on
+            # what is being handled around this call.
+            if self._refusal is None and not self._deaf:
+                if isinstance(error, httptools.HttpParserCallbackError):
+                    raise
                 self._refusal = invalid_request(f"The request is not valid HTTP/1.1: {error}.")
         else:
             # What is not body is held in the parser: no part of it may grow for ever.
             coming = self._coming
             if self._fed > (LARGEST_HEAD if coming is None else 2 * LARGEST_HEAD + 16 * coming.body.size):
                 self._refusal = _head_too_large()
+        if rest is not None:
+            self._upgrade_asked(rest)
 
     def _upgrade_asked(self, rest: bytes) -> None:
         if self._framing is not None:
@@ -231,6 +233,13 @@ class ProxyChannel(Protocol):
         if self._resuming:
             self._resuming = False
             return
+        try:
+            self._begin()
+        except Refusal as refusal:
+            self._refusal = refusal
+            raise
+
+    def _begin(self) -> None:
         parser, limits = self._parser, self.site.limits
         if len(self._headers) > MOST_FIELDS or (
             self._fed > LARGEST_HEAD and _size(self._target, self._headers) > LARGEST_HEAD
@@ -256,7 +265,8 @@ class ProxyChannel(Protocol):
         body = self._coming.body
         body.write(data)
         if body.size > self.site.limits.max_body:
-            raise body_too_large(self.site.limits.max_body)
+            self._refusal = body_too_large(self.site.limits.max_body)
+            raise self._refusal
 
     def on_message_complete(self) -> None:
         """The request has come as a whole."""
