@@ -81,7 +81,9 @@ class ProxyChannel(Protocol):
         self._coming: ProxyRequest | None = None
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
+        # Bytes that told nothing of a body, since the head before or the last byte of body; and of one piece.
         self._fed = 0
+        self._piece = 0
         self._continue = False
         self._last = False
         self._deaf = False
@@ -176,7 +178,8 @@ class ProxyChannel(Protocol):
         if self._deaf or self._refusal is not None:
             # RFC 9112 section 9.6: nothing is served after the last request.
             return
-        self._fed += len(data)
+        self._piece = len(data)
+        self._fed += self._piece
         rest = None
         try:
             self._parser.feed_data(data)
@@ -190,9 +193,8 @@ class ProxyChannel(Protocol):
                     raise
                 self._refusal = invalid_request(f"The request is not valid HTTP/1.1: {error}.")
         else:
-            # What is not body is held in the parser: no part of it may grow for ever.
-            coming = self._coming
-            if self._fed > (LARGEST_HEAD if coming is None else 2 * LARGEST_HEAD + 16 * coming.body.size):
+            # What is not body is held in the parser: no head, trailer or chunk's extension grows for ever.
+            if self._fed > LARGEST_HEAD:
                 self._refusal = _head_too_large()
         if rest is not None:
             self._upgrade_asked(rest)
@@ -225,6 +227,9 @@ class ProxyChannel(Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field of the head or of the trailer."""
+        if self._coming is not None:
+            # The trailer, which a recipient may drop (RFC 9110 section 6.5.1).
+            return
         # White space before a value is not given; that behind it is none of it either (RFC 9112 section 5).
         self._headers.append((name, value.rstrip(b" \t")))
 
@@ -242,7 +247,9 @@ class ProxyChannel(Protocol):
     def _begin(self) -> None:
         parser, limits = self._parser, self.site.limits
         if len(self._headers) > MOST_FIELDS or (
-            self._fed > LARGEST_HEAD and _size(self._target, self._headers) > LARGEST_HEAD
+            # Several requests may have come in one piece.
+            max(self._fed, self._piece) > LARGEST_HEAD
+            and _size(self._target, self._headers) > LARGEST_HEAD
         ):
             raise _head_too_large()
         request = ProxyRequest(self)
@@ -254,14 +261,14 @@ class ProxyChannel(Protocol):
             self._framing = request.framing()
         self._last = not request.modern or not parser.should_keep_alive() or request.method == b"CONNECT"
         self._continue = request.modern and request.fields.get(b"expect", b"").lower() == b"100-continue"
-        # What follows in the list is the trailer, which a recipient may drop (RFC 9110 section 6.5.1).
-        self._headers = []
+        self._fed = 0
         self._coming = request
 
     def on_body(self, data: bytes) -> None:
         """Bytes of the body."""
         assert self._coming is not None, "a body comes after a head"
         self._continue = False
+        self._fed = 0
         body = self._coming.body
         body.write(data)
         if body.size > self.site.limits.max_body:
