@@ -169,8 +169,8 @@ class ProxyChannel(Protocol):
 
     @property
     def idle(self) -> bool:
-        """It is the client's turn to speak."""
-        return not self._answering and self._receive is None
+        """It is the client's turn to speak, or to take the last of what it was sent."""
+        return self.transport.disconnecting or (not self._answering and self._receive is None)
 
     # -- receiving: llhttp's callbacks --------------------------------------------------------------
 
@@ -336,7 +336,9 @@ class ProxyChannel(Protocol):
         self.site.access_log.write(unread)
         # Nothing that still comes means anything.
         self._receive = _ignore
-        self._coming = None
+        if self._coming is not None:
+            self._coming.body.close()
+            self._coming = None
         self.persistent = False
         if self.secure or not hasattr(transport, "loseWriteConnection"):
             # TLS has no half-close: what a TLS transport offers is that of the socket below the session.
@@ -364,6 +366,10 @@ class ProxyChannel(Protocol):
         self._answering = False
         self.tick = self.site.tick
         if not self.persistent:
+            # Nor is anything served that has come behind it.
+            self._deaf, self._refusal = True, None
+            while self.requests:
+                self.requests.pop().body.close()
             self.loseConnection()
             return
         if self._choked or not self._reading:
