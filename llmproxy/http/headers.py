@@ -66,22 +66,20 @@ class Fields(dict[bytes, bytes]):
     """The header fields of one message: of each name, in lower case, the first value.
 
     :ivar raw: names and values as they came, in their order.
-    :ivar names: the same names in lower case, in the same order.
     """
 
-    __slots__ = ("names", "raw")
+    __slots__ = ("raw",)
 
     def __init__(self, raw: list[tuple[bytes, bytes]]) -> None:
         self.raw = raw
-        self.names = names = [name.lower() for name, _ in raw]
-        super().__init__(zip(names, [value for _, value in raw], strict=False))
-        if len(self) != len(names):
+        super().__init__({name.lower(): value for name, value in raw})
+        if len(self) != len(raw):
             # The last one of a name has won; the first one shall.
-            self.update(reversed([(name, value) for name, (_, value) in zip(names, raw, strict=True)]))
+            self.update((name.lower(), value) for name, value in reversed(raw))
 
     def all(self, name: bytes) -> list[bytes]:
         """All values of this (lower-case) name."""
-        return [value for key, (_, value) in zip(self.names, self.raw, strict=True) if key == name]
+        return [value for key, value in self.raw if key.lower() == name]
 
     def connection_options(self) -> set[bytes]:
         """What ``Connection`` names, in lower case (RFC 9110 section 7.6.1)."""
@@ -94,8 +92,7 @@ class Fields(dict[bytes, bytes]):
         if b"connection" in self:
             # ``Connection: content-length`` must not make a message lose its framing.
             dropped = dropped | (self.connection_options() - {b"content-length", b"host"})
-        fields = zip(self.names, self.raw, strict=False)
-        return [b"%b: %b" % field for name, field in fields if name not in dropped]
+        return [b"%b: %b" % field for field in self.raw if field[0].lower() not in dropped]
 
 
 def upgrade(fields: Fields) -> bytes | None:

@@ -7,7 +7,7 @@ after a message that was complete, kept alive by both sides, and followed by not
 
 from __future__ import annotations
 
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import httptools
 from attrs import frozen
@@ -29,8 +29,7 @@ SMALL_BODY = 64 * 1024
 _NO_BODY = frozenset((204, 304))
 
 
-@frozen
-class ResponseHead:
+class ResponseHead(NamedTuple):
     """The head of an answer.
 
     :ivar length: bytes of the body when the backend said so.
