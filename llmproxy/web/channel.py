@@ -248,8 +248,7 @@ class ProxyChannel(Protocol):
         parser, limits = self._parser, self.site.limits
         if len(self._headers) > MOST_FIELDS or (
             # Several requests may have come in one piece.
-            max(self._fed, self._piece) > LARGEST_HEAD
-            and _size(self._target, self._headers) > LARGEST_HEAD
+            max(self._fed, self._piece) > LARGEST_HEAD and _size(self._target, self._headers) > LARGEST_HEAD
         ):
             raise _head_too_large()
         request = ProxyRequest(self)
