@@ -64,12 +64,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help="these peers, llmproxy too",
     )
-    parser.add_argument("--rounds", type=int, help="turns of all peers [3]")
-    parser.add_argument("--seconds", type=float, help="length of each load [3]")
+    parser.add_argument("--rounds", type=int, help="turns of all peers [5]")
+    parser.add_argument("--seconds", type=float, help="length of each load [2]")
     parser.add_argument("--churn", type=float, metavar="MINUTES", help="length of the churn; 0: none [10]")
     parser.add_argument(
         "--profile", action="store_true", help="look into llmproxy with py-spy; its figures mean less then"
     )
+    parser.add_argument("--reactor", help="twistd's reactor for llmproxy, such as uvloop")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench.json", metavar="FILE")
     return parser
 
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str]) -> int:
     nginx = peers.nginx_path() if "nginx" in wanted else None
     if nginx is None and "nginx" in wanted:
         note("nginx is not installed (Debian, Ubuntu: apt install nginx-light): measuring without it")
-    tools = peers.Tools(nginx, node.find(note) if "node" in wanted else None)
+    tools = peers.Tools(nginx, node.find(note) if "node" in wanted else None, options.reactor)
     report = Report(plan, made_with(tools))
     work = Path(tempfile.mkdtemp(prefix="llmproxy-bench-"))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
 
@@ -47,9 +48,9 @@ class Goal:
 class Outcome:
     """A goal beside what was measured.
 
+    :ivar limit: in the figure's own unit; with a peer it is the ratio that counts.
     :ivar ratio: to the peer's figure, or None.
-    :ivar limit: in the figure's own unit.
-    :ivar met: None: the peer's figure is not above zero, and so nothing but noise.
+    :ivar met: None: there is no ratio, as the peer's figure is nothing but noise.
     """
 
     goal: Goal
@@ -107,16 +108,29 @@ def spreads(rounds: Sequence[Values]) -> dict[str, dict[str, tuple[float, float]
     }
 
 
-def ratios(figures: Values, peer: str) -> dict[str, float]:
-    """Each figure of llmproxy over that peer's; none where that is missing or not above zero."""
-    base = figures.get(peer, {})
-    return {
-        key: value / base[key] for key, value in figures.get("llmproxy", {}).items() if base.get(key, 0.0) > 0
-    }
+def ratios(rounds: Sequence[Values], peer: str) -> dict[str, float]:
+    """Each figure of llmproxy over that peer's: the median of the rounds' ratios.
+
+    A machine that is slower in one round is so for both, which the ratio of two medians would not see.  None
+    where the peer's figure is not above zero, and so nothing but noise, in half of the rounds.
+    """
+    found: dict[str, list[float]] = {}
+    both: Counter[str] = Counter()
+    for round_ in rounds:
+        base = round_.get(peer, {})
+        for key, value in round_.get("llmproxy", {}).items():
+            if key in base:
+                both[key] += 1
+                if base[key] > 0:
+                    found.setdefault(key, []).append(value / base[key])
+    return {key: median(several) for key, several in found.items() if 2 * len(several) > both[key]}
 
 
-def outcome(goal: Goal, figures: Values) -> Outcome | None:
-    """Whether llmproxy keeps to a goal; None when a figure for that is missing."""
+def outcome(goal: Goal, figures: Values, to_peer: Mapping[str, float]) -> Outcome | None:
+    """Whether llmproxy keeps to a goal; None when a figure for that is missing.
+
+    :param to_peer: the ratios to the goal's peer.
+    """
     value = figures.get("llmproxy", {}).get(goal.key)
     if value is None:
         return None
@@ -125,7 +139,5 @@ def outcome(goal: Goal, figures: Values) -> Outcome | None:
     base = figures.get(goal.peer, {}).get(goal.key)
     if base is None:
         return None
-    limit = goal.limit * base
-    if base <= 0:
-        return Outcome(goal, value, limit, None, None)
-    return Outcome(goal, value, limit, value / base, value <= limit)
+    ratio = to_peer.get(goal.key)
+    return Outcome(goal, value, goal.limit * base, ratio, None if ratio is None else ratio <= goal.limit)

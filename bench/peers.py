@@ -64,10 +64,14 @@ class Peer:
 
 @frozen
 class Tools:
-    """Where what is no part of this project is; None: it is not here."""
+    """Where what is no part of this project is; None: it is not here.
+
+    :ivar reactor: twistd's, for llmproxy; None: its own choice.
+    """
 
     nginx: str | None
     node: str | None
+    reactor: str | None = None
 
 
 def nginx_path() -> str | None:
@@ -176,13 +180,15 @@ def far_backend(port: int) -> dict[str, Any]:
 
 
 @contextmanager
-def llmproxy(backends: Mapping[str, Mapping[str, Any]], work: Path, *, pinned: bool = True) -> Iterator[Peer]:
+def llmproxy(
+    backends: Mapping[str, Mapping[str, Any]], work: Path, *, reactor: str | None, pinned: bool = True
+) -> Iterator[Peer]:
     """llmproxy as ``twistd llmproxy``, with a key, the access log (to a file), metrics and the rest.
 
     :param backends: as in ``llmproxy.yaml``.
     :param pinned: to the proxies' core; not where it starts servers, which would share that core.
     """
-    with started_llmproxy(backends, work, pinned=pinned) as (peer, process, log):
+    with started_llmproxy(backends, work, reactor=reactor, pinned=pinned) as (peer, process, log):
         wait_for("llmproxy", peer.port, "/readyz", process, log)
         for name in backends:
             if backends[name].get("runtime") == "url":
@@ -192,7 +198,7 @@ def llmproxy(backends: Mapping[str, Mapping[str, Any]], work: Path, *, pinned: b
 
 @contextmanager
 def started_llmproxy(
-    backends: Mapping[str, Mapping[str, Any]], work: Path, *, pinned: bool
+    backends: Mapping[str, Mapping[str, Any]], work: Path, *, reactor: str | None, pinned: bool
 ) -> Iterator[tuple[Peer, subprocess.Popen[bytes], Path]]:
     """The same, just started: it and its log."""
     port = free_port()
@@ -211,6 +217,7 @@ def started_llmproxy(
     config.write_text(json.dumps(settings))
     command = [
         *(sys.executable, "-c", "from twisted.scripts.twistd import run; run()"),
+        *([] if reactor is None else [f"--reactor={reactor}"]),
         *("--nodaemon", f"--pidfile={work}/twistd.pid", "llmproxy"),
         *("--config", str(config), "--listen", f"tcp:{port}:interface=127.0.0.1:backlog=4096"),
     ]
@@ -230,5 +237,5 @@ def start(name: str, tools: Tools, backend_port: int, work: Path) -> AbstractCon
     if name == "treq":
         return _treq(backend_port, work)
     if name == "llmproxy":
-        return llmproxy({ROUTE: far_backend(backend_port)}, work / "llmproxy")
+        return llmproxy({ROUTE: far_backend(backend_port)}, work / "llmproxy", reactor=tools.reactor)
     return _direct(backend_port)

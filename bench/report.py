@@ -53,6 +53,7 @@ def made_with(tools: Tools) -> dict[str, Any]:
         "commit": _commit(),
         "nginx": None if tools.nginx is None else _version([tools.nginx, "-v"]),
         "node": None if tools.node is None else _version([tools.node, "--version"]),
+        "reactor": tools.reactor,
         "load": loops.name(),
         "load_average_before": round(os.getloadavg()[0], 2),
     }
@@ -92,7 +93,15 @@ class Report:
         """Of each goal that can be told."""
         figures = self.figures
         goals = [goal for scenario in self.scenarios for goal in scenario.goals]
-        return [found for goal in goals if (found := outcome(goal, figures)) is not None]
+        told = [outcome(goal, figures, self.ratios(goal.peer)) for goal in goals]
+        return [found for found in told if found is not None]
+
+    def ratios(self, peer: str | None) -> dict[str, float]:
+        """Each figure of llmproxy over that peer's."""
+        found: dict[str, float] = {}
+        for rounds in self.rounds.values() if peer is not None else ():
+            found |= ratios(rounds, str(peer))
+        return found
 
     def show(self, console: Console, notes: Sequence[str]) -> None:
         """Both tables, the notes, and what all was made with."""
@@ -125,8 +134,8 @@ class Report:
             "plan": asdict(self.plan),
             "seconds": self.seconds,
             "figures": self.figures,
-            "ratios_to_nginx": ratios(self.figures, "nginx"),
-            "ratios_to_node": ratios(self.figures, "node"),
+            "ratios_to_nginx": self.ratios("nginx"),
+            "ratios_to_node": self.ratios("node"),
             "goals": [
                 {
                     "figure": found.goal.key,

@@ -6,9 +6,10 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from attrs import define, field, frozen
 
@@ -33,7 +34,7 @@ MILLI = 1e3
 class Plan:
     """How much is measured.
 
-    :ivar rounds: turns of all peers.
+    :ivar rounds: turns of all peers; ``repeats`` of what hardly differs from one time to the next.
     :ivar seconds: the measured window of each load; ``warm_up`` goes before.
     :ivar connections: of the small requests.
     :ivar streams: at ``rate`` tokens a second each; ``crowd`` of them at ``crowd_rate``.
@@ -47,8 +48,9 @@ class Plan:
     :ivar churn: seconds; 0: none.
     """
 
-    rounds: int = 3
-    seconds: float = 3.0
+    rounds: int = 5
+    repeats: int = 2
+    seconds: float = 2.0
     warm_up: float = 0.7
     connections: tuple[int, int, int] = (1, 16, 256)
     streams: int = 50
@@ -71,6 +73,7 @@ class Plan:
 FULL = Plan()
 QUICK = Plan(
     rounds=1,
+    repeats=1,
     seconds=0.2,
     warm_up=0.05,
     connections=(1, 4, 16),
@@ -142,6 +145,15 @@ class Stage:
         """Tell whoever wants to look into llmproxy that it runs."""
         if peer.name == "llmproxy" and self.on_start is not None:
             self.on_start(peer)
+
+    @contextmanager
+    def llmproxy(
+        self, backends: Mapping[str, Mapping[str, Any]], work: Path, *, pinned: bool = True
+    ) -> Iterator[Peer]:
+        """An llmproxy with other backends; see :func:`bench.peers.llmproxy`."""
+        with peers.llmproxy(backends, work, reactor=self.tools.reactor, pinned=pinned) as proxy:
+            self.started(proxy)
+            yield proxy
 
     def folder(self, name: str) -> Path:
         """A folder of its own."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bench import peers
 from bench.figures import Figure, Round
 from bench.peers import ROUTE, far_backend
 from bench.sleepers import sleeper
@@ -29,8 +28,7 @@ def _run(stage: Stage) -> list[Round]:
         ROUTE: far_backend(stage.backend),
         "cold": sleeper(folder / "record.json", "0", idle=IDLE),
     }
-    with peers.llmproxy(backends, folder, pinned=False) as proxy:
-        stage.started(proxy)
+    with stage.llmproxy(backends, folder, pinned=False) as proxy:
         options = {"connections": CLIENTS, "seconds": seconds, "watch": [proxy.pid]}
         # So that the backend has been stopped, and has to be started again, each time.
         cold = {"also": f"/cold{CHAT}", "pause": min(IDLE + 2.0, seconds / 3)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import time
 
-from bench import peers
 from bench.cpu import cpu_seconds
 from bench.engine import record_of
 from bench.figures import Figure, Goal, Round, percentile
@@ -29,8 +28,7 @@ def _starts(stage: Stage) -> dict[str, float]:
         name: sleeper(record, f"{dice.uniform(*plan.delays):.4f}") for name, record in records.items()
     }
     taken, seen = [], []
-    with peers.llmproxy(backends, folder, pinned=False) as proxy:
-        stage.started(proxy)
+    with stage.llmproxy(backends, folder, pinned=False) as proxy:
         for name, record in records.items():
             ask(proxy, f"/{name}/json")
             noted = record_of(record)
@@ -52,8 +50,7 @@ def _many(stage: Stage, number: int) -> dict[str, float]:
     plan, folder = stage.plan, stage.folder(f"many{number}")
     go, record = folder / "go", folder / "record.json"
     backends = {"cold": sleeper(record, str(go), max_waiting=plan.waiters)}
-    with peers.llmproxy(backends, folder, pinned=False) as proxy:
-        stage.started(proxy)
+    with stage.llmproxy(backends, folder, pinned=False) as proxy:
         assert proxy.pid is not None
         options = {"path": f"/cold{CHAT}", "connections": plan.waiters, "seconds": LIMIT, "watch": []}
         with stage.loading(proxy, "hold", **options) as load:  # type: ignore[arg-type]
@@ -78,7 +75,7 @@ def _waiting(proxy: Peer) -> int:
 
 
 def _run(stage: Stage) -> list[Round]:
-    rounds: list[Round] = [{"llmproxy": _many(stage, number)} for number in range(stage.plan.rounds)]
+    rounds: list[Round] = [{"llmproxy": _many(stage, number)} for number in range(stage.plan.repeats)]
     rounds[0]["llmproxy"] |= _starts(stage)
     return rounds
 

@@ -27,7 +27,8 @@ def _one(stage: Stage, name: str, count: int, number: int, idle: float) -> dict[
         for index in range(count)
     }
     began = time.monotonic()
-    with peers.started_llmproxy(backends, folder, pinned=True) as (proxy, process, log):
+    reactor = stage.tools.reactor
+    with peers.started_llmproxy(backends, folder, reactor=reactor, pinned=True) as (proxy, process, log):
         wait_for("llmproxy", proxy.port, "/healthz", process, log, every=LOOK_EVERY)
         figures = {f"start_{name}_s": time.monotonic() - began}
         if idle:
@@ -45,7 +46,7 @@ def _one(stage: Stage, name: str, count: int, number: int, idle: float) -> dict[
 
 def _run(stage: Stage) -> list[Round]:
     rounds: list[Round] = []
-    for number in range(stage.plan.rounds):
+    for number in range(stage.plan.repeats):
         # It is the same each time: once is enough for what takes long.
         idle = stage.plan.idle if number == 0 else 0.0
         few = _one(stage, "few", FEW, number, idle)

@@ -54,8 +54,7 @@ def _held(stage: Stage) -> dict[str, float]:
         stage.notes.append(f"only {count} requests were held: more files may not be opened (ulimit -n)")
     go, record = folder / "go", folder / "record.json"
     backends = {"cold": sleeper(record, str(go), max_waiting=count, max_in_flight=AT_ONCE)}
-    with peers.llmproxy(backends, folder, pinned=False) as proxy:
-        stage.started(proxy)
+    with stage.llmproxy(backends, folder, pinned=False) as proxy:
         assert proxy.pid is not None
         time.sleep(stage.plan.warm_up)
         before = resident_bytes([proxy.pid])
@@ -89,10 +88,10 @@ def _held(stage: Stage) -> dict[str, float]:
 
 def _run(stage: Stage) -> list[Round]:
     rounds: list[Round] = []
-    for number in range(stage.plan.rounds):
+    for number in range(stage.plan.repeats):
         found = {name: _fresh(stage, name, number) for name in stage.wanted}
         rounds.append({name: values for name, values in found.items() if values})
-        stage.tell(f"  round {number + 1} of {stage.plan.rounds}")
+        stage.tell(f"  round {number + 1} of {stage.plan.repeats}")
     if "llmproxy" in rounds[0]:
         rounds[0]["llmproxy"] |= _held(stage)
     return rounds

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
-from bench import peers
 from bench.figures import Figure, Goal, Round
 from bench.peers import ROUTE, Peer, far_backend
 from bench.sleepers import sleeper
@@ -25,9 +24,7 @@ def _start(stage: Stage, stack: ExitStack, name: str, count: int) -> Peer:
     }
     # The last one is asked: whoever searched from the first on would be seen.
     backends[ROUTE] = far_backend(stage.backend)
-    proxy = stack.enter_context(peers.llmproxy(backends, folder))
-    stage.started(proxy)
-    return proxy
+    return stack.enter_context(stage.llmproxy(backends, folder))
 
 
 def _run(stage: Stage) -> list[Round]:

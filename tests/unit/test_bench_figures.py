@@ -24,11 +24,18 @@ def test_added_is_the_difference_to_direct_of_the_same_round() -> None:
     assert added({"nginx": {"a": 1.5}}, ["a"]) == {}
 
 
-def test_ratios_need_the_peer() -> None:
-    """A ratio needs the other peer's figure, and that to be above zero."""
-    figures = {"nginx": {"a": 2.0, "b": 0.0}, "llmproxy": {"a": 6.0, "b": 1.0, "c": 1.0}}
-    assert ratios(figures, "nginx") == {"a": 3.0}
-    assert ratios({"llmproxy": {"a": 1.0}}, "nginx") == {}
+def test_ratios_are_those_of_the_rounds() -> None:
+    """A ratio is the median of the rounds' own: a round in which all were slower changes nothing."""
+    rounds = [{"nginx": {"a": base}, "llmproxy": {"a": 3 * base, "b": 1.0}} for base in (1.0, 2.0, 9.0)]
+    assert ratios(rounds, "nginx") == {"a": 3.0}
+    assert ratios(rounds, "node") == {}
+
+
+@pytest.mark.parametrize(("bases", "found"), [((1.0, -1.0, 2.0), {"a": 1.5}), ((1.0, -1.0, 0.0), {})])
+def test_ratios_need_a_figure_above_zero(bases: tuple[float, ...], found: dict[str, float]) -> None:
+    """Where the peer's figure is mostly not above zero there is no ratio."""
+    rounds = [{"nginx": {"a": base}, "llmproxy": {"a": 2.0}} for base in bases]
+    assert ratios(rounds, "nginx") == found
 
 
 @pytest.mark.parametrize(
@@ -36,15 +43,15 @@ def test_ratios_need_the_peer() -> None:
     [
         (Goal("a", 3.0, "nginx"), 6.0, True),
         (Goal("a", 2.0, "nginx"), 4.0, False),
-        (Goal("a", 2.0, "node"), -2.0, None),
+        (Goal("c", 2.0, "nginx"), -2.0, None),
         (Goal("b", 5.0), 5.0, False),
         (Goal("b", 6.0), 6.0, True),
     ],
 )
 def test_goals(goal: Goal, limit: float, met: bool | None) -> None:
-    """A goal is a number, or so many times a peer's figure; it is open where that figure is only noise."""
-    figures = {"nginx": {"a": 2.0}, "node": {"a": -1.0}, "llmproxy": {"a": 6.0, "b": 6.0}}
-    found = outcome(goal, figures)
+    """A goal is a number, or so many times a peer's figure; it is open where there is no ratio to that."""
+    figures = {"nginx": {"a": 2.0, "c": -1.0}, "llmproxy": {"a": 6.0, "b": 6.0, "c": 1.0}}
+    found = outcome(goal, figures, {"a": 3.0})
     assert found is not None
     assert (found.limit, found.met) == (limit, met)
 
@@ -52,8 +59,8 @@ def test_goals(goal: Goal, limit: float, met: bool | None) -> None:
 def test_goals_without_figures() -> None:
     """A goal whose figures were not measured is not told."""
     figures = {"nginx": {"a": 2.0}, "llmproxy": {"b": 6.0}}
-    assert outcome(Goal("a", 1.0), figures) is None
-    assert outcome(Goal("b", 1.0, "nginx"), figures) is None
+    assert outcome(Goal("a", 1.0), figures, {}) is None
+    assert outcome(Goal("b", 1.0, "nginx"), figures, {}) is None
 
 
 def test_percentile() -> None:
