@@ -380,6 +380,8 @@ class ProxyChannel(Protocol):
         """The head of an answer that a resource writes by :meth:`twisted.web.http.Request.write`."""
         lines = [b"HTTP/1.1 %b %b" % (code, reason)]
         lines.extend(b"%b: %b" % (name, v) for name, values in headers.getAllRawHeaders() for v in values)
+        if not self.persistent:
+            lines.append(b"Connection: close")
         lines.append(b"\r\n")
         write_now(self.transport, b"\r\n".join(lines))
 
