@@ -273,6 +273,11 @@ class UpstreamConnection(TwistedProtocol):
         if self._complete:
             return
         status = self._parser.get_status_code()
+        if status < 100:
+            raise ValueError("no status")
+        if status == 101 and not self._parser.should_upgrade():
+            # llhttp would take what follows for the next answer, and we for a tunnel.
+            raise ValueError("a switch to nothing")
         if 100 <= status < 200 and status != 101:
             # An interim answer; the front has sent its own 100 where one was due.
             self._headers = []
