@@ -286,7 +286,9 @@ class UpstreamConnection(TwistedProtocol):
         fields = Fields(self._headers)
         told = fields.get(b"content-length")
         length = None if told is None else int(told)
-        chunked = fields.get(b"transfer-encoding") is not None
+        chunked = b"transfer-encoding" in fields
+        if chunked and b",".join(fields.all(b"transfer-encoding")).lower() != b"chunked":
+            raise ValueError("a transfer coding that was not asked for")
         bodiless = self._head_request or status in _NO_BODY
         self._head = ResponseHead(
             status,
@@ -296,7 +298,9 @@ class UpstreamConnection(TwistedProtocol):
             delimited=bodiless or chunked or length is not None,
             upgraded=status == 101,
         )
-        self._reusable = self._parser.should_keep_alive() and not self._head_request
+        # Who announces a body where there is none may send it, too.
+        clean = not bodiless or not (length or chunked)
+        self._reusable = clean and self._parser.should_keep_alive() and not self._head_request
         if self._head_request:
             # llhttp cannot be told that no body follows, so this connection ends here.
             self._complete = True
