@@ -26,6 +26,9 @@ __all__ = ["UPSTREAM", "Broken", "ResponseHandler", "ResponseHead", "UpstreamCon
 SMALL_BODY = 64 * 1024
 """Bytes of a request body that are copied behind its head, to leave with it in one go."""
 
+LARGEST_HEAD = 256 * 1024
+"""Bytes of an answer's head, and of all else in it that is no body.  An engine's heads have some hundred."""
+
 _NO_BODY = frozenset((204, 304))
 
 
@@ -104,6 +107,8 @@ class UpstreamConnection(TwistedProtocol):
         self._complete = False
         self._trailing = False
         self._any = False
+        # Bytes that told no body: of heads, of interim answers, of a trailer.
+        self._silent = 0
         self._reusable = False
 
     # -- sending ------------------------------------------------------------------------------------
@@ -197,6 +202,11 @@ class UpstreamConnection(TwistedProtocol):
                 self._pieces.append(rest)
         except httptools.HttpParserError as cause:
             error = str(cause) or type(cause).__name__
+        else:
+            if not self._pieces:
+                self._silent += len(data)
+                if self._silent > LARGEST_HEAD:
+                    error = "its head is too large"
         self._deliver(error)
 
     def _deliver(self, error: str) -> None:
