@@ -107,7 +107,7 @@ class UpstreamConnection(TwistedProtocol):
         self._complete = False
         self._trailing = False
         self._any = False
-        # Bytes that told no body: of heads, of interim answers, of a trailer.
+        # Bytes since the last of the body: of heads, of interim answers, of a trailer.
         self._silent = 0
         self._reusable = False
 
@@ -203,7 +203,9 @@ class UpstreamConnection(TwistedProtocol):
         except httptools.HttpParserError as cause:
             error = str(cause) or type(cause).__name__
         else:
-            if not self._pieces:
+            if self._pieces:
+                self._silent = 0
+            else:
                 self._silent += len(data)
                 if self._silent > LARGEST_HEAD:
                     error = "its head is too large"
