@@ -120,6 +120,54 @@ CASES = [
     ("garbage beyond the end", b"Content-Length: 5\r\n\r\nhello\x00\x01", b"hello", True),
     ("trailers", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-T: 1\r\n\r\n", b"hello", True),
     ("until close", b"Content-Type: text/plain\r\n\r\nhello", b"hello", True),
+    ("no number that fits", b"Content-Length: 18446744073709551617\r\n\r\nhello", b"", False),
+    ("lengths in a list", b"Content-Length: 5, 5\r\n\r\nhello", b"", False),
+    ("empty length", b"Content-Length:\r\n\r\nhello", b"", False),
+    ("another coding", b"Transfer-Encoding: gzip\r\n\r\nhello", b"", False),
+    ("two codings", b"Transfer-Encoding: gzip, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", b"", False),
+    ("chunked twice", b"Transfer-Encoding: chunked\r\n" * 2 + b"\r\n5\r\nhello\r\n0\r\n\r\n", b"", False),
+    ("bare LF", b"X: y\nContent-Length: 5\r\n\r\nhello", b"", False),
+    ("bare CR", b"X: y\rContent-Length: 5\r\n\r\nhello", b"", False),
+    ("folding", b"X: y\r\n z\r\nContent-Length: 5\r\n\r\nhello", b"", False),
+    ("NUL", b"X: \x00\r\nContent-Length: 5\r\n\r\nhello", b"", False),
+    ("endless head", b"X: " + b"y" * 300_000, b"", False),
+    ("endless fields", b"X: y\r\n" * 50_000, b"", False),
+    (
+        "endless trailer",
+        b"Transfer-Encoding: chunked\r\n\r\n1\r\nh\r\n0\r\n" + b"X: y\r\n" * 50_000,
+        b"h",
+        False,
+    ),
+    (
+        "close, and more",
+        b"Connection: close\r\nContent-Length: 5\r\n\r\nhelloHTTP/1.1 200 OK\r\n",
+        b"hello",
+        True,
+    ),
+]
+
+# The whole answer, the status that may be told, complete, and kept for the next request?
+WHOLE = [
+    (b"HTTP/1.1 204 No\r\n\r\n", 204, True, True),
+    (b"HTTP/1.1 204 No\r\nContent-Length: 5\r\n\r\n", 204, True, False),
+    (b"HTTP/1.1 204 No\r\nTransfer-Encoding: chunked\r\n\r\n", 204, True, False),
+    (b"HTTP/1.1 304 No\r\nETag: x\r\n\r\n", 304, True, True),
+    (b"HTTP/1.1 304 No\r\nContent-Length: 5\r\n\r\nhello", 304, True, False),
+    (b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", 200, True, False),
+    (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n", 200, True, True),
+    (b"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\n\r\n", 200, False, False),
+    (b"HTTP/1.1 200 OK\r\nConnection: upgrade\r\nUpgrade: x\r\nContent-Length: 0\r\n\r\n", 200, True, True),
+    (b"HTTP/1.1 100 C\r\nContent-Length: 5\r\n\r\nhelloHTTP/1.1 204 No\r\n\r\n", None, False, False),
+    (b"HTTP/1.1 100 C\r\n\r\n" * 20_000, None, False, False),
+    (b"HTTP/1.1 101 S\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", None, False, False),
+    (b"HTTP/1.1 101 S\r\nUpgrade: x\r\n\r\n", None, False, False),
+    (b"HTTP/1.1 101 S\r\nConnection: Upgrade\r\nContent-Length: 0\r\n\r\n", None, False, False),
+    (b"HTTP/1.1 099 OK\r\nContent-Length: 0\r\n\r\n", None, False, False),
+    (b"HTTP/1.1 000 OK\r\nContent-Length: 0\r\n\r\n", None, False, False),
+    (b"HTTP/1.1 20 OK\r\nContent-Length: 0\r\n\r\n", None, False, False),
+    (b"HTTP/1.1 2000 OK\r\nContent-Length: 0\r\n\r\n", None, False, False),
+    (b"HTTP/3.7 200 OK\r\nContent-Length: 0\r\n\r\n", None, False, False),
+    (b"200 OK\r\nContent-Length: 0\r\n\r\n", None, False, False),
 ]
 
 
@@ -137,6 +185,35 @@ class FramingTests(SynchronousTestCase):
             self.assertEqual((answer.ends, len(answer.broken)), (1, 0) if complete else (0, 1), name)
             self.assertEqual(answer.body, body, name)
             self.assertEqual(bool(idle), name == "trailers", name)
+
+    def test_which_answers_leave_a_connection_that_can_be_used(self) -> None:
+        """Whole ones, behind which nothing can follow; what is none is told as broken, and all at once or in
+        pieces is the same."""
+        for wire, status, complete, kept in WHOLE:
+            for size in (len(wire), 50):
+                protocol, far, idle = connected()
+                answer = ask(protocol)
+                for at in range(0, len(wire), size):
+                    far.send(wire[at : at + size])
+                self.assertEqual(
+                    [head.status for head in answer.heads], [] if status is None else [status], wire
+                )
+                self.assertEqual(answer.ends, int(complete), wire)
+                self.assertEqual(len(answer.broken), int(status is None), wire)
+                self.assertEqual(bool(idle), kept, wire)
+                self.assertEqual(protocol.closed, not kept and bool(answer.ends or answer.broken), wire)
+                self.assertEqual(answer.body, b"")
+
+    def test_sizes_that_come_alone_do_not_add_up(self) -> None:
+        """A backend that writes a chunk's size and its data apart may stream for ever."""
+        protocol, far, _ = connected()
+        answer = ask(protocol)
+        far.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(60_000):
+            far.send(b"001\r\n")
+            far.send(b"x\r\n")
+        far.send(b"0\r\n\r\n")
+        self.assertEqual((answer.ends, len(answer.body)), (1, 60_000))
 
     def test_a_lost_connection_does_not_end_an_answer_without_length(self) -> None:
         """Only a clean close is the end of an answer that has no other."""
