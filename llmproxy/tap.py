@@ -26,6 +26,7 @@ from llmproxy.config.resolve import CommandLine
 from llmproxy.errors import ConfigError
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.knock import is_refused
+from llmproxy.reactors import install_unless_chosen
 from llmproxy.relay.endpoints import endpoint_for
 from llmproxy.runtimes.docker_later import DockerWhenNeeded, read_labels
 from llmproxy.runtimes.interface import Address, IRuntime, RuntimeUnavailable
@@ -109,6 +110,7 @@ def makeService(options: Options) -> IService:
 
     :raises SystemExit: with status 2 and one line on standard error when a setting is not allowed.
     """
+    install_unless_chosen()
     from twisted.internet import reactor
 
     try:

@@ -12,6 +12,6 @@ llmproxy = ServiceMaker(
 
 uvloop = Reactor(
     "uvloop",
-    "llmproxy.uvloop_reactor",
+    "llmproxy.reactors.uvloop",
     "libuv's event loop, for llmproxy; needs the package uvloop.",
 )

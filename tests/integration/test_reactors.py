@@ -1,4 +1,4 @@
-"""``twistd --reactor=uvloop``: children and signals, of which reactors hear in ways of their own."""
+"""Reactors: which one runs; and children and signals, of which uvloop hears in a way of its own."""
 
 from __future__ import annotations
 
@@ -16,27 +16,47 @@ from tests.integration.world import ProcessWorld, until
 
 
 @define(eq=False)
-class UvloopProxy(Proxy):
-    """A proxy on uvloop."""
+class ChosenProxy(Proxy):
+    """A proxy on the reactor that was asked for."""
+
+    reactor: str = "uvloop"
 
     def command(self, *arguments: str) -> list[str]:
         words = super().command(*arguments)
-        words.insert(words.index("-n"), "--reactor=uvloop")
+        words.insert(words.index("-n"), f"--reactor={self.reactor}")
         return words
 
 
 @pytest.fixture
-def proxy(tmp_path: Path) -> Iterator[UvloopProxy]:
-    """One with a folder of its own, ended with what it has started."""
+def proxy(tmp_path: Path) -> Iterator[ChosenProxy]:
+    """One on uvloop with a folder of its own, ended with what it has started."""
     pytest.importorskip("uvloop")
-    proxy = UvloopProxy(tmp_path, ProcessWorld(tmp_path))
+    proxy = ChosenProxy(tmp_path, ProcessWorld(tmp_path))
     try:
         yield proxy
     finally:
         proxy.close()
 
 
-def test_children_and_signals(proxy: UvloopProxy) -> None:
+def test_the_reactor_is_ours_unless_another_is_asked_for(tmp_path: Path) -> None:
+    """Where there is epoll it is the lean one; ``--reactor`` has its way."""
+    for proxy, name in (
+        (Proxy(tmp_path, ProcessWorld(tmp_path)), "llmproxy.reactors.epoll.LeanEPollReactor"),
+        (
+            ChosenProxy(tmp_path, ProcessWorld(tmp_path), reactor="epoll"),
+            "twisted.internet.epollreactor.EPollReactor",
+        ),
+    ):
+        try:
+            proxy.configure({"a": demo()}, stop_backends_on_exit=True)
+            proxy.start()
+            assert f"reactor class: {name}." in proxy.log()
+            assert proxy.chat("a").status == 200
+        finally:
+            proxy.close()
+
+
+def test_children_and_signals(proxy: ChosenProxy) -> None:
     """It starts a backend, hears at once of its end, reloads on HUP, and ends in order on TERM."""
     proxy.configure({"a": demo()}, stop_backends_on_exit=True)
     proxy.start()
@@ -55,7 +75,7 @@ def test_children_and_signals(proxy: UvloopProxy) -> None:
     until(lambda: not proxy.world.is_running("a") and not proxy.world.is_running("b"))
 
 
-def test_a_killed_proxy_adopts(proxy: UvloopProxy) -> None:
+def test_a_killed_proxy_adopts(proxy: ChosenProxy) -> None:
     """The next one finds what runs, starts nothing twice, and hears of the end of what it adopted."""
     proxy.configure({"a": demo()})
     proxy.start()
