@@ -36,7 +36,6 @@ _CONTROLS = frozenset(
 _CONTROL_PREFIXES = ("update_weights", "init_weight", "start_weight", "finish_weight")
 
 
-@lru_cache(maxsize=1024)
 def plain(path: str) -> str:
     """``path`` as a server may come to see it: decoded, without empty and ``.`` segments, ``..`` resolved.
 
@@ -52,11 +51,13 @@ def plain(path: str) -> str:
     return "/".join(segments)
 
 
+@lru_cache(maxsize=1024)
 def is_passive(path: str) -> bool:
     """It only looks (health, metrics ...), and so never wakes a backend."""
     return plain(path) in _PASSIVE
 
 
+@lru_cache(maxsize=1024)
 def is_control(path: str) -> bool:
     """It is one of vLLM's own controls, which are for administrators."""
     head = plain(path).partition("/")[0]

@@ -87,33 +87,26 @@ class Downstream:
     def data(self, pieces: Iterable[bytes]) -> None:
         """Bytes of the body, framed as this client needs it, written at once."""
         if self._bodiless:
-            return
-        out = [self._pending] if self._pending else []
-        self._pending = b""
+            pieces = ()
+        out, self._pending = self._pending, b""
         for piece in pieces:
             self.sent += len(piece)
-            if self._chunked:
-                out.append(b"%x\r\n%b\r\n" % (len(piece), piece))
-            else:
-                out.append(piece)
-        self._write(b"".join(out))
+            out += b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece
+        channel = self._request.channel
+        if channel is not None:
+            write_now(channel.transport, out)
 
     def flush(self) -> None:
         """Let the head go if it still waits for the first bytes."""
         if self._pending:
-            pending, self._pending = self._pending, b""
-            self._write(pending)
-
-    def _write(self, data: bytes) -> None:
-        channel = self._request.channel
-        if channel is not None:
-            write_now(channel.transport, data)
+            self.data(())
 
     def end(self) -> None:
         """The answer is complete; the connection goes on to the next request, or ends."""
         if self._chunked:
             self._pending += b"0\r\n\r\n"
-        self.flush()
+        if self._pending:
+            self.data(())
         if self._request.channel is not None:
             self._request.finish()
 

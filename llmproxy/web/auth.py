@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import Sequence
+from hashlib import sha256
+from hmac import compare_digest
 
 from llmproxy.config.model import Key
 from llmproxy.errors import Refusal, invalid_api_key, not_allowed
@@ -26,7 +26,7 @@ class Authenticator:
     """
 
     def __init__(self, keys: Sequence[Key]) -> None:
-        self._keys = [(hashlib.sha256(key.secret.encode("utf-8")).digest(), key) for key in keys]
+        self._keys = [(sha256(key.secret.encode("utf-8")).digest(), key) for key in keys]
 
     def authenticate(self, fields: Fields, now: float) -> Key:
         """The key of a request: ``Authorization: Bearer`` (RFC 6750) or ``x-api-key``.
@@ -39,10 +39,10 @@ class Authenticator:
         """
         if not self._keys:
             return ANYBODY
-        digest = hashlib.sha256(_presented(fields)).digest()
+        digest = sha256(_presented(fields)).digest()
         found: Key | None = None
         for expected, key in self._keys:
-            if hmac.compare_digest(expected, digest):
+            if compare_digest(expected, digest):
                 found = key
         if found is None or (found.expires is not None and found.expires <= now):
             raise invalid_api_key()

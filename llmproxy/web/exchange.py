@@ -142,16 +142,17 @@ class Exchange:
         self._timers["heartbeat"] = self._clock.callLater(self.backend.spec.heartbeat_every, self._heartbeat)
 
     def _hold_over(self) -> None:
+        if not self._held:
+            return
         for timer in self._timers.values():
             if timer.active():
                 timer.cancel()
         self._timers.clear()
-        if self._held:
-            self._held = False
-            self._request.site.held -= 1
-            self._hold_seconds = self._clock.seconds() - self._request.arrived
-            if self._request.entry is not None:
-                self._request.entry.held = self._hold_seconds
+        self._held = False
+        self._request.site.held -= 1
+        self._hold_seconds = self._clock.seconds() - self._request.arrived
+        if self._request.entry is not None:
+            self._request.entry.held = self._hold_seconds
 
     # -- Waiter: what the backend says --------------------------------------------------------------
 
@@ -309,7 +310,8 @@ class Exchange:
     def response_end(self) -> None:
         """See :class:`~llmproxy.relay.upstream.ResponseHandler`."""
         # The connection may serve another request now, which must not find it paused.
-        self._pace(pause=False)
+        if self._paused:
+            self._pace(pause=False)
         self._up = None
         if self._done:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from collections.abc import Callable
 from functools import cached_property
@@ -41,9 +42,13 @@ _NONE = Fields([])
 _SERVER = b"llmproxy/" + __version__.encode("ascii")
 
 
+_PROCESS = os.urandom(8).hex().encode("ascii")
+_COUNT = itertools.count(1)
+
+
 def new_request_id() -> bytes:
-    """An id that no other request has."""
-    return os.urandom(16).hex().encode("ascii")
+    """An id that no other request has, of this process or another."""
+    return b"%b%08x" % (_PROCESS, next(_COUNT))
 
 
 class ProxyRequest(Request):
@@ -185,7 +190,8 @@ class ProxyRequest(Request):
             if self.method == b"CONNECT":
                 raise invalid_request("CONNECT is not served here.")
             self.prepath = []
-            self.postpath = [unquote_to_bytes(segment) for segment in self.path[1:].split(b"/")]
+            segments = self.path[1:].split(b"/")
+            self.postpath = list(map(unquote_to_bytes, segments)) if b"%" in self.path else segments
             self.render(getChildForRequest(self.site.resource, self))
         except Refusal as refusal:
             self.refuse(refusal)
@@ -298,8 +304,9 @@ class ProxyRequest(Request):
         self.body.close()
         channel, self.channel = self.channel, None
         channel.requestDone(self)
-        for waiting in self._noticed():
-            waiting.callback(None)
+        if self.notifications:
+            for waiting in self._noticed():
+                waiting.callback(None)
 
     def connectionLost(self, reason: Failure) -> None:
         """The client has left, or the connection was ended before the answer was complete."""
