@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from contextlib import suppress
 from typing import Any
 
 import h11
@@ -66,7 +66,7 @@ class Reader:
     def __init__(self, data: bytes) -> None:
         self.found: list[tuple[bytes, bytes, list[tuple[bytes, bytes]], bytes]] = []
         self.parser = httptools.HttpRequestParser(self)
-        with suppress(httptools.HttpParserUpgrade):
+        with contextlib.suppress(httptools.HttpParserUpgrade):
             self.parser.feed_data(data)
 
     def on_message_begin(self) -> None:
