@@ -1,0 +1,276 @@
+"""Header rules: what is passed on, in which order and case, what is dropped, and what is added."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmproxy.http.headers import (
+    Fields,
+    authority,
+    is_event_stream,
+    request_head,
+    response_head,
+    upgrade,
+    valid_request_id,
+)
+
+HOP_BY_HOP = [
+    b"Connection",
+    b"Keep-Alive",
+    b"Proxy-Authenticate",
+    b"Proxy-Authorization",
+    b"Proxy-Connection",
+]
+HOP_BY_HOP += [b"TE", b"Trailer", b"Transfer-Encoding", b"Upgrade"]
+CREDENTIALS = [b"Authorization", b"X-API-Key"]
+REWRITTEN = [b"Content-Length", b"Expect", b"X-Forwarded-For", b"X-Forwarded-Host", b"X-Forwarded-Proto"]
+REWRITTEN += [b"X-Request-ID"]
+OURS = [b"X-Request-ID", b"X-LLMProxy-Backend", b"X-LLMProxy-Cold-Start"]
+PLAIN = [b"Accept", b"Content-Type", b"Cookie", b"Set-Cookie", b"X-Odd", b"Via", b"Forwarded", b"X_Odd"]
+
+TOKEN = st.from_regex(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,12}", fullmatch=True)
+
+
+@st.composite
+def _in_any_case(draw: st.DrawFn, names: list[bytes]) -> bytes:
+    name = draw(st.sampled_from(names))
+    return draw(st.sampled_from([name, name.lower(), name.upper(), name.swapcase()]))
+
+
+# What a parser lets in: no control characters but the tab, nothing blank at either end.
+VALUE = st.one_of(
+    st.from_regex(
+        rb"[\x21-\x7e\x80-\xff]([\t\x20-\x7e\x80-\xff]{0,20}[\x21-\x7e\x80-\xff])?", fullmatch=True
+    ),
+    st.just(b""),
+    st.sampled_from(
+        [b"close", b"keep-alive, X-Odd", b"upgrade", b"websocket", b"chunked", b"Cookie,,accept"]
+    ),
+)
+NAME = st.one_of(_in_any_case(HOP_BY_HOP + CREDENTIALS + REWRITTEN + OURS + PLAIN + [b"Host"]), TOKEN)
+RAW = st.lists(st.tuples(NAME, VALUE), max_size=12)
+
+
+def lines(head: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """A head's first line and its fields."""
+    assert head.endswith(b"\r\n\r\n")
+    assert head.count(b"\r\n\r\n") == 1
+    assert head.count(b"\n") == head.count(b"\r") == head.count(b"\r\n")
+    first, *rest = head[:-4].split(b"\r\n")
+    return first, [(name, value) for name, _, value in (line.partition(b": ") for line in rest)]
+
+
+def options(raw: list[tuple[bytes, bytes]]) -> set[bytes]:
+    """What ``Connection`` names, worked out plainly."""
+    joined = b",".join(value for name, value in raw if name.lower() == b"connection")
+    return {option.strip().lower() for option in joined.split(b",")}
+
+
+def lower(names: list[bytes]) -> set[bytes]:
+    return {name.lower() for name in names}
+
+
+@given(RAW)
+def test_fields_are_the_first_of_each_name(raw: list[tuple[bytes, bytes]]) -> None:
+    """Without regard to case; all of a name are there in their order, and nothing that was not."""
+    fields = Fields(raw)
+    assert fields.raw == raw
+    for wanted in {name.lower() for name, _ in raw}:
+        values = [value for name, value in raw if name.lower() == wanted]
+        assert fields.get(wanted) == values[0]
+        assert fields.all(wanted) == values
+    assert len(fields) == len({name.lower() for name, _ in raw})
+    assert fields.get(b"x-absent") is None
+    assert fields.get(b"x-absent", b"y") == b"y"
+    assert fields.all(b"x-absent") == []
+    assert fields.connection_options() - {b""} == options(raw) - {b""}
+
+
+@given(RAW, st.booleans(), st.booleans(), st.booleans(), st.none() | st.integers(0, 2**40), st.booleans())
+def test_what_a_backend_gets(
+    raw: list[tuple[bytes, bytes]],
+    passthrough: bool,
+    own_host: bool,
+    own_key: bool,
+    length: int | None,
+    ws: bool,
+) -> None:
+    """All end-to-end fields as they were, in their order; none that belong to a connection; framing, origin
+    and key are ours."""
+    first, sent = lines(
+        request_head(
+            b"POST",
+            b"/x?y",
+            Fields(raw),
+            client=b"192.0.2.1",
+            scheme=b"https",
+            request_id=b"id",
+            length=length,
+            host=b"backend:1" if own_host else None,
+            authorization=b"Bearer own" if own_key else None,
+            passthrough=passthrough,
+            upgrade=b"websocket" if ws else None,
+        )
+    )
+    assert first == b"POST /x?y HTTP/1.1"
+
+    def values(wanted: bytes) -> list[bytes]:
+        return [value for name, value in sent if name.lower() == wanted]
+
+    def came(wanted: bytes) -> list[bytes]:
+        return [value for name, value in raw if name.lower() == wanted]
+
+    never = lower(HOP_BY_HOP + REWRITTEN) | (options(raw) - {b"content-length", b"host"})
+    special = {b"host", *lower(CREDENTIALS)}
+    passed = [field for field in raw if field[0].lower() not in never | special]
+    assert [field for field in sent if field in passed and field[0].lower() not in never | special] == passed
+    assert len(sent) - len(passed) <= 2 + 4 + 1 + 2 + sum(name.lower() in special for name, _ in raw)
+    # Whose request it is.
+    assert values(b"x-forwarded-for") == [b", ".join([*came(b"x-forwarded-for"), b"192.0.2.1"])]
+    assert values(b"x-forwarded-proto") == [b"https"]
+    assert values(b"x-forwarded-host") == [host for host in came(b"host")[:1] if host]
+    assert values(b"x-request-id") == [b"id"]
+    assert values(b"host") == ([b"backend:1"] if own_host else came(b"host"))
+    # Its key.
+    if passthrough:
+        for name in lower(CREDENTIALS):
+            assert values(name) == ([] if name in options(raw) else came(name))
+    else:
+        assert values(b"authorization") == [b"Bearer own"] * own_key
+        assert values(b"x-api-key") == []
+    # Its framing and its connection.
+    assert values(b"content-length") == ([] if length is None else [b"%d" % length])
+    assert values(b"upgrade") == [b"websocket"] * ws
+    assert values(b"connection") == [b"Upgrade"] * ws
+    for name in lower(HOP_BY_HOP) - {b"upgrade", b"connection"} | {b"expect"}:
+        assert values(name) == []
+
+
+@given(
+    RAW,
+    st.sampled_from([101, 200, 204, 304, 418, 503]),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
+def test_what_a_client_gets(
+    raw: list[tuple[bytes, bytes]], status: int, chunked: bool, close: bool, switched: bool
+) -> None:
+    """The backend's end-to-end fields as they were, in their order; ours, once; framing for this client."""
+    head = response_head(
+        status,
+        b"Some Reason",
+        Fields(raw),
+        b"X-LLMProxy-Backend: b\r\nX-LLMProxy-Cold-Start: 0.000\r\nX-Request-ID: id\r\n",
+        chunked=chunked,
+        close=close,
+        upgrade=b"websocket" if switched else None,
+    )
+    first, sent = lines(head)
+    assert first == b"HTTP/1.1 %d Some Reason" % status
+    never = lower(HOP_BY_HOP + OURS) | (options(raw) - {b"content-length", b"host"})
+    if status in (101, 204):
+        never.add(b"content-length")
+    passed = [field for field in raw if field[0].lower() not in never]
+    assert sent[: len(passed)] == passed
+    assert sent[len(passed) :] == [
+        (b"X-LLMProxy-Backend", b"b"),
+        (b"X-LLMProxy-Cold-Start", b"0.000"),
+        (b"X-Request-ID", b"id"),
+        *[(b"Transfer-Encoding", b"chunked")] * chunked,
+        *([(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")] if switched else ()),
+        *[(b"Connection", b"close")] * (close and not switched),
+    ]
+
+
+def test_a_key_leaves_by_no_spelling() -> None:
+    """In whatever case and however often it was given, and though ``Connection`` names it or ours."""
+    raw = [
+        (b"authorization", b"Bearer secret"),
+        (b"AUTHORIZATION", b"Basic secret"),
+        (b"x-Api-Key", b"secret"),
+    ]
+    raw += [(b"Proxy-Authorization", b"secret"), (b"Connection", b"authorization, x-api-key, host")]
+    head = request_head(
+        b"GET",
+        b"/",
+        Fields(raw),
+        client=b"c",
+        scheme=b"http",
+        request_id=b"i",
+        length=None,
+        authorization=b"own",
+    )
+    assert b"secret" not in head
+    assert head.count(b"Authorization: own\r\n") == 1
+
+
+def test_upgrades() -> None:
+    """Asked for by both fields; another HTTP and TLS are never asked for, however spelled."""
+
+    def asked(value: bytes, connection: bytes = b"Upgrade") -> bytes | None:
+        return upgrade(Fields([(b"CONNECTION", connection), (b"upgrade", value)]))
+
+    for value in (b"websocket", b"WebSocket", b"my-own/2, websocket"):
+        assert asked(value) == value
+        assert asked(value, b"keep-alive ,\tUPGRADE") == value
+        assert asked(value, b"keep-alive") is None
+    for value in (
+        b"h2c",
+        b"H2C",
+        b"h2",
+        b"HTTP/2.0",
+        b"http/3",
+        b"TLS/1.0",
+        b"websocket, h2c",
+        b"websocket,\tH2C",
+    ):
+        assert asked(value) is None
+    assert upgrade(Fields([(b"Upgrade", b"websocket")])) is None
+    assert upgrade(Fields([(b"Connection", b"Upgrade")])) is None
+
+
+def test_no_second_line_hides_another_protocol() -> None:
+    """What is asked for is all that the client has named: the backend is sent that and no more."""
+    fields = Fields([(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"), (b"Upgrade", b"h2c")])
+    head = request_head(
+        b"GET",
+        b"/",
+        fields,
+        client=b"c",
+        scheme=b"http",
+        request_id=b"i",
+        length=None,
+        upgrade=upgrade(fields),
+    )
+    assert b"h2c" not in head
+
+
+@given(st.binary(max_size=140))
+def test_request_ids(value: bytes) -> None:
+    """Printable ASCII without spaces, at most 128 bytes."""
+    fits = 0 < len(value) <= 128 and all(0x21 <= byte <= 0x7E for byte in value)
+    assert valid_request_id(value) is fits
+
+
+def test_no_line_end_is_part_of_a_request_id() -> None:
+    """Not at the end either, where a regular expression's ``$`` would let one through; and none is none."""
+    assert not any(valid_request_id(value) for value in (b"a\n", b"a\r\nX: y", b"", b"a b", b"x" * 129, None))
+    assert valid_request_id(b"x" * 128)
+
+
+def test_authorities() -> None:
+    """Brackets around IPv6; the port unless it is the scheme's own."""
+    assert authority("example.test", 80, 80) == b"example.test"
+    assert authority("example.test", 443, 80) == b"example.test:443"
+    assert authority("::1", 8000, 80) == b"[::1]:8000"
+    assert authority("::1", 443, 443) == b"[::1]"
+
+
+def test_event_streams() -> None:
+    """By their type, in any case, with or without parameters."""
+    for value in (b"text/event-stream", b"Text/Event-Stream; charset=utf-8"):
+        assert is_event_stream(Fields([(b"content-TYPE", value)]))
+    for raw in ([], [(b"Content-Type", b"application/json")], [(b"X-Content-Type", b"text/event-stream")]):
+        assert not is_event_stream(Fields(raw))
