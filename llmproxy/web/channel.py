@@ -26,21 +26,15 @@ from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from llmproxy.errors import Refusal, body_too_large, invalid_request
-from llmproxy.http.openai import error_body, error_headers
 from llmproxy.relay.immediate import unsent, write_now
 from llmproxy.web.accesslog import Entry
-from llmproxy.web.request import ProxyRequest, new_request_id
+from llmproxy.web.request import ProxyRequest
+from llmproxy.web.unread import LARGEST_HEAD, MOST_FIELDS, closing_answer, head_size, head_too_large
 
 if TYPE_CHECKING:
     from llmproxy.web.site import ProxySite
 
 __all__ = ["ProxyChannel"]
-
-LARGEST_HEAD = 32 * 1024
-"""Bytes of a request's head, its request line included."""
-
-MOST_FIELDS = 200
-"""Header fields of one request."""
 
 EAGER = 16 * 1024
 """Bytes that are read while a request is being answered.  To go on reading is how a client that hangs up is
@@ -49,8 +43,6 @@ noticed; what comes is kept for later."""
 LINGER = 2.0
 """Seconds for which a refused connection is still read, so that the client sees the answer rather than a
 reset of its upload (RFC 9112 section 9.6)."""
-
-_REASONS = {400: b"Bad Request", 413: b"Content Too Large", 431: b"Request Header Fields Too Large"}
 
 
 @implementer(IPushProducer)
@@ -195,7 +187,7 @@ class ProxyChannel(Protocol):
         else:
             # What is not body is held in the parser: no head, trailer or chunk's extension grows for ever.
             if self._fed > LARGEST_HEAD:
-                self._refusal = _head_too_large()
+                self._refusal = head_too_large()
         if rest is not None:
             self._upgrade_asked(rest)
 
@@ -248,9 +240,10 @@ class ProxyChannel(Protocol):
         parser, limits = self._parser, self.site.limits
         if len(self._headers) > MOST_FIELDS or (
             # Several requests may have come in one piece.
-            max(self._fed, self._piece) > LARGEST_HEAD and _size(self._target, self._headers) > LARGEST_HEAD
+            max(self._fed, self._piece) > LARGEST_HEAD
+            and head_size(self._target, self._headers) > LARGEST_HEAD
         ):
-            raise _head_too_large()
+            raise head_too_large()
         request = ProxyRequest(self)
         request.begin(parser.get_method(), self._target, parser.get_http_version(), self._headers)
         if request.length is not None and request.length > limits.max_body:
@@ -318,19 +311,9 @@ class ProxyChannel(Protocol):
         """Answer with an error outside of any resource, once, and end the connection."""
         if self._lingering is not None:
             return
-        body = error_body(refusal)
-        fields = [
-            *error_headers(refusal),
-            (b"Content-Length", b"%d" % len(body)),
-            (b"X-Request-ID", new_request_id()),
-            (b"X-LLMProxy-Backend", b"-"),
-            (b"X-LLMProxy-Cold-Start", b"0.000"),
-            (b"Connection", b"close"),
-        ]
-        reason = _REASONS.get(refusal.status, b"Error")
-        lines = [b"HTTP/1.1 %d %s" % (refusal.status, reason), *(n + b": " + v for n, v in fields), b"\r\n"]
+        head, body = closing_answer(refusal)
         transport = self.transport
-        transport.write(b"\r\n".join(lines) + body)
+        transport.write(head + body)
         unread = Entry("-", self.client, "-", "-", status=refusal.status, outcome="refused", sent=len(body))
         self.site.access_log.write(unread)
         # Nothing that still comes means anything.
@@ -453,19 +436,6 @@ class ProxyChannel(Protocol):
                 self.transport.resumeProducing()
             else:
                 self.transport.pauseProducing()
-
-
-def _size(target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> int:
-    return len(target) + sum(len(name) + len(value) + 4 for name, value in headers)
-
-
-def _head_too_large() -> Refusal:
-    return Refusal(
-        431,
-        "invalid_request",
-        f"The head of the request has more than {LARGEST_HEAD // 1024} KiB or {MOST_FIELDS} fields.",
-        kind="invalid_request_error",
-    )
 
 
 class _Deaf(Exception):

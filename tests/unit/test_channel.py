@@ -20,9 +20,10 @@ from twisted.web.server import NOT_DONE_YET
 from llmproxy.config.model import Limits
 from llmproxy.web.auth import Authenticator
 from llmproxy.web.body import IN_MEMORY
-from llmproxy.web.channel import EAGER, LARGEST_HEAD, LINGER, MOST_FIELDS
+from llmproxy.web.channel import EAGER, LINGER
 from llmproxy.web.request import ProxyRequest
 from llmproxy.web.site import IDLE, LOOK, ProxySite
+from llmproxy.web.unread import LARGEST_HEAD, MOST_FIELDS
 from tests.unit.test_front import ClientTransport, Log
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"

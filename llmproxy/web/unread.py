@@ -1,0 +1,50 @@
+"""Bytes of a client's that make no request: how much they may be, and what is answered to them.  Pure but for
+the request id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from llmproxy.errors import Refusal
+from llmproxy.http.openai import error_body, error_headers
+from llmproxy.web.request import new_request_id
+
+__all__ = ["LARGEST_HEAD", "MOST_FIELDS", "closing_answer", "head_size", "head_too_large"]
+
+LARGEST_HEAD = 32 * 1024
+"""Bytes of a request's head, its request line included; of its trailer; and of one chunk's extension."""
+
+MOST_FIELDS = 200
+"""Header fields of one request."""
+
+_REASONS = {400: b"Bad Request", 413: b"Content Too Large", 431: b"Request Header Fields Too Large"}
+
+
+def head_size(target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """Bytes of a head."""
+    return len(target) + sum(len(name) + len(value) + 4 for name, value in headers)
+
+
+def head_too_large() -> Refusal:
+    """431."""
+    return Refusal(
+        431,
+        "invalid_request",
+        f"The head of the request has more than {LARGEST_HEAD // 1024} KiB or {MOST_FIELDS} fields.",
+        kind="invalid_request_error",
+    )
+
+
+def closing_answer(refusal: Refusal) -> tuple[bytes, bytes]:
+    """Head and body of an answer outside of any resource, after which the connection ends."""
+    body = error_body(refusal)
+    fields = [
+        *error_headers(refusal),
+        (b"Content-Length", b"%d" % len(body)),
+        (b"X-Request-ID", new_request_id()),
+        (b"X-LLMProxy-Backend", b"-"),
+        (b"X-LLMProxy-Cold-Start", b"0.000"),
+        (b"Connection", b"close"),
+    ]
+    first = b"HTTP/1.1 %d %b" % (refusal.status, _REASONS.get(refusal.status, b"Error"))
+    return b"\r\n".join([first, *(b"%b: %b" % field for field in fields), b"\r\n"]), body
