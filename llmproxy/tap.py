@@ -25,7 +25,7 @@ from llmproxy.config.model import Config
 from llmproxy.config.resolve import CommandLine
 from llmproxy.errors import ConfigError
 from llmproxy.fleet.fleet import Fleet
-from llmproxy.fleet.knock import is_refused
+from llmproxy.fleet.knock import knock_at
 from llmproxy.reactors import install_unless_chosen
 from llmproxy.relay.endpoints import endpoint_for
 from llmproxy.runtimes.docker_later import DockerWhenNeeded, read_labels
@@ -139,7 +139,7 @@ class _Assembly:
         self._labelled = self._containers()
         config = self._load()
         runtimes = self._runtimes(config)
-        self._fleet = Fleet(self._reactor, self._connect, runtimes, config, is_refused)
+        self._fleet = Fleet(self._reactor, self._connect, runtimes, config, knock_at)
         metrics = Metrics(self._fleet, __version__)
         access_log = AccessLog(self._reactor, metrics.observe)
         root = RootResource(self._fleet)

@@ -430,7 +430,7 @@ class Backend:
             self._instance.addresses,
             self.spec.health,
             healthy,
-            is_refused=self.surroundings.is_refused,
+            knock_at=self.surroundings.knock_at,
             patient=self._found and not self.admission.waiting,
         )
 

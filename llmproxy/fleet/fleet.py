@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 
 from llmproxy.config.model import BackendSpec, Config
 from llmproxy.fleet.backend import Backend
+from llmproxy.fleet.knock import Knock
 from llmproxy.fleet.names import index_names
 from llmproxy.fleet.probe import Connect
 from llmproxy.fleet.surroundings import Surroundings, Transition
@@ -69,7 +70,7 @@ class Fleet:
 
     :param runtimes: by the name that ``runtime`` has in the configuration.
     :param connect: makes the endpoint for an address.
-    :param is_refused: says at once that nobody listens at an address, where that can be said.
+    :param knock_at: what says at once that nobody listens at an address, where that can be said.
     """
 
     _log = Logger()
@@ -80,7 +81,7 @@ class Fleet:
         connect: Connect,
         runtimes: Mapping[str, IRuntime],
         config: Config,
-        is_refused: Callable[[Address], bool] = lambda _: False,
+        knock_at: Callable[[Address], Knock | None] = lambda _: None,
     ) -> None:
         self.config = config
         self.backends: dict[str, Backend] = {}
@@ -99,7 +100,7 @@ class Fleet:
             config.drain,
             config.backend_key,
             _secrets(config),
-            is_refused,
+            knock_at,
             self._renamed,
         )
         for spec in config.backends.values():

@@ -4,36 +4,51 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 from ipaddress import ip_address
 
 from llmproxy.runtimes.interface import Address
 
-__all__ = ["is_refused"]
-
+__all__ = ["Knock", "knock_at"]
 
 LIMIT = 0.002
-"""Seconds that a knock may hold up everything else.  Only a listener whose queue is full takes that long, and
-the reactor is left to ask it from then on."""
+"""Seconds that one try may hold up everything else; the kernel rounds it up by some milliseconds.  Only a
+listener whose queue is full takes that long, and it is left to the reactor from then on."""
 
 
-def is_refused(address: Address) -> bool:
-    """Try the port without the reactor.
+class Knock:
+    """Tries one port of the loopback interface again and again, without the reactor.
 
-    On the loopback interface a connection is refused within microseconds, so that waiting for that costs a
-    fraction of what the reactor needs to make an endpoint's attempt and to be told of its end.
+    There a connection is refused within microseconds.  To wait for that costs a fraction of what the reactor
+    needs to make an endpoint's attempt and to be told of its end; and on Linux a socket that was refused can
+    be connected again, so that a try is one system call.
 
-    :return: True when nobody listens there; False when somebody does, or when it takes more to know.
+    :raises OSError: there are no more descriptors.
     """
+
+    def __init__(self, address: Address) -> None:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        self._where = (address.host, address.port)
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        # socket(7): for a connect, too.  A timeout of Python's own would be two more calls each time.
+        limit = struct.pack("ll", 0, int(LIMIT * 1e6))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+    def is_refused(self) -> bool:
+        """Try: True when nobody listens there; False when somebody does, or when it takes more to know."""
+        try:
+            return self._socket.connect_ex(self._where) == errno.ECONNREFUSED
+        except OSError:
+            return False  # whatever it is, who really connects finds out
+
+    def close(self) -> None:
+        """Try no more."""
+        self._socket.close()
+
+
+def knock_at(address: Address) -> Knock | None:
+    """What to try this address with; None for one that is not on the loopback interface."""
     try:
-        ip = ip_address(address.host)
-    except ValueError:
-        return False
-    if not ip.is_loopback:
-        return False
-    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as knocking:
-            knocking.settimeout(LIMIT)
-            return knocking.connect_ex((address.host, address.port)) == errno.ECONNREFUSED
-    except OSError:
-        return False  # no more descriptors, for one: who really connects tells
+        return Knock(address) if ip_address(address.host).is_loopback else None
+    except (ValueError, OSError):
+        return None  # a name, or no more descriptors

@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.python.failure import Failure
 
+from llmproxy.fleet.knock import Knock
 from llmproxy.http.headers import authority
 from llmproxy.relay.upstream import UPSTREAM, Broken, ResponseHead, UpstreamConnection
 from llmproxy.runtimes.interface import Address
@@ -108,7 +109,7 @@ class Prober:
 
     :param addresses: asked side by side; when several answer, the first of them counts.
     :param healthy: called once, with the address.
-    :param is_refused: says at once that nobody listens at an address, where that can be said.
+    :param knock_at: what says at once that nobody listens at an address, where that can be said.
     :param patient: nobody waits for it yet, so ask less and less often until :meth:`hurry`.
     """
 
@@ -120,14 +121,15 @@ class Prober:
         path: str,
         healthy: Callable[[Address], None],
         *,
-        is_refused: Callable[[Address], bool] = lambda _: False,
+        knock_at: Callable[[Address], Knock | None] = lambda _: None,
         patient: bool = False,
     ) -> None:
         self._clock = clock
         self._path = path
         self._healthy = healthy
         self._stopped = False
-        self._is_refused = is_refused
+        self._knock_at = knock_at
+        self._knocks: dict[Address, Knock] = {}
         self._silent = set(addresses)
         self._pauses = dict.fromkeys(addresses, PATIENCE_FIRST) if patient else {}
         # One endpoint for all probes: for TLS it has a context with all trusted certificates.
@@ -162,6 +164,18 @@ class Prober:
         # Cancelled by stop(); nothing else can fail.
         question.addErrback(lambda _: None)
 
+    def _is_refused(self, address: Address) -> bool:
+        knock = self._knocks.pop(address, None) or self._knock_at(address)
+        if knock is None:
+            return False
+        refused = knock.is_refused()
+        if refused and not self._pauses:
+            # Many may be asked patiently, and none of them is worth a descriptor meanwhile.
+            self._knocks[address] = knock
+        else:
+            knock.close()
+        return refused
+
     def _heard(self, verdict: Verdict, address: Address, question: Deferred[Verdict]) -> None:
         if self._asking.get(address) is question:
             del self._asking[address]
@@ -183,6 +197,8 @@ class Prober:
     def stop(self) -> None:
         """Ask no more."""
         self._stopped = True
+        while self._knocks:
+            self._knocks.popitem()[1].close()
         asking, self._asking = self._asking, {}
         waiting, self._waiting = self._waiting, {}
         for question in asking.values():

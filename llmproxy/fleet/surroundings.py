@@ -7,6 +7,7 @@ from collections.abc import Callable
 from attrs import field, frozen
 from twisted.internet.interfaces import IReactorTime
 
+from llmproxy.fleet.knock import Knock
 from llmproxy.fleet.lifecycle import State
 from llmproxy.fleet.probe import Connect
 from llmproxy.runtimes.interface import Address
@@ -43,7 +44,7 @@ class Surroundings:
     :ivar drain: seconds that requests in flight get when the backend has to go.
     :ivar backend_key: sent to backends whose own key is not known.
     :ivar secrets: never to be shown, wherever they turn up.
-    :ivar is_refused: says at once that nobody listens at an address, where that can be said.
+    :ivar knock_at: what says at once that nobody listens at an address, where that can be said.
     :ivar renamed: told when the names that a backend serves may be others.
     """
 
@@ -53,5 +54,5 @@ class Surroundings:
     drain: float
     backend_key: str | None = field(default=None, repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
-    is_refused: Callable[[Address], bool] = lambda _: False
+    knock_at: Callable[[Address], Knock | None] = lambda _: None
     renamed: Callable[[], None] = lambda: None

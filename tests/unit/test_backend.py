@@ -14,6 +14,7 @@ from llmproxy.config.model import BackendSpec
 from llmproxy.errors import Refusal
 from llmproxy.fleet.backend import Backend
 from llmproxy.fleet.gate import Lease
+from llmproxy.fleet.knock import Knock
 from llmproxy.fleet.probe import INTERVAL, PATIENCE_FIRST, PATIENCE_MOST, Prober
 from llmproxy.fleet.surroundings import Surroundings, Transition
 from llmproxy.runtimes.interface import Address, Exit, Facts
@@ -549,15 +550,24 @@ def test_a_port_where_nobody_listens_is_only_knocked_at() -> None:
     """A connection is made when somebody listens there, and from then on every time."""
     clock, servers = Clock(), Servers(mode="sick")
     knocks: list[Address] = []
+    made: list[Knocking] = []
     listening = False
 
-    def is_refused(address: Address) -> bool:
-        knocks.append(address)
-        return not listening
+    class Knocking(Knock):
+        def __init__(self, address: Address) -> None:
+            self.address, self.closed = address, False
+            made.append(self)
+
+        def is_refused(self) -> bool:
+            knocks.append(self.address)
+            return not listening
+
+        def close(self) -> None:
+            self.closed = True
 
     found: list[Address] = []
     here = Address("127.0.0.1", 1, "process")
-    prober = Prober(clock, servers.connect, [here], "/health", found.append, is_refused=is_refused)
+    prober = Prober(clock, servers.connect, [here], "/health", found.append, knock_at=Knocking)
     clock.pump([INTERVAL] * 9)
     assert (len(knocks), servers.probes) == (10, 0)
     listening = True
@@ -567,4 +577,5 @@ def test_a_port_where_nobody_listens_is_only_knocked_at() -> None:
     clock.pump([INTERVAL] * 2)
     assert found == [here]
     prober.stop()
+    assert [knock.closed for knock in made] == [True]
     assert clock.getDelayedCalls() == []
