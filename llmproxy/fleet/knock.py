@@ -13,11 +13,14 @@ __all__ = ["Knock", "knock_at"]
 
 LIMIT = 0.002
 """Seconds that one try may hold up everything else; the kernel rounds it up by some milliseconds.  Only a
-listener whose queue is full takes that long, and it is left to the reactor from then on."""
+listener whose queue is full takes that long, or a container that has gone; the reactor asks from then on."""
+
+_NEAR = ("bridge", "network")
+"""How a container on this machine is reached, beside by the loopback interface."""
 
 
 class Knock:
-    """Tries one port of the loopback interface again and again, without the reactor.
+    """Tries one port of this machine again and again, without the reactor.
 
     There a connection is refused within microseconds.  To wait for that costs a fraction of what the reactor
     needs to make an endpoint's attempt and to be told of its end; and on Linux a socket that was refused can
@@ -47,8 +50,9 @@ class Knock:
 
 
 def knock_at(address: Address) -> Knock | None:
-    """What to try this address with; None for one that is not on the loopback interface."""
+    """What to try this address with; None for one that may be on another machine."""
     try:
-        return Knock(address) if ip_address(address.host).is_loopback else None
+        near = ip_address(address.host).is_loopback or address.via in _NEAR
+        return Knock(address) if near else None
     except (ValueError, OSError):
         return None  # a name, or no more descriptors

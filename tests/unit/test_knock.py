@@ -32,3 +32,4 @@ def test_what_would_take_longer_is_left_to_the_reactor() -> None:
     """Names and addresses of other machines are not tried."""
     assert knock_at(Address("localhost", 1, "url")) is None
     assert knock_at(Address("192.0.2.1", 1, "url")) is None
+    assert knock_at(Address("192.0.2.1", 1, "published")) is None
