@@ -26,6 +26,7 @@ from llmproxy.config.resolve import CommandLine
 from llmproxy.errors import ConfigError
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.knock import knock_at
+from llmproxy.garbage import tune_collector
 from llmproxy.reactors import install_unless_chosen
 from llmproxy.relay.endpoints import endpoint_for
 from llmproxy.runtimes.docker_later import DockerWhenNeeded, read_labels
@@ -147,6 +148,7 @@ class _Assembly:
         site = ProxySite(root, self._reactor, Authenticator(config.keys), config.limits, access_log)
         self._service = ProxyService(self._reactor, self._fleet, site, self._load_again, self._cannot_listen)
         self._reactor.callWhenRunning(self._listen_to_signals)
+        self._reactor.callWhenRunning(tune_collector)
         if self._docker is not None:
             self._docker.on_catalogue_change(self._catalogue_changed)
         return self._service

@@ -253,6 +253,8 @@ class UpstreamConnection(TwistedProtocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.closed = True
+        # It refers to this object, and would leave both to the collector of cycles.
+        self._parser = None
         handler, self._handler = self._handler, None
         if self.on_closed is not None:
             self.on_closed(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from typing import Any
 
@@ -507,6 +508,27 @@ class FrontTests(SynchronousTestCase):
         self.patch(exchange, "request_head", broken)
         self.assertEqual(self.client().get(b"/coder/x").error()[0], 500)
         self.assertEqual((self.fleet.in_flight(), self.log.failures), (0, ["a fault"]))
+
+    def test_a_request_leaves_no_cycles(self) -> None:
+        """What it made is freed as soon as it is over; the collector of cycles has nothing to do."""
+        self.warm()
+        client = self.client()
+
+        def exchange() -> None:
+            client.post(b"/coder/v1/completions", {"stream": True})
+            self.far().send(EVENTS + b"6\r\ndata: \r\n0\r\n\r\n")
+            client.get(b"/coder/x")
+            self.far().send(OK)
+            client.post(b"/v1/completions", {"model": "coder3b"})
+            self.far().send(OK)
+            client.get(b"/nowhere")
+
+        exchange()
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        exchange()
+        self.assertEqual(gc.collect(), 0)
 
     # -- cold ---------------------------------------------------------------------------------------
 

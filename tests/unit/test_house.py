@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2] / "llmproxy"
 
 # From the ground up; a module imports from its own floor and from those below it.
 FLOORS = (
-    ("errors", "__init__", "reactors"),
+    ("errors", "__init__", "garbage", "reactors"),
     ("engines", "http"),
     ("config",),
     ("runtimes.interface",),
