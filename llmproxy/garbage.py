@@ -1,9 +1,9 @@
 """Python's collector of cycles, told what a proxy is like.
 
 What a request leaves behind is freed by its reference counts, as nothing on its way refers to itself; a test
-holds the relay to that.  But the collector looks through everything that lives each time that 700 more objects
-were made than freed, which some dozens of requests at once do over and over: a tenth of what a request costs,
-and pauses that are the longest delays of a token (docs/benchmarks.md).
+holds the relay to that.  But the collector looks through everything that lives each time that 700 more
+objects were made than freed, which some dozens of requests at once do over and over: a tenth of what a
+request costs, and pauses that are the longest delays of a token (docs/benchmarks.md).
 """
 
 from __future__ import annotations

@@ -59,6 +59,9 @@ _DROPPED = {
 _ANSWERED = _HOP_BY_HOP | {b"x-request-id", b"x-llmproxy-backend", b"x-llmproxy-cold-start"}
 _ANSWERED_WITHOUT_BODY = _ANSWERED | {b"content-length"}
 
+# Most of what ``Connection`` says; neither names a field that would not be dropped anyway.
+_PLAIN_CONNECTIONS = frozenset((b"keep-alive", b"Keep-Alive", b"close"))
+
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -83,13 +86,12 @@ class Fields(dict[bytes, bytes]):
 
     def connection_options(self) -> set[bytes]:
         """What ``Connection`` names, in lower case (RFC 9110 section 7.6.1)."""
-        if b"connection" not in self:
-            return set()
         return {option.strip().lower() for value in self.all(b"connection") for option in value.split(b",")}
 
     def passed_on(self, dropped: frozenset[bytes]) -> list[bytes]:
         """The lines that are for the far end: without ``dropped`` and without what ``Connection`` names."""
-        if b"connection" in self:
+        connection = self.get(b"connection")
+        if connection is not None and (connection not in _PLAIN_CONNECTIONS or len(self) != len(self.raw)):
             # ``Connection: content-length`` must not make a message lose its framing.
             dropped = dropped | (self.connection_options() - {b"content-length", b"host"})
         return [b"%b: %b" % field for field in self.raw if field[0].lower() not in dropped]

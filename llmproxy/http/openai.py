@@ -8,21 +8,24 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
+import msgspec
+
 from llmproxy.errors import Refusal, invalid_request
 
 __all__ = [
     "COMPLETION_PATHS",
     "ErrorEventFinder",
+    "Glance",
     "comment",
     "error_body",
     "error_event",
     "error_headers",
+    "glance_at",
     "is_inference_path",
     "model_object",
     "multipart_model",
     "parse_body",
     "requested_model",
-    "wants_stream",
     "with_model",
 ]
 
@@ -70,24 +73,48 @@ def parse_body(body: bytes) -> dict[str, Any]:
     return parsed
 
 
-def requested_model(parsed: Mapping[str, Any]) -> str:
-    """The ``model`` of a parsed request.
+class Glance(msgspec.Struct):
+    """The fields of a request by which it is routed and held, whatever their types.
+
+    :ivar model: :data:`msgspec.UNSET` when there is none.
+    """
+
+    model: Any = msgspec.UNSET
+    stream: Any = False
+
+
+_glance = msgspec.json.Decoder(Glance)
+
+
+def glance_at(body: bytes) -> Glance:
+    """Look at a request without making objects of all that is in it: prompts are long.
+
+    Keys may be escaped; those within other objects do not count, and of several the last does, as for
+    Python's own parser, which vLLM uses.
+
+    :raises llmproxy.errors.Refusal: ``invalid_request`` when it is no JSON object.
+    """
+    try:
+        return _glance.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # Python's parser takes more (NaN, lone surrogates, UTF-16) and says better what is wrong.
+        parsed = parse_body(body)
+        return Glance(parsed.get("model", msgspec.UNSET), parsed.get("stream", False))
+
+
+def requested_model(asked: Glance) -> str:
+    """The ``model`` of a request.
 
     :raises llmproxy.errors.Refusal: ``invalid_request`` when there is none, or it is no string.
     """
-    if "model" not in parsed:
+    model = asked.model
+    if isinstance(model, str) and model:
+        return model
+    if model is msgspec.UNSET:
         raise invalid_request(
             "The request has no 'model'.", param="model", hint="GET /v1/models lists the models."
         )
-    model = parsed["model"]
-    if not isinstance(model, str) or not model:
-        raise invalid_request("'model' must be a string that is not empty.", param="model")
-    return model
-
-
-def wants_stream(parsed: Mapping[str, Any]) -> bool:
-    """The client asked for server-sent events."""
-    return parsed.get("stream") is True
+    raise invalid_request("'model' must be a string that is not empty.", param="model")
 
 
 def with_model(parsed: Mapping[str, Any], model: str) -> bytes:

@@ -20,7 +20,7 @@ from llmproxy.errors import (
     route_not_found,
 )
 from llmproxy.http.headers import authority, is_event_stream, request_head, upgrade
-from llmproxy.http.openai import ErrorEventFinder, comment, error_event, parse_body, wants_stream
+from llmproxy.http.openai import ErrorEventFinder, comment, error_event, glance_at
 from llmproxy.relay.downstream import Downstream
 from llmproxy.relay.upstream import Broken, ResponseHead, UpstreamConnection
 from llmproxy.web.auth import may_use
@@ -120,7 +120,7 @@ class Exchange:
         if not self._length or self._request.method != b"POST":
             return False
         try:
-            return wants_stream(parse_body(self._request.body.whole()))
+            return glance_at(self._request.body.whole()).stream is True
         except Refusal:
             # What it is instead is for the backend to say.
             return False

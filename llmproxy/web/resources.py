@@ -21,6 +21,7 @@ from llmproxy.errors import (
 from llmproxy.fleet.backend import Backend
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.http.openai import (
+    glance_at,
     is_inference_path,
     model_object,
     multipart_model,
@@ -207,18 +208,14 @@ class InferenceResource(ProxyResource):
             raise Refusal(405, refusal.code, refusal.message, kind=refusal.kind)
         content = request.body.whole()
         kind = request.fields.get(b"content-type", b"").decode("latin-1")
-        parsed = None
-        if kind.lower().startswith("multipart/form-data"):
-            model = multipart_model(kind, content)
-        else:
-            parsed = parse_body(content)
-            model = requested_model(parsed)
+        form = kind.lower().startswith("multipart/form-data")
+        model = multipart_model(kind, content) if form else requested_model(glance_at(content))
         backend = self._backend_for(model, key)
         replaced = None
         served = backend.models
-        if parsed is not None and served and model not in served:
+        if served and model not in served and not form:
             # It was asked for by an alias or by its route; the engine knows its own name only.
-            replaced = with_model(parsed, served[0])
+            replaced = with_model(parse_body(content), served[0])
         exchange = Exchange(request, self._fleet, backend, request.uri, replaced)
         _begin(exchange, backend, key)
 
