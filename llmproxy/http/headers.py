@@ -11,6 +11,7 @@ import re
 from functools import lru_cache
 
 __all__ = [
+    "NO_FIELDS",
     "Fields",
     "authority",
     "is_event_stream",
@@ -68,13 +69,16 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 class Fields(dict[bytes, bytes]):
     """The header fields of one message: of each name, in lower case, the first value.
 
+    Not to be changed once it is made.
+
     :ivar raw: names and values as they came, in their order.
     """
 
-    __slots__ = ("raw",)
+    __slots__ = ("_kept", "raw")
 
     def __init__(self, raw: list[tuple[bytes, bytes]]) -> None:
         self.raw = raw
+        self._kept: tuple[frozenset[bytes], bytes] | None = None
         super().__init__({name.lower(): value for name, value in raw})
         if len(self) != len(raw):
             # The last one of a name has won; the first one shall.
@@ -88,13 +92,22 @@ class Fields(dict[bytes, bytes]):
         """What ``Connection`` names, in lower case (RFC 9110 section 7.6.1)."""
         return {option.strip().lower() for value in self.all(b"connection") for option in value.split(b",")}
 
-    def passed_on(self, dropped: frozenset[bytes]) -> list[bytes]:
+    def passed_on(self, dropped: frozenset[bytes]) -> bytes:
         """The lines that are for the far end: without ``dropped`` and without what ``Connection`` names."""
+        if self._kept is None or self._kept[0] is not dropped:
+            self._kept = (dropped, b"".join(self._lines(dropped)))
+        return self._kept[1]
+
+    def _lines(self, dropped: frozenset[bytes]) -> list[bytes]:
         connection = self.get(b"connection")
         if connection is not None and (connection not in _PLAIN_CONNECTIONS or len(self) != len(self.raw)):
             # ``Connection: content-length`` must not make a message lose its framing.
             dropped = dropped | (self.connection_options() - {b"content-length", b"host"})
-        return [b"%b: %b" % field for field in self.raw if field[0].lower() not in dropped]
+        return [b"%b: %b\r\n" % field for field in self.raw if field[0].lower() not in dropped]
+
+
+NO_FIELDS = Fields([])
+"""Of a message that has not begun to come."""
 
 
 def upgrade(fields: Fields) -> bytes | None:
@@ -151,25 +164,27 @@ def request_head(
     :param passthrough: keep the client's credentials.
     :param upgrade: the protocol that the connection shall switch to.
     """
-    lines = [b"%b %b HTTP/1.1" % (method, target)]
+    head = b"%b %b HTTP/1.1\r\n" % (method, target)
     if host is not None:
-        lines.append(b"Host: " + host)
-    lines += fields.passed_on(_DROPPED[passthrough, host is None])
+        head += b"Host: %b\r\n" % host
+    head += fields.passed_on(_DROPPED[passthrough, host is None])
     if authorization is not None and not passthrough:
-        lines.append(b"Authorization: " + authorization)
+        head += b"Authorization: %b\r\n" % authorization
     if b"x-forwarded-for" in fields:
         client = b", ".join((*fields.all(b"x-forwarded-for"), client))
-    lines.append(b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b" % (client, scheme))
     asked_host = fields.get(b"host")
     if asked_host:
-        lines.append(b"X-Forwarded-Host: " + asked_host)
-    lines.append(b"X-Request-ID: " + request_id)
+        head += b"X-Forwarded-Host: %b\r\n" % asked_host
+    head += b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Request-ID: %b\r\n" % (
+        client,
+        scheme,
+        request_id,
+    )
     if length is not None:
-        lines.append(b"Content-Length: %d" % length)
+        head += b"Content-Length: %d\r\n" % length
     if upgrade is not None:
-        lines.append(b"Connection: Upgrade\r\nUpgrade: " + upgrade)
-    lines.append(b"\r\n")
-    return b"\r\n".join(lines)
+        head += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % upgrade
+    return head + b"\r\n"
 
 
 def response_head(
@@ -190,15 +205,12 @@ def response_head(
     :param close: the connection ends with this answer.
     :param upgrade: the protocol that the connection switches to (status 101).
     """
-    lines = [b"HTTP/1.1 %d %b" % (status, reason)]
     # RFC 9110 section 8.6: there is no length where there cannot be a body.
-    lines += fields.passed_on(_ANSWERED_WITHOUT_BODY if status in (101, 204) else _ANSWERED)
+    kept = fields.passed_on(_ANSWERED_WITHOUT_BODY if status in (101, 204) else _ANSWERED)
     if chunked:
         own += b"Transfer-Encoding: chunked\r\n"
     if upgrade is not None:
         own += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % upgrade
     elif close:
         own += b"Connection: close\r\n"
-    lines.append(own)
-    lines.append(b"")
-    return b"\r\n".join(lines)
+    return b"HTTP/1.1 %d %b\r\n%b%b\r\n" % (status, reason, kept, own)

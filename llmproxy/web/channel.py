@@ -26,6 +26,7 @@ from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from llmproxy.errors import Refusal, body_too_large, invalid_request
+from llmproxy.http.headers import NO_FIELDS, Fields
 from llmproxy.relay.immediate import unsent, write_now
 from llmproxy.web.accesslog import Entry
 from llmproxy.web.request import ProxyRequest
@@ -73,6 +74,8 @@ class ProxyChannel(Protocol):
         self._coming: ProxyRequest | None = None
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
+        self._length: int | None = None
+        self._fields = NO_FIELDS
         # Bytes that told nothing of a body, since the head before or the last byte of body; and of one piece.
         self._fed = 0
         self._piece = 0
@@ -212,6 +215,7 @@ class ProxyChannel(Protocol):
             raise _Deaf
         self._target = b""
         self._headers = []
+        self._length = None
 
     def on_url(self, target: bytes) -> None:
         """A piece of the request target."""
@@ -222,8 +226,12 @@ class ProxyChannel(Protocol):
         if self._coming is not None:
             # The trailer, which a recipient may drop (RFC 9110 section 6.5.1).
             return
-        # White space before a value is not given; that behind it is none of it either (RFC 9112 section 5).
-        self._headers.append((name, value.rstrip(b" \t")))
+        if len(name) == 14 and name.lower() == b"content-length":
+            # llhttp has refused a second one, what is no number, and one beside a Transfer-Encoding.
+            self._length = int(value)
+        else:
+            # White space before a value is not given; that behind it is none of it (RFC 9112 section 5).
+            self._headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """The head has come."""
@@ -244,8 +252,12 @@ class ProxyChannel(Protocol):
             and head_size(self._target, self._headers) > LARGEST_HEAD
         ):
             raise head_too_large()
+        # A client sends the same fields with request after request.
+        if self._headers != self._fields.raw:
+            self._fields = Fields(self._headers)
         request = ProxyRequest(self)
-        request.begin(parser.get_method(), self._target, parser.get_http_version(), self._headers)
+        version = parser.get_http_version()
+        request.begin(parser.get_method(), self._target, version, self._fields, self._length)
         if request.length is not None and request.length > limits.max_body:
             raise body_too_large(limits.max_body)
         request.upgrades = parser.should_upgrade()

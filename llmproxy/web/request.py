@@ -21,7 +21,7 @@ from twisted.web.server import Request
 from llmproxy import __version__
 from llmproxy.config.model import Key
 from llmproxy.errors import Refusal, invalid_request
-from llmproxy.http.headers import Fields, valid_request_id
+from llmproxy.http.headers import NO_FIELDS, Fields, valid_request_id
 from llmproxy.http.openai import error_body, error_headers
 from llmproxy.relay.immediate import unsent
 from llmproxy.web.accesslog import Entry
@@ -36,8 +36,6 @@ __all__ = ["ProxyRequest", "new_request_id"]
 
 SLOW_FOLLOWER = 1024 * 1024
 """Bytes that may wait for a client that follows logs or events."""
-
-_NONE = Fields([])
 
 _SERVER = b"llmproxy/" + __version__.encode("ascii")
 
@@ -54,7 +52,7 @@ def new_request_id() -> bytes:
 class ProxyRequest(Request):
     """A request that has begun to come.
 
-    :ivar fields: its header fields.
+    :ivar fields: its header fields, but for ``Content-Length``; not to be changed.
     :ivar body: what has come of its body.
     :ivar length: bytes of its body; ``None`` when it has none.
     :ivar modern: it is HTTP/1.1.
@@ -85,7 +83,7 @@ class ProxyRequest(Request):
         self.client, self.host = channel.getPeer(), channel.getHost()
         self.notifications = []
         self.site = channel.site
-        self.fields = _NONE
+        self.fields = NO_FIELDS
         self.body = Body()
         self.length: int | None = None
         self.modern = True
@@ -98,25 +96,25 @@ class ProxyRequest(Request):
 
     # -- receiving ----------------------------------------------------------------------------------
 
-    def begin(self, method: bytes, target: bytes, version: str, headers: list[tuple[bytes, bytes]]) -> None:
+    def begin(self, method: bytes, target: bytes, version: str, fields: Fields, length: int | None) -> None:
         """Its head has come.
 
+        :param fields: all but ``Content-Length``.
+        :param length: what that says; None when there is none.
         :raises llmproxy.errors.Refusal: ``invalid_request``: it is ambiguous, or of another version.
         """
         self.method, self.uri = method, target
         self.modern = version == "1.1"
         self.clientproto = b"HTTP/1.1" if self.modern else b"HTTP/1.0"
-        self.fields = fields = Fields(headers)
-        if len(fields) != len(headers) and len(fields.all(b"host")) > 1:
+        self.fields = fields
+        if len(fields) != len(fields.raw) and len(fields.all(b"host")) > 1:
             # One server would read the first and another the last.
             raise invalid_request("The request has more than one Host.")
         if version not in ("1.0", "1.1"):
             raise invalid_request("The request is neither HTTP/1.1 nor HTTP/1.0.")
-        length, coding = fields.get(b"content-length"), fields.get(b"transfer-encoding")
-        if length is not None:
-            # llhttp has refused what is no number, or stands beside a Transfer-Encoding.
-            self.length = int(length)
-        elif coding is not None:
+        self.length = length
+        coding = fields.get(b"transfer-encoding")
+        if coding is not None:
             # RFC 9112 section 6.1: none but chunked is decoded here, and HTTP/1.0 has none at all.
             if coding.strip(b" \t").lower() != b"chunked" or not self.modern:
                 raise invalid_request("Transfer-Encoding must be chunked, in HTTP/1.1.")
@@ -134,6 +132,8 @@ class ProxyRequest(Request):
         made = Headers()
         for name, value in self.fields.raw:
             made.addRawHeader(name, value)
+        if self.length is not None:
+            made.addRawHeader(b"Content-Length", b"%d" % self.length)
         return made
 
     @cached_property
