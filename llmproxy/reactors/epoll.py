@@ -1,8 +1,9 @@
-"""Twisted's epoll reactor with less between a readable socket and its protocol.
+"""Twisted's epoll reactor with less between sockets and protocols.
 
 For each event Twisted makes a logging context around the call, of which nothing here makes use: Twisted's own
-modern logger does not know it.  That alone is a tenth of what a small request or a token costs
-(docs/benchmarks.md).  Everything else is Twisted's.
+modern logger does not know it.  That alone is a tenth of what a small request or a token costs.  And where
+much happens at once, what is written in answer leaves together (:mod:`llmproxy.reactors.writing`).
+docs/benchmarks.md tells what both are worth.  Everything else is Twisted's.
 """
 
 from __future__ import annotations
@@ -11,15 +12,25 @@ from select import EPOLLIN
 from typing import Any
 
 from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.tcp import Connection
 from twisted.logger import Logger
+
+from llmproxy.reactors.writing import write_now
 
 __all__ = ["LeanEPollReactor"]
 
+CROWD = 4
+"""Events in one turn from which on what they write is kept until its end.  For fewer it is not worth it."""
+
 
 class LeanEPollReactor(EPollReactor):
-    """Calls what is readable straight away."""
+    """Calls what is readable straight away, and writes after a crowded turn what was written in it.
+
+    :ivar outbox: in a crowded turn, what is to be written to each transport; else None.
+    """
 
     _log = Logger()
+    outbox: dict[Connection, bytes] | None = None
 
     # Twisted's own, of which it says nothing to type checkers.
     _poller: Any
@@ -30,7 +41,10 @@ class LeanEPollReactor(EPollReactor):
     def doPoll(self, timeout: float | None) -> None:
         """Wait for events, ``timeout`` seconds at most, and carry them to whom they are for."""
         selectables = self._selectables
-        for fd, event in self._poller.poll(-1 if timeout is None else timeout, len(selectables)):
+        events = self._poller.poll(-1 if timeout is None else timeout, len(selectables))
+        if len(events) >= CROWD:
+            self.outbox = {}
+        for fd, event in events:
             selectable = selectables.get(fd)
             if selectable is None:
                 # Gone since, by an event before this one.
@@ -46,5 +60,9 @@ class LeanEPollReactor(EPollReactor):
                 why = cause
             if why:
                 self._disconnectSelectable(selectable, why, True)
+        outbox, self.outbox = self.outbox, None
+        if outbox:
+            for transport, data in outbox.items():
+                write_now(transport, data)
 
     doIteration = doPoll

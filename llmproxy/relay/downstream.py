@@ -14,7 +14,7 @@ from typing import Any
 from twisted.web.server import Request
 
 from llmproxy.http.headers import Fields, response_head
-from llmproxy.relay.immediate import write_now
+from llmproxy.reactors.writing import push, write_soon
 from llmproxy.relay.upstream import ResponseHead
 
 __all__ = ["Downstream"]
@@ -94,7 +94,7 @@ class Downstream:
             out += b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece
         channel = self._request.channel
         if channel is not None:
-            write_now(channel.transport, out)
+            write_soon(channel.transport, out)
 
     def flush(self) -> None:
         """Let the head go if it still waits for the first bytes."""
@@ -130,4 +130,5 @@ class Downstream:
         handle = getattr(channel.transport, "getHandle", lambda: None)()
         if isinstance(handle, socket.socket):
             handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        push(channel.transport)
         channel.transport.abortConnection()

@@ -19,7 +19,7 @@ from twisted.protocols.basic import FileSender
 from twisted.python.failure import Failure
 
 from llmproxy.http.headers import Fields
-from llmproxy.relay.immediate import unsent, write_now
+from llmproxy.reactors.writing import unsent, write_soon
 
 __all__ = ["UPSTREAM", "Broken", "ResponseHandler", "ResponseHead", "UpstreamConnection"]
 
@@ -138,7 +138,7 @@ class UpstreamConnection(TwistedProtocol):
         assert transport is not None
         if isinstance(body, bytes):
             if len(body) <= SMALL_BODY:
-                write_now(transport, head + body)
+                write_soon(transport, head + body)
             else:
                 self._large = True
                 transport.writeSequence((head, body))
@@ -176,7 +176,7 @@ class UpstreamConnection(TwistedProtocol):
     def write_tunnel(self, data: bytes) -> None:
         """Send bytes of a switched protocol."""
         if self.transport is not None:
-            write_now(self.transport, data)
+            write_soon(self.transport, data)
 
     # -- the connection -----------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from zope.interface import implementer
 
 from llmproxy.errors import Refusal, body_too_large, invalid_request
 from llmproxy.http.headers import NO_FIELDS, Fields
-from llmproxy.relay.immediate import unsent, write_now
+from llmproxy.reactors.writing import unsent, write_soon
 from llmproxy.web.accesslog import Entry
 from llmproxy.web.request import ProxyRequest
 from llmproxy.web.unread import LARGEST_HEAD, MOST_FIELDS, closing_answer, head_size, head_too_large
@@ -313,7 +313,7 @@ class ProxyChannel(Protocol):
                     self._feed(early)
                 elif self._continue:
                     self._continue = False
-                    write_now(self.transport, b"HTTP/1.1 100 Continue\r\n\r\n")
+                    write_soon(self.transport, b"HTTP/1.1 100 Continue\r\n\r\n")
                 else:
                     break
         finally:
@@ -325,7 +325,7 @@ class ProxyChannel(Protocol):
             return
         head, body = closing_answer(refusal)
         transport = self.transport
-        transport.write(head + body)
+        write_soon(transport, head + body)
         unread = Entry("-", self.client, "-", "-", status=refusal.status, outcome="refused", sent=len(body))
         self.site.access_log.write(unread)
         # Nothing that still comes means anything.
@@ -378,15 +378,15 @@ class ProxyChannel(Protocol):
         if not self.persistent:
             lines.append(b"Connection: close")
         lines.append(b"\r\n")
-        write_now(self.transport, b"\r\n".join(lines))
+        write_soon(self.transport, b"\r\n".join(lines))
 
     def write(self, data: bytes) -> None:
         """Bytes of an answer."""
-        write_now(self.transport, data)
+        write_soon(self.transport, data)
 
     def writeSequence(self, pieces: Iterable[bytes]) -> None:
         """Bytes of an answer."""
-        write_now(self.transport, b"".join(pieces))
+        write_soon(self.transport, b"".join(pieces))
 
     def getPeer(self) -> IAddress:
         """The client's address."""

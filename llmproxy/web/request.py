@@ -23,7 +23,7 @@ from llmproxy.config.model import Key
 from llmproxy.errors import Refusal, invalid_request
 from llmproxy.http.headers import NO_FIELDS, Fields, valid_request_id
 from llmproxy.http.openai import error_body, error_headers
-from llmproxy.relay.immediate import unsent
+from llmproxy.reactors.writing import unsent
 from llmproxy.web.accesslog import Entry
 from llmproxy.web.auth import NOBODY
 from llmproxy.web.body import Body

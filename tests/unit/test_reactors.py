@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.protocol import Protocol
+from twisted.internet.tcp import Connection
+from twisted.internet.testing import StringTransport
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -17,7 +20,8 @@ from zope.interface import implementer
 if not hasattr(select, "epoll"):
     pytest.skip("this system has no epoll", allow_module_level=True)
 
-from llmproxy.reactors.epoll import LeanEPollReactor
+from llmproxy.reactors.epoll import CROWD, LeanEPollReactor
+from llmproxy.reactors.writing import push, unsent, write_now, write_soon
 
 
 @implementer(IReadDescriptor)
@@ -123,3 +127,120 @@ def test_who_has_gone_is_not_read(reactor: LeanEPollReactor) -> None:
     assert sum(len(one.reads) for one in pair) == 1
     for one in pair:
         one.close()
+
+
+class Socket(Connection):
+    """A transport over one end of a pair of sockets; ``far`` is the other end."""
+
+    def __init__(self, reactor: Any) -> None:
+        near, self.far = socket.socketpair()
+        near.setblocking(False)
+        self.far.setblocking(False)
+        super().__init__(near, Protocol(), reactor)
+        self.connected = True
+        self.logstr = "test"
+
+    def arrived(self) -> bytes:
+        """What the other end can read."""
+        try:
+            return self.far.recv(1 << 20)
+        except BlockingIOError:
+            return b""
+
+
+@pytest.fixture
+def sockets(reactor: LeanEPollReactor) -> Iterator[list[Socket]]:
+    """Two of them."""
+    made = [Socket(reactor), Socket(reactor)]
+    yield made
+    for one in made:
+        if one.connected:
+            one.connectionLost(Failure(ConnectionDone()))
+        one.far.close()
+
+
+def _crowd(reactor: LeanEPollReactor, then: Any) -> Iterator[Readable]:
+    """As many events as make a turn crowded; with the first comes ``then``."""
+    readers = [Readable(reactor) for _ in range(CROWD)]
+    calls = iter([then])
+    for one in readers:
+        one.then = lambda: next(calls, lambda: None)()
+    reactor.doPoll(0)
+    yield from readers
+
+
+def test_without_a_crowd_writes_leave_at_once(
+    reactor: LeanEPollReactor, readable: Readable, sockets: list[Socket]
+) -> None:
+    """A token does not wait for anything."""
+    near = sockets[0]
+    seen: list[bytes] = []
+
+    def answer() -> None:
+        write_soon(near, b"token")
+        seen.append(near.arrived())
+
+    readable.then = answer
+    reactor.doPoll(0)
+    assert seen == [b"token"]
+
+
+def test_a_crowded_turn_writes_at_its_end(reactor: LeanEPollReactor, sockets: list[Socket]) -> None:
+    """All that one peer gets leaves in one piece and in order, and nothing is left behind."""
+    near, other = sockets
+    seen: list[bytes] = []
+
+    def answer() -> None:
+        write_soon(near, b"one ")
+        write_soon(other, b"else")
+        write_soon(near, b"two")
+        seen.append(near.arrived())
+        assert (unsent(near), unsent(other)) == (7, 4)
+
+    for reader in _crowd(reactor, answer):
+        reader.close()
+    assert seen == [b""]
+    assert (near.arrived(), other.arrived(), unsent(near)) == (b"one two", b"else", 0)
+    write_soon(near, b"later")
+    assert near.arrived() == b"later"
+
+
+def test_what_ends_in_a_crowd_is_written_before(reactor: LeanEPollReactor, sockets: list[Socket]) -> None:
+    """A connection that is closed, or aborted after a push, has told its last word."""
+    closing, aborted = sockets
+
+    def answer() -> None:
+        write_soon(closing, b"last")
+        closing.loseConnection()
+        write_soon(aborted, b"word")
+        push(aborted)
+        push(aborted)
+        aborted.abortConnection()
+
+    for reader in _crowd(reactor, answer):
+        reader.close()
+    reactor.doPoll(0)
+    assert (closing.arrived(), aborted.arrived()) == (b"last", b"word")
+
+
+def test_a_full_socket_keeps_the_order(reactor: LeanEPollReactor, sockets: list[Socket]) -> None:
+    """What it does not take waits in the transport, and what comes later waits behind."""
+    near = sockets[0]
+    much = bytes(range(256)) * 4096
+    write_now(near, much)
+    assert unsent(near) > 0
+    for reader in _crowd(reactor, lambda: write_soon(near, b"behind")):
+        reader.close()
+    got = b""
+    while unsent(near) or not got.endswith(b"behind"):
+        got += near.arrived()
+        reactor.doPoll(0)
+    assert got == much + b"behind"
+
+
+def test_other_transports_are_written_to_as_ever() -> None:
+    """TLS, tests: what is no plain socket has its own way."""
+    transport = StringTransport()
+    write_soon(transport, b"a")
+    push(transport)
+    assert (transport.value(), unsent(transport)) == (b"a", 0)
