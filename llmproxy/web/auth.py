@@ -44,9 +44,20 @@ class Authenticator:
         for expected, key in self._keys:
             if compare_digest(expected, digest):
                 found = key
-        if found is None or (found.expires is not None and found.expires <= now):
+        if found is None:
             raise invalid_api_key()
+        self.require_current(found, now)
         return found
+
+    @staticmethod
+    def require_current(key: Key, now: float) -> None:
+        """Let no key on that has expired.
+
+        :param now: POSIX seconds.
+        :raises llmproxy.errors.Refusal: ``invalid_api_key``.
+        """
+        if key.expires is not None and key.expires <= now:
+            raise invalid_api_key()
 
     @staticmethod
     def require_admin(key: Key) -> None:

@@ -33,6 +33,8 @@ from llmproxy.web.request import ProxyRequest
 from llmproxy.web.unread import LARGEST_HEAD, MOST_FIELDS, closing_answer, head_size, head_too_large
 
 if TYPE_CHECKING:
+    from llmproxy.config.model import Key
+    from llmproxy.web.auth import Authenticator
     from llmproxy.web.site import ProxySite
 
 __all__ = ["ProxyChannel"]
@@ -53,6 +55,7 @@ class ProxyChannel(Protocol):
     :ivar secure: it is TLS.
     :ivar client: the client's address, for the log.
     :ivar forwarded_for: the same as ``X-Forwarded-For`` has it.
+    :ivar known: whose the fields of the last request were, and by whose word.
     :ivar persistent: it goes on after the present answer.
     :ivar requests: received as a whole and not answered yet; the first is being answered.
     :ivar tick: the site's count of looks at idle connections when this one was last heard of.
@@ -69,6 +72,7 @@ class ProxyChannel(Protocol):
         self.secure = False
         self.client = "-"
         self.forwarded_for = b"unknown"
+        self.known: tuple[Authenticator, Fields, Key] | None = None
         self._parser: Any = None
         # Of the request whose head or body is coming.
         self._coming: ProxyRequest | None = None

@@ -43,10 +43,18 @@ def _client_key(request: ProxyRequest) -> Key:
 
     :raises llmproxy.errors.Refusal: ``invalid_api_key``, ``not_allowed``.
     """
-    authenticator = request.site.authenticator
-    request.key = authenticator.authenticate(request.fields, request.arrived)
-    authenticator.require_client(request.key)
-    return request.key
+    authenticator, channel = request.site.authenticator, request.channel
+    key: Key
+    if channel.known is not None and channel.known[0] is authenticator and channel.known[1] is request.fields:
+        # The same fields as in the connection's last request, and nobody has changed the keys since.
+        key = channel.known[2]
+        authenticator.require_current(key, request.arrived)
+    else:
+        key = authenticator.authenticate(request.fields, request.arrived)
+        channel.known = (authenticator, request.fields, key)
+    request.key = key
+    authenticator.require_client(key)
+    return key
 
 
 class ProxyResource(Resource):

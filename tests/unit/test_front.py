@@ -188,6 +188,22 @@ class FrontTests(SynchronousTestCase):
                 self.assertIn("bearer", fields["www-authenticate"].lower())
         self.assertEqual(self.world.count("ensure_started"), 0)
 
+    def test_a_connection_does_not_outlive_its_key(self) -> None:
+        """The same request on it is refused once the key has expired, is gone, or is another one's."""
+        keys = (Key("me", "client"), Key("guest", "brief", expires=100.0))
+        self.site.authenticator = Authenticator(keys)
+        guest, me = self.client(), self.client()
+        brief = b"x-api-key: brief\r\n"
+        for _ in range(2):
+            self.assertEqual(guest.get(b"/v1/models", brief).answer()[0], 200)
+            self.assertEqual(me.get(b"/v1/models").answer()[0], 200)
+        self.assertEqual(guest.get(b"/v1/models", b"x-api-key: other\r\n").error()[0], 401)
+        self.clock.advance(100)
+        self.assertEqual(guest.get(b"/v1/models", brief).error()[0], 401)
+        self.assertEqual(me.get(b"/v1/models").answer()[0], 200)
+        self.site.authenticator = Authenticator(keys[1:])
+        self.assertEqual(me.get(b"/v1/models").error()[0], 401)
+
     def test_x_api_key_is_a_key(self) -> None:
         """Anthropic's header is taken too."""
         self.assertEqual(self.client().get(b"/v1/models", b"x-api-key: client\r\n").answer()[0], 200)
