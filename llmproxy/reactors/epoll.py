@@ -49,20 +49,27 @@ class LeanEPollReactor(EPollReactor):
             if selectable is None:
                 # Gone since, by an event before this one.
                 continue
-            if event != EPOLLIN:
-                self._doReadOrWrite(selectable, fd, event)
-                continue
             try:
-                why = selectable.doRead()
-            except Exception as cause:
-                # As Twisted does: it is logged, and ends the connection whose bytes it came from.
-                self._log.failure("reading from a socket")
-                why = cause
-            if why:
-                self._disconnectSelectable(selectable, why, True)
+                if event == EPOLLIN:
+                    self._read(selectable)
+                else:
+                    self._doReadOrWrite(selectable, fd, event)
+            except Exception:
+                # As with Twisted, a fault in one connection's end is nothing to the others.
+                self._log.failure("ending a connection")
         outbox, self.outbox = self.outbox, None
         if outbox:
             for transport, data in outbox.items():
                 write_now(transport, data)
+
+    def _read(self, selectable: Any) -> None:
+        try:
+            why = selectable.doRead()
+        except Exception as cause:
+            # As Twisted does: it is logged, and ends the connection whose bytes it came from.
+            self._log.failure("reading from a socket")
+            why = cause
+        if why:
+            self._disconnectSelectable(selectable, why, True)
 
     doIteration = doPoll

@@ -117,6 +117,29 @@ def test_a_fault_ends_one_connection(reactor: LeanEPollReactor, readable: Readab
     assert (other.reads, other.lost) == ([b"hello"], [])
 
 
+def test_a_fault_in_the_end_of_one_is_nothing_to_the_others(
+    reactor: LeanEPollReactor, sockets: list[Socket]
+) -> None:
+    """It is logged; the others are read, and what they wrote leaves."""
+    near = sockets[0]
+    readers = [Readable(reactor) for _ in range(CROWD)]
+
+    def fault(reason: Failure) -> None:
+        raise ValueError("a fault")
+
+    for one in readers[:2]:
+        one.answer = ConnectionDone()
+        one.connectionLost = fault  # type: ignore[method-assign]
+    readers[-1].then = lambda: write_soon(near, b"word")
+    with capturedLogs() as events:
+        reactor.doPoll(0)
+    for one in readers:
+        one.close()
+    assert [str(event["log_failure"].value) for event in events if "log_failure" in event] == ["a fault"] * 2
+    assert [len(one.reads) for one in readers] == [1] * CROWD
+    assert (near.arrived(), reactor.outbox) == (b"word", None)
+
+
 def test_who_has_gone_is_not_read(reactor: LeanEPollReactor) -> None:
     """An event for somebody whom an earlier event of the same turn has removed is dropped."""
     pair = [Readable(reactor), Readable(reactor)]
