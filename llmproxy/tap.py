@@ -149,6 +149,8 @@ class _Assembly:
         self._service = ProxyService(self._reactor, self._fleet, site, self._load_again, self._cannot_listen)
         self._reactor.callWhenRunning(self._listen_to_signals)
         self._reactor.callWhenRunning(tune_collector)
+        # Of what is cut at the end it is known only when its connection has gone.
+        self._reactor.addSystemEventTrigger("after", "shutdown", access_log.flush)
         if self._docker is not None:
             self._docker.on_catalogue_change(self._catalogue_changed)
         return self._service

@@ -95,6 +95,9 @@ def glance_at(body: bytes) -> Glance:
     :raises llmproxy.errors.Refusal: ``invalid_request`` when it is no JSON object.
     """
     try:
+        if not body.isascii():
+            # msgspec does not look at the bytes of strings that it passes over; servers do.
+            body.decode()
         return _glance.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # Python's parser takes more (NaN, lone surrogates, UTF-16) and says better what is wrong.

@@ -51,14 +51,20 @@ def plain(path: str) -> str:
     return "/".join(segments)
 
 
-@lru_cache(maxsize=1024)
 def is_passive(path: str) -> bool:
     """It only looks (health, metrics ...), and so never wakes a backend."""
-    return plain(path) in _PASSIVE
+    return _known(path) in _PASSIVE
 
 
-@lru_cache(maxsize=1024)
 def is_control(path: str) -> bool:
     """It is one of vLLM's own controls, which are for administrators."""
-    head = plain(path).partition("/")[0]
+    head = _known(path).partition("/")[0]
     return head in _CONTROLS or head.startswith(_CONTROL_PREFIXES)
+
+
+def _known(path: str) -> str:
+    # Clients ask for the same few paths; what is long is none of them, and not worth being kept.
+    return _kept(path) if len(path) <= 256 else plain(path)
+
+
+_kept = lru_cache(maxsize=1024)(plain)

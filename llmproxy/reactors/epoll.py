@@ -57,10 +57,17 @@ class LeanEPollReactor(EPollReactor):
             except Exception:
                 # As with Twisted, a fault in one connection's end is nothing to the others.
                 self._log.failure("ending a connection")
-        outbox, self.outbox = self.outbox, None
-        if outbox:
-            for transport, data in outbox.items():
+        if self.outbox is not None:
+            outbox, self.outbox = self.outbox, None
+            self._write(outbox)
+
+    def _write(self, outbox: dict[Connection, bytes]) -> None:
+        for transport, data in outbox.items():
+            try:
                 write_now(transport, data)
+            except Exception:
+                # It may be a fault of whoever is told that there is much to write; the others go on.
+                self._log.failure("writing to a socket")
 
     def _read(self, selectable: Any) -> None:
         try:

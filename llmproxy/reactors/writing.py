@@ -21,18 +21,25 @@ __all__ = ["push", "unsent", "write_now", "write_soon"]
 def write_soon(transport: ITransport, data: bytes) -> None:
     """Write ``data`` at the end of this turn, or now where the reactor has no such time.
 
-    All that goes to one transport, other than to end it, must come this way to stay in order.
+    What else is written to the same transport in the same turn must come this way to stay in order, and
+    whoever ends the connection calls :func:`push` before.
     """
     outbox = _outbox(transport)
     if outbox is None:
         write_now(transport, data)
+        return
+    waiting = outbox.get(transport)
+    if waiting is not None:
+        outbox[transport] = waiting + data
+    elif transport.dataBuffer or transport._tempDataBuffer:  # type: ignore[attr-defined]
+        # Behind what its peer has not taken yet nothing is won by waiting.
+        transport.write(data)
     else:
-        waiting = outbox.get(transport)
-        outbox[transport] = data if waiting is None else waiting + data
+        outbox[transport] = data
 
 
 def push(transport: ITransport) -> None:
-    """Write now what waits for the end of the turn: the connection is about to be aborted."""
+    """Write now what waits for the end of the turn: the connection is about to be ended."""
     outbox = _outbox(transport)
     waiting = None if outbox is None else outbox.pop(transport, None)
     if waiting is not None:
@@ -51,6 +58,7 @@ def write_now(transport: ITransport, data: bytes) -> None:
         and not transport._tempDataBuffer
         and transport.connected
         and not transport.disconnecting
+        and not transport._aborting
         and not transport.TLS
     ):
         try:
@@ -79,5 +87,8 @@ def unsent(transport: object) -> int:
 
 def _outbox(transport: object) -> dict[object, bytes] | None:
     """That of the reactor of a plain socket's transport, if it has one at present."""
-    outbox: dict[object, bytes] | None = getattr(getattr(transport, "reactor", None), "outbox", None)
+    if not isinstance(transport, Connection):
+        # A TLS transport would tell of the reactor of the socket below it.
+        return None
+    outbox: dict[object, bytes] | None = getattr(transport.reactor, "outbox", None)
     return outbox

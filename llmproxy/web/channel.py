@@ -27,9 +27,9 @@ from zope.interface import implementer
 
 from llmproxy.errors import Refusal, body_too_large, invalid_request
 from llmproxy.http.headers import NO_FIELDS, Fields
-from llmproxy.reactors.writing import unsent, write_soon
+from llmproxy.reactors.writing import push, unsent, write_soon
 from llmproxy.web.accesslog import Entry
-from llmproxy.web.request import ProxyRequest
+from llmproxy.web.request import ProxyRequest, new_request_id
 from llmproxy.web.unread import LARGEST_HEAD, MOST_FIELDS, closing_answer, head_size, head_too_large
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ noticed; what comes is kept for later."""
 LINGER = 2.0
 """Seconds for which a refused connection is still read, so that the client sees the answer rather than a
 reset of its upload (RFC 9112 section 9.6)."""
+
+MOST_LINGERS = 15
+"""How many times that is done again while the client takes what was answered before."""
 
 
 @implementer(IPushProducer)
@@ -327,11 +330,23 @@ class ProxyChannel(Protocol):
         """Answer with an error outside of any resource, once, and end the connection."""
         if self._lingering is not None:
             return
-        head, body = closing_answer(refusal)
+        request_id = new_request_id()
+        head, body = closing_answer(refusal, request_id)
         transport = self.transport
-        write_soon(transport, head + body)
-        unread = Entry("-", self.client, "-", "-", status=refusal.status, outcome="refused", sent=len(body))
-        self.site.access_log.write(unread)
+        push(transport)
+        transport.write(head + body)
+        self.site.access_log.write(
+            Entry(
+                request_id.decode("ascii"),
+                self.client,
+                "-",
+                "-",
+                status=refusal.status,
+                outcome="refused",
+                sent=len(body),
+                at=self.site.clock.seconds(),
+            )
+        )
         # Nothing that still comes means anything.
         self._receive = _ignore
         if self._coming is not None:
@@ -344,7 +359,14 @@ class ProxyChannel(Protocol):
         else:
             transport.unregisterProducer()
             transport.loseWriteConnection()
-        self._lingering = self.site.clock.callLater(LINGER, transport.abortConnection)
+        self._lingering = self.site.clock.callLater(LINGER, self._stop_lingering, MOST_LINGERS)
+
+    def _stop_lingering(self, left: int) -> None:
+        if left and self.unsent():
+            # Its client has not taken the answers before this one yet.
+            self._lingering = self.site.clock.callLater(LINGER, self._stop_lingering, left - 1)
+        else:
+            self.transport.abortConnection()
 
     def become_tunnel(self, receive: Callable[[bytes], object]) -> None:
         """Hand the client's bytes to ``receive`` from now on: the connection has switched protocols."""
@@ -408,6 +430,9 @@ class ProxyChannel(Protocol):
 
     def loseConnection(self) -> None:
         """End the connection once what was written has left."""
+        # Its client has the time to take what is left that an idle one has to speak.
+        self.tick = self.site.tick
+        push(self.transport)
         self.transport.unregisterProducer()
         self.transport.loseConnection()
 

@@ -159,7 +159,9 @@ class ProxyRequest(Request):
         if self.length is not None:
             self.length = self.body.size
         asked = self.fields.get(b"x-request-id")
-        self.request_id = asked if asked and valid_request_id(asked) else new_request_id()
+        # Ours count up, and nobody shall name a request as another one's will be.
+        taken = asked and valid_request_id(asked) and not asked.startswith(_PROCESS)
+        self.request_id = asked if asked and taken else new_request_id()
         if not self.uri.startswith(b"/") and b"://" in self.uri:
             # Absolute form (RFC 9112 section 3.2.2): the authority is ours whatever it says.
             self.uri = b"/" + self.uri.split(b"://", 1)[1].partition(b"/")[2]
@@ -313,10 +315,10 @@ class ProxyRequest(Request):
         self._disconnected = True
         self.channel = None
         self.site.streams.discard(self)
+        if self.entry is not None and (self.when_gone is None or not self.startedWriting):
+            self.entry.outcome = "client_gone"
         if self.when_gone is not None:
             self.when_gone()
-        elif self.entry is not None:
-            self.entry.outcome = "client_gone"
         self.body.close()
         self._write_log()
         for waiting in self._noticed():

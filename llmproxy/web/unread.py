@@ -1,5 +1,4 @@
-"""Bytes of a client's that make no request: how much they may be, and what is answered to them.  Pure but for
-the request id."""
+"""Bytes of a client's that make no request: how much they may be, and what is answered to them.  Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +6,6 @@ from collections.abc import Iterable
 
 from llmproxy.errors import Refusal
 from llmproxy.http.openai import error_body, error_headers
-from llmproxy.web.request import new_request_id
 
 __all__ = ["LARGEST_HEAD", "MOST_FIELDS", "closing_answer", "head_size", "head_too_large"]
 
@@ -35,13 +33,13 @@ def head_too_large() -> Refusal:
     )
 
 
-def closing_answer(refusal: Refusal) -> tuple[bytes, bytes]:
+def closing_answer(refusal: Refusal, request_id: bytes) -> tuple[bytes, bytes]:
     """Head and body of an answer outside of any resource, after which the connection ends."""
     body = error_body(refusal)
     fields = [
         *error_headers(refusal),
         (b"Content-Length", b"%d" % len(body)),
-        (b"X-Request-ID", new_request_id()),
+        (b"X-Request-ID", request_id),
         (b"X-LLMProxy-Backend", b"-"),
         (b"X-LLMProxy-Cold-Start", b"0.000"),
         (b"Connection", b"close"),

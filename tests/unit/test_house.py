@@ -32,6 +32,9 @@ PURE = (
     "fleet.failures",
     "fleet.identity",
     "fleet.names",
+    "web.histogram",
+    "web.unread",
+    "fleet.names",
     "runtimes.interface",
 )
 # Reads the files that the others are given as texts; prints.

@@ -20,6 +20,7 @@ from zope.interface import implementer
 if not hasattr(select, "epoll"):
     pytest.skip("this system has no epoll", allow_module_level=True)
 
+from llmproxy.reactors import epoll
 from llmproxy.reactors.epoll import CROWD, LeanEPollReactor
 from llmproxy.reactors.writing import push, unsent, write_now, write_soon
 
@@ -261,9 +262,74 @@ def test_a_full_socket_keeps_the_order(reactor: LeanEPollReactor, sockets: list[
     assert got == much + b"behind"
 
 
-def test_other_transports_are_written_to_as_ever() -> None:
-    """TLS, tests: what is no plain socket has its own way."""
-    transport = StringTransport()
+def test_what_ends_behind_a_queue_is_written_before(reactor: LeanEPollReactor, sockets: list[Socket]) -> None:
+    """The last word of a connection whose client is slow comes behind what it has not taken yet."""
+    near = sockets[0]
+    much = bytes(range(256)) * 4096
+    write_now(near, much)
+    got = near.arrived()
+
+    def answer() -> None:
+        write_soon(near, b"last word")
+        near.loseConnection()
+
+    # Room for what is queued comes with the same events as the end.
+    for reader in _crowd(reactor, answer):
+        reader.close()
+    while near.connected:
+        got += near.arrived()
+        reactor.doPoll(0)
+    got += near.arrived()
+    assert got == much + b"last word"
+
+
+def test_a_fault_in_writing_to_one_is_nothing_to_the_others(
+    reactor: LeanEPollReactor, sockets: list[Socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is logged, and what the others get leaves."""
+    near, other = sockets
+
+    def answer() -> None:
+        write_soon(near, b"one")
+        write_soon(other, b"two")
+
+    def faulty(transport: Socket, data: bytes) -> None:
+        if transport is near:
+            raise ValueError("a fault")
+        write_now(transport, data)
+
+    monkeypatch.setattr(epoll, "write_now", faulty)
+    with capturedLogs() as events:
+        for reader in _crowd(reactor, answer):
+            reader.close()
+    assert [str(event["log_failure"].value) for event in events if "log_failure" in event] == ["a fault"]
+    assert (other.arrived(), reactor.outbox) == (b"two", None)
+
+
+def test_what_is_aborted_says_no_more(reactor: LeanEPollReactor, sockets: list[Socket]) -> None:
+    """What still waits for it is dropped."""
+    near = sockets[0]
+
+    def answer() -> None:
+        write_soon(near, b"too late")
+        near.abortConnection()
+
+    for reader in _crowd(reactor, answer):
+        reader.close()
+    assert near.arrived() == b""
+
+
+class Wrapper(StringTransport):
+    """A TLS transport tells the reactor of the socket below it."""
+
+    reactor = LeanEPollReactor.__new__(LeanEPollReactor)
+
+
+@pytest.mark.parametrize("kind", [StringTransport, Wrapper])
+def test_other_transports_are_written_to_as_ever(kind: type[StringTransport]) -> None:
+    """TLS, tests: what is no plain socket has its own way, in a crowd, too."""
+    Wrapper.reactor.outbox = {}
+    transport = kind()
     write_soon(transport, b"a")
     push(transport)
     assert (transport.value(), unsent(transport)) == (b"a", 0)
