@@ -21,7 +21,7 @@ from llmproxy.fleet.failures import describe_exit, exit_failure, overdue_failure
 from llmproxy.fleet.gate import Gate, Waiter
 from llmproxy.fleet.identity import Identity
 from llmproxy.fleet.lifecycle import Lifecycle, StartFailure, State, Timer, cool_down
-from llmproxy.fleet.probe import Prober, probe_once
+from llmproxy.fleet.probe import ANSWER_LIMIT, Prober, probe_once
 from llmproxy.fleet.surroundings import LastStart, Surroundings, Transition
 from llmproxy.fleet.timers import Timers
 from llmproxy.relay.pool import ConnectionPool
@@ -39,6 +39,9 @@ __all__ = ["Backend"]
 
 LOG_LIMIT = 2.0
 """Seconds that a refusal waits for the log it quotes; Docker's API can stall for many more."""
+
+LAST_LOOK = 2 * ANSWER_LIMIT
+"""Seconds in which a backend that was asked seldom may still answer when its time to start is over."""
 
 DIAGNOSIS_LINES = 80
 """Lines of log that are searched for the cause of a failed start."""
@@ -142,15 +145,20 @@ class Backend:
         return held
 
     def _wanted(self) -> None:
+        self.hurry()
+        self.lifecycle.demand()
+
+    def hurry(self) -> None:
+        """Somebody wants to know whether it is ready: if that is not known, ask at once."""
         if self._prober is not None:
             self._prober.hurry()
-        self.lifecycle.demand()
 
     def visit(self, waiter: Waiter) -> bool:
         """Reach the backend if it is ready, without waking it or keeping it awake (monitoring).
 
         :return: whether the waiter was admitted.
         """
+        self.hurry()
         return self.gate.visit(waiter)
 
     def leave(self, waiter: Waiter) -> None:
@@ -431,7 +439,7 @@ class Backend:
             self.spec.health,
             healthy,
             knock_at=self.surroundings.knock_at,
-            patient=self._found and not self.admission.waiting,
+            patient=self._found and not self.admission.waiting and not self.spec.prewarm,
         )
 
     def open_gate(self) -> None:
@@ -520,6 +528,10 @@ class Backend:
                 idle_for=self.surroundings.clock.seconds() - self.gate.used_at,
                 limit=self._idle_limit,
             )
+        elif timer == "start" and self._prober is not None and self._prober.patient:
+            # It may have become healthy since it was last asked.
+            self._prober.hurry()
+            self._timers.arm("start", LAST_LOOK)
         elif timer == "start":
             attempt = self.lifecycle.attempt
             self._with_log(lambda log: self.lifecycle.start_overdue(attempt, overdue_failure(log)))

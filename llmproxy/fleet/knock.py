@@ -15,6 +15,9 @@ LIMIT = 0.002
 """Seconds that one try may hold up everything else; the kernel rounds it up by some milliseconds.  Only a
 listener whose queue is full takes that long, or a container that has gone; the reactor asks from then on."""
 
+_BIND_ADDRESS_NO_PORT = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24)
+"""ip(7): the port is chosen anew for each connection.  Python has known its number since 3.12."""
+
 _NEAR = ("bridge", "network")
 """How a container on this machine is reached, beside by the loopback interface."""
 
@@ -33,6 +36,10 @@ class Knock:
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         self._where = (address.host, address.port)
         self._socket = socket.socket(family, socket.SOCK_STREAM)
+        if address.host == "127.0.0.1":
+            # From the same address it may meet itself, by taking the very port that it tries for its own.
+            self._socket.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
+            self._socket.bind(("127.0.0.2", 0))
         # socket(7): for a connect, too.  A timeout of Python's own would be two more calls each time.
         limit = struct.pack("ll", 0, int(LIMIT * 1e6))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)

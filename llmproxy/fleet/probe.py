@@ -139,6 +139,11 @@ class Prober:
         for address in addresses:
             self._ask(address)
 
+    @property
+    def patient(self) -> bool:
+        """It asks less and less often."""
+        return bool(self._pauses)
+
     def hurry(self) -> None:
         """Somebody waits for it now: ask at once, and every :data:`INTERVAL` from now on."""
         if not self._pauses:

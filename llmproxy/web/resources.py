@@ -184,10 +184,13 @@ class BackendResource(ProxyResource):
 
 
 def _begin(exchange: Exchange, backend: Backend, key: Key) -> None:
-    if not key.may_start and backend.state != "ready":
-        raise not_allowed(
-            f"The key {key.name!r} may not start a backend, and this one is {backend.state}."
-        ).about(backend.name, backend.state)
+    if not key.may_start:
+        # It may be ready already, and has only not been asked for some time.
+        backend.hurry()
+        if backend.state != "ready":
+            raise not_allowed(
+                f"The key {key.name!r} may not start a backend, and this one is {backend.state}."
+            ).about(backend.name, backend.state)
     exchange.begin()
 
 

@@ -336,6 +336,41 @@ class BackendTests(SynchronousTestCase):
                 rig.ready()
             self.assertEqual((rig.backend.state, len(request.leases)), ("ready", 1))
 
+    def test_what_is_asked_seldom_is_asked_once_more_before_it_is_given_up(self) -> None:
+        """What became healthy after it was last asked is not stopped for having taken too long."""
+        rig = Rig(start_timeout=30)
+        rig.servers.mode = "sick"
+        rig.world.become_running("m")
+        rig.clock.pump([1.0] * 17)
+        rig.servers.mode = "healthy"
+        rig.clock.pump([1.0] * 13)
+        self.assertEqual(rig.backend.state, "ready")
+        rig = Rig(start_timeout=30)
+        rig.servers.mode = "sick"
+        rig.world.become_running("m")
+        rig.clock.pump([1.0] * 36)
+        self.assertEqual((rig.backend.state, rig.world.is_running("m")), ("failed", False))
+
+    def test_who_looks_has_it_asked_at_once(self) -> None:
+        """Monitoring need not wait for half a minute to see what is ready."""
+        rig = Rig(start_timeout=10_000)
+        rig.servers.mode = "sick"
+        rig.world.become_running("m")
+        rig.clock.pump([1.0] * 100)
+        rig.servers.mode = "healthy"
+        self.assertEqual(rig.backend.state, "starting")
+        rig.backend.visit(Request(rig.backend))
+        self.assertEqual(rig.backend.state, "ready")
+
+    def test_what_is_kept_warm_is_not_asked_seldom(self) -> None:
+        """Somebody wants it, though nobody waits for it now."""
+        rig = Rig(start_timeout=10_000, prewarm=True)
+        rig.servers.mode = "sick"
+        rig.world.become_running("m")
+        rig.clock.pump([1.0] * 100)
+        rig.ready()
+        self.assertEqual(rig.backend.state, "ready")
+
     def test_a_restart_from_outside_is_followed(self) -> None:
         """A container that someone restarts is adopted in its new run."""
         rig = Rig()

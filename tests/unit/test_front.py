@@ -213,6 +213,22 @@ class FrontTests(SynchronousTestCase):
         status, fields, _ = self.client().get(b"/healthz", b"X-Request-ID: mine\r\n").answer()
         self.assertEqual((status, fields["x-request-id"]), (200, "mine"))
 
+    def test_a_clients_request_id_is_none_of_ours(self) -> None:
+        """Nobody can name a request as another one will be named."""
+        own = self.client().get(b"/healthz").answer()[1]["x-request-id"]
+        told = (
+            self.client().get(b"/healthz", b"X-Request-ID: %b\r\n" % own.encode()).answer()[1]["x-request-id"]
+        )
+        self.assertNotEqual(told, own)
+
+    def test_what_is_no_request_is_logged_as_it_was_answered(self) -> None:
+        """With the time, and with the id that the client was given."""
+        self.clock.advance(7)
+        _, _, fields = self.client().send(b"NONSENSE\r\n\r\n").error()
+        entry = self.log.entries[-1]
+        self.assertEqual((entry.request_id, entry.at), (fields["x-request-id"], 7))
+        self.clock.advance(3)
+
     def test_readyz_tells_why_not(self) -> None:
         """503 with the reason while the runtime does not answer."""
         self.assertEqual(self.client().get(b"/readyz", b"").answer()[0], 200)
@@ -832,6 +848,13 @@ class FrontTests(SynchronousTestCase):
         self.clock.advance(0)
         self.assertEqual(json.loads(client.answer()[2])["state"], "ready")
         self.assertEqual(self.world.count("ensure_started"), 2)
+
+    def test_who_does_not_wait_for_a_start_is_gone(self) -> None:
+        """The access log says so, and the start goes on."""
+        client = self.client().post(b"/api/backends/coder/start?wait=1", b"", ADMIN)
+        client.leave()
+        self.assertEqual(self.log.entries[-1].outcome, "client_gone")
+        self.assertEqual(self.fleet.backends["coder"].state, "starting")
 
     def test_a_failed_start_that_is_waited_for_is_told(self) -> None:
         """With wait=1 a start that fails answers with its cause."""
