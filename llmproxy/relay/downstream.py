@@ -1,7 +1,7 @@
-"""The client's side of one exchange: an answer written straight to the connection that Twisted Web serves.
+"""The client's side of one exchange: an answer written straight to its connection.
 
-Twisted Web parses the request, finds the resource and keeps the order of pipelined requests; the answer's
-bytes go around ``Request.write``, which would cost more than all the rest of the relay.
+The channel keeps the order of pipelined requests, and Twisted Web finds the resource; the answer's bytes go
+around ``Request.write``, which would cost more than all the rest of the relay.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Downstream:
         request.code = status
 
     def data(self, pieces: Iterable[bytes]) -> None:
-        """Bytes of the body, framed as this client needs it, written at once."""
+        """Bytes of the body, framed as this client needs it."""
         if self._bodiless:
             pieces = ()
         out, self._pending = self._pending, b""

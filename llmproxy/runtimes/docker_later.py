@@ -52,6 +52,7 @@ class DockerWhenNeeded:
     _backend_key: str | None = field(default=None, kw_only=True, repr=False)
     _real: DockerRuntime | None = field(default=None, init=False)
     _started: bool = field(default=False, init=False)
+    _closed: bool = field(default=False, init=False)
     _look: IDelayedCall | None = field(default=None, init=False)
     _catalogue_changed: list[Callable[[], None]] = field(factory=list, init=False)
 
@@ -65,6 +66,7 @@ class DockerWhenNeeded:
             self._real.start()
 
     def close(self) -> Deferred[None]:
+        self._closed = True
         self._forget_look()
         return succeed(None) if self._real is None else self._real.close()
 
@@ -99,6 +101,8 @@ class DockerWhenNeeded:
         """See :meth:`~llmproxy.runtimes.docker.DockerRuntime.catalogue`."""
         if self._real is None:
             try:
+                if self._closed:
+                    raise RuntimeUnavailable("The proxy ends.")
                 require_socket(docker_host(self.settings))
             except RuntimeUnavailable:
                 return fail()

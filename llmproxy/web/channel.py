@@ -30,7 +30,7 @@ from llmproxy.http.headers import NO_FIELDS, Fields
 from llmproxy.reactors.writing import push, unsent, write_soon
 from llmproxy.web.accesslog import Entry
 from llmproxy.web.request import ProxyRequest, new_request_id
-from llmproxy.web.unread import LARGEST_HEAD, MOST_FIELDS, closing_answer, head_size, head_too_large
+from llmproxy.web.unread import LARGEST_HEAD, MOST_FIELDS, closing_answer, head_size, head_too_large, no_room
 
 if TYPE_CHECKING:
     from llmproxy.config.model import Key
@@ -281,7 +281,12 @@ class ProxyChannel(Protocol):
         self._continue = False
         self._fed = 0
         body = self._coming.body
-        body.write(data)
+        try:
+            body.write(data)
+        except OSError as cause:
+            self.site.log_failure("keeping the body of a request", Failure(cause))
+            self._refusal = no_room()
+            raise self._refusal from None
         if body.size > self.site.limits.max_body:
             self._refusal = body_too_large(self.site.limits.max_body)
             raise self._refusal

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from llmproxy.errors import Refusal
 from llmproxy.http.openai import error_body, error_headers
 
-__all__ = ["LARGEST_HEAD", "MOST_FIELDS", "closing_answer", "head_size", "head_too_large"]
+__all__ = ["LARGEST_HEAD", "MOST_FIELDS", "closing_answer", "head_size", "head_too_large", "no_room"]
 
 LARGEST_HEAD = 32 * 1024
 """Bytes of a request's head, its request line included; of its trailer; and of one chunk's extension."""
@@ -15,7 +15,12 @@ LARGEST_HEAD = 32 * 1024
 MOST_FIELDS = 200
 """Header fields of one request."""
 
-_REASONS = {400: b"Bad Request", 413: b"Content Too Large", 431: b"Request Header Fields Too Large"}
+_REASONS = {
+    400: b"Bad Request",
+    413: b"Content Too Large",
+    431: b"Request Header Fields Too Large",
+    507: b"Insufficient Storage",
+}
 
 
 def head_size(target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> int:
@@ -30,6 +35,17 @@ def head_too_large() -> Refusal:
         "invalid_request",
         f"The head of the request has more than {LARGEST_HEAD // 1024} KiB or {MOST_FIELDS} fields.",
         kind="invalid_request_error",
+    )
+
+
+def no_room() -> Refusal:
+    """507 (RFC 4918 section 11.5): the body is too large for memory, and the disk does not take it."""
+    return Refusal(
+        507,
+        "error",
+        "llmproxy has no room to keep the body of this request.",
+        hint="Free space in the folder for temporary files (TMPDIR); llmproxy's log has the cause.",
+        retry_after=30,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 from typing import Any
@@ -20,6 +21,7 @@ from llmproxy.fleet.probe import INTERVAL
 from llmproxy.web import exchange
 from llmproxy.web.accesslog import AccessLog, Entry
 from llmproxy.web.auth import Authenticator
+from llmproxy.web.body import Body
 from llmproxy.web.request import SLOW_FOLLOWER
 from llmproxy.web.resources import RootResource
 from llmproxy.web.site import ProxySite
@@ -749,6 +751,18 @@ class FrontTests(SynchronousTestCase):
         client.send(b"POST /coder/x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + KEY + b"\r\n")
         client.send(b"400\r\n" + b"x" * 1024 + b"\r\n")
         self.assertEqual(client.error()[0], 413)
+        self.clock.advance(3)
+
+    def test_a_body_that_cannot_be_kept_is_refused(self) -> None:
+        """A full disk is answered with 507 and logged, and the connection ends."""
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "no space left")
+
+        self.patch(Body, "write", full)
+        status, error, fields = self.client().post(b"/coder/x", b"body").error()
+        self.assertEqual((status, error["code"], fields["connection"]), (507, "error", "close"))
+        self.assertEqual(len(self.log.failures), 1)
         self.clock.advance(3)
 
     def test_a_body_that_grows_too_large_is_refused_once(self) -> None:
