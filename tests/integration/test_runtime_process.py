@@ -97,9 +97,13 @@ class ProcessRig:
         os.kill(await self.pid(spec.route), signal.SIGKILL)
 
     async def close(self) -> None:
-        for path in (self.state / "processes").glob("*.json"):
-            with suppress(ProcessLookupError):
-                os.killpg(json.loads(path.read_text())["pid"], signal.SIGKILL)
+        # One that has just begun has no record yet, and may not lead a group of its own.
+        begun = [run.group.pid for run in self.runtime._runs.values()]
+        recorded = [json.loads(path.read_text())["pid"] for path in (self.state / "processes").glob("*.json")]
+        for pid in {*begun, *recorded}:
+            for kill in (os.kill, os.killpg):
+                with suppress(ProcessLookupError):
+                    kill(pid, signal.SIGKILL)
         await pause(self.reactor, 0.1)
         await self.runtime.close()
 
