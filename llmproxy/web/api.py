@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any, cast
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
-from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Request
 
 from llmproxy.errors import Refusal, invalid_request, runtime_unavailable
 from llmproxy.fleet.backend import Backend
@@ -18,6 +16,7 @@ from llmproxy.fleet.lifecycle import State
 from llmproxy.fleet.surroundings import Transition
 from llmproxy.runtimes.interface import RuntimeUnavailable
 from llmproxy.web.request import ProxyRequest
+from llmproxy.web.resource import ProxyResource, require_admin
 
 __all__ = ["ApiResource", "answer_json", "backend_view"]
 
@@ -71,28 +70,16 @@ def _not_found(what: str) -> Refusal:
     return Refusal(404, "route_not_found", what, kind="invalid_request_error")
 
 
-class ApiResource(Resource):
+class ApiResource(ProxyResource):
     """The admin API; every path needs an administrator's key."""
-
-    isLeaf = True
 
     def __init__(self, fleet: Fleet) -> None:
         super().__init__()
         self._fleet = fleet
 
-    def render(self, request: Request) -> int:
-        """See :class:`twisted.web.resource.IResource`."""
-        proxied = cast(ProxyRequest, request)
-        try:
-            self._serve(proxied)
-        except Refusal as refusal:
-            proxied.refuse(refusal)
-        return NOT_DONE_YET
-
-    def _serve(self, request: ProxyRequest) -> None:
-        authenticator = request.site.authenticator
-        request.key = authenticator.authenticate(request.fields, request.arrived)
-        authenticator.require_admin(request.key)
+    def serve(self, request: ProxyRequest) -> None:
+        """See :class:`~llmproxy.web.resource.ProxyResource`."""
+        require_admin(request)
         match [segment.decode("utf-8", "replace") for segment in request.postpath or ()]:
             case ["backends"] | ["backends", ""]:
                 self._need(request, b"GET")

@@ -16,20 +16,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Protocol, get_args
 
 from attrs import define, field
 from prometheus_client import CollectorRegistry, GCCollector, Info, PlatformCollector, ProcessCollector
 from prometheus_client import exposition as plain
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.openmetrics import exposition as openmetrics
-from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Request
 
 from llmproxy.errors import Refusal
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.lifecycle import State
 from llmproxy.web.histogram import Buckets, Histogram
+from llmproxy.web.resource import ProxyResource, require_admin
 from llmproxy.web.starts import Starts
 
 if TYPE_CHECKING:
@@ -209,33 +208,21 @@ def _wants_openmetrics(accept: str) -> bool:
     return kind.startswith("application/openmetrics-text")
 
 
-class MetricsResource(Resource):
+class MetricsResource(ProxyResource):
     """``/metrics``, for everybody or for administrators, as ``metrics_access`` has it.
 
     :param settle: called before each answer; it hands all requests that are over to ``metrics.observe``.
     """
-
-    isLeaf = True
 
     def __init__(self, metrics: Metrics, settle: Callable[[], None] = lambda: None) -> None:
         super().__init__()
         self._metrics = metrics
         self._settle = settle
 
-    def render(self, request: Request) -> int:
-        """See :class:`twisted.web.resource.IResource`."""
-        proxied = cast("ProxyRequest", request)
-        try:
-            self._serve(proxied)
-        except Refusal as refusal:
-            proxied.refuse(refusal)
-        return NOT_DONE_YET
-
-    def _serve(self, request: ProxyRequest) -> None:
+    def serve(self, request: ProxyRequest) -> None:
+        """See :class:`~llmproxy.web.resource.ProxyResource`."""
         if self._metrics.fleet.config.metrics_access == "admin":
-            authenticator = request.site.authenticator
-            request.key = authenticator.authenticate(request.fields, request.arrived)
-            authenticator.require_admin(request.key)
+            require_admin(request)
         if any(request.postpath or ()):
             raise Refusal(404, "route_not_found", "There is no such path.", kind="invalid_request_error")
         if request.method not in (b"GET", b"HEAD"):

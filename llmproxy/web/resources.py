@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Request
+from twisted.web.server import Request
 
 from llmproxy.config.model import Key
 from llmproxy.errors import (
@@ -34,6 +32,7 @@ from llmproxy.web.api import ApiResource, answer_json
 from llmproxy.web.auth import may_use, route_refusal
 from llmproxy.web.exchange import Exchange
 from llmproxy.web.request import ProxyRequest
+from llmproxy.web.resource import ProxyResource
 
 __all__ = ["RootResource"]
 
@@ -55,28 +54,6 @@ def _client_key(request: ProxyRequest) -> Key:
     request.key = key
     authenticator.require_client(key)
     return key
-
-
-class ProxyResource(Resource):
-    """A resource that answers every method by :meth:`serve`, and renders refusals."""
-
-    isLeaf = True
-
-    def render(self, request: Request) -> int:
-        """See :class:`twisted.web.resource.IResource`."""
-        proxied = cast(ProxyRequest, request)
-        try:
-            self.serve(proxied)
-        except Refusal as refusal:
-            proxied.refuse(refusal)
-        return NOT_DONE_YET
-
-    def serve(self, request: ProxyRequest) -> None:
-        """Answer the request, now or later.
-
-        :raises llmproxy.errors.Refusal: it is not served.
-        """
-        raise NotImplementedError
 
 
 class RootResource(Resource):
