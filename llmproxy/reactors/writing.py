@@ -24,14 +24,11 @@ def write_soon(transport: ITransport, data: bytes) -> None:
     What else is written to the same transport in the same turn must come this way to stay in order, and
     whoever ends the connection calls :func:`push` before.
     """
-    outbox = _outbox(transport)
-    if outbox is None:
+    if not isinstance(transport, Connection) or (outbox := _outbox(transport)) is None:
         write_now(transport, data)
-        return
-    waiting = outbox.get(transport)
-    if waiting is not None:
-        outbox[transport] = waiting + data
-    elif transport.dataBuffer or transport._tempDataBuffer:  # type: ignore[attr-defined]
+    elif transport in outbox:
+        outbox[transport] += data
+    elif transport.dataBuffer or transport._tempDataBuffer:
         # Behind what its peer has not taken yet nothing is won by waiting.
         transport.write(data)
     else:

@@ -85,6 +85,9 @@ class UpstreamConnection(TwistedProtocol):
     :ivar on_closed: called with the connection when it is gone.
     """
 
+    # Twisted names an interface here that has none of what a connection of TCP or TLS can do.
+    transport: Any
+
     def __init__(self) -> None:
         self.used = False
         self.closed = False
@@ -171,7 +174,7 @@ class UpstreamConnection(TwistedProtocol):
         self._handler = None
         self.closed = True
         if self.transport is not None:
-            self.transport.abortConnection()  # type: ignore[attr-defined]
+            self.transport.abortConnection()
 
     def write_tunnel(self, data: bytes) -> None:
         """Send bytes of a switched protocol."""
@@ -181,7 +184,7 @@ class UpstreamConnection(TwistedProtocol):
     # -- the connection -----------------------------------------------------------------------------
 
     def connectionMade(self) -> None:
-        self.transport.setTcpNoDelay(True)  # type: ignore[union-attr]
+        self.transport.setTcpNoDelay(True)
 
     def dataReceived(self, data: bytes) -> None:
         if self._handler is None:
@@ -238,7 +241,7 @@ class UpstreamConnection(TwistedProtocol):
         else:
             self.closed = True
             if self.transport is not None:
-                self.transport.abortConnection()  # type: ignore[attr-defined]
+                self.transport.abortConnection()
         if handler is not None:
             handler.response_end()
         if reusable and self.on_idle is not None:

@@ -148,7 +148,7 @@ class ProxyChannel(Protocol):
             self._coming = None
         for request in requests:
             request.connectionLost(reason)
-        # It refers to this object, which no collector of cycles sees through it.
+        # It refers to this object, and would leave both to the collector of cycles.
         self._parser = None
 
     def unsent(self) -> int:

@@ -194,6 +194,7 @@ class Exchange:
             try:
                 self._send(kept)
             except Exception:
+                # As the Deferred of a new connection does with a fault of our own.
                 self._failed(Failure())
             return
         connecting = self._lease.pool.connect()
@@ -292,7 +293,7 @@ class Exchange:
         upstream = self._up.transport
         if upstream is not None:
             # A backend that reads slowly slows the client down.
-            upstream.registerProducer(channel.transport, True)  # type: ignore[attr-defined]
+            upstream.registerProducer(channel.transport, True)
 
     def response_data(self, pieces: list[bytes]) -> None:
         """See :class:`~llmproxy.relay.upstream.ResponseHandler`."""
@@ -379,7 +380,7 @@ class Exchange:
         if self._up is not None and self._up.transport is not None and pause is not self._paused:
             self._paused = pause
             transport = self._up.transport
-            transport.pauseProducing() if pause else transport.resumeProducing()  # type: ignore[attr-defined]
+            transport.pauseProducing() if pause else transport.resumeProducing()
 
     def client_left(self) -> None:
         """The client's connection is gone: give up its place, or close the upstream request at once."""

@@ -126,6 +126,9 @@ class ProxyRequest(Request):
             return b"Transfer-Encoding: chunked"
         return b"Content-Length: %d" % self.length if self.length else None
 
+    # Twisted Web has these three as attributes that it sets for every request; here they are made when they
+    # are asked for.
+
     @cached_property
     def requestHeaders(self) -> Headers:  # type: ignore[override]
         """The header fields as Twisted Web has them."""
