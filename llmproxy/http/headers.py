@@ -84,6 +84,10 @@ class Fields(dict[bytes, bytes]):
             # The last one of a name has won; the first one shall.
             self.update((name.lower(), value) for name, value in reversed(raw))
 
+    def changed(self, values: dict[bytes, bytes]) -> Fields:
+        """The same with other values for some (lower-case) names, of which each is there once."""
+        return Fields([(name, values.get(name.lower(), value)) for name, value in self.raw])
+
     def all(self, name: bytes) -> list[bytes]:
         """All values of this (lower-case) name."""
         return [value for key, value in self.raw if key.lower() == name]

@@ -19,6 +19,7 @@ from twisted.protocols.basic import FileSender
 from twisted.python.failure import Failure
 
 from llmproxy.http.headers import Fields
+from llmproxy.http.known import KnownHead
 from llmproxy.reactors.writing import unsent, write_soon
 
 __all__ = ["UPSTREAM", "Broken", "ResponseHandler", "ResponseHead", "UpstreamConnection"]
@@ -99,6 +100,7 @@ class UpstreamConnection(TwistedProtocol):
         self._large = False
         self._head_request = False
         self._tunnel = False
+        self._known: tuple[KnownHead, ResponseHead] | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -194,7 +196,10 @@ class UpstreamConnection(TwistedProtocol):
         if self._tunnel:
             self._handler.response_data([data])
             return
-        self._any = True
+        first, self._any = not self._any, True
+        if first and self._known is not None and self._recognise(*self._known, data):
+            self._deliver("")
+            return
         error = ""
         try:
             self._parser.feed_data(data)
@@ -212,7 +217,29 @@ class UpstreamConnection(TwistedProtocol):
                 self._silent += len(data)
                 if self._silent > LARGEST_HEAD:
                     error = "its head is too large"
+        if first and self._complete and self._reusable and not error and not self._trailing:
+            self._learn(data)
         self._deliver(error)
+
+    def _recognise(self, head: KnownHead, like: ResponseHead, data: bytes) -> bool:
+        """Take a whole answer whose head is known, and nothing behind it, without the parser."""
+        found = None if self._head_request else head.match(data)
+        if found is None or len(data) != found.size + found.length:
+            return False
+        self._head = ResponseHead(like.status, like.reason, found.fields, found.length, delimited=True)
+        if found.length:
+            self._pieces.append(data[found.size :])
+        self._complete = self._reusable = True
+        return True
+
+    def _learn(self, data: bytes) -> None:
+        """Know an answer again that came as a whole, in one piece with nothing around it."""
+        head, end = self._head, data.find(b"\r\n\r\n") + 4
+        assert head is not None, "it is complete"
+        # Not of one behind an interim answer, whose length then stands in another head.
+        if head.length is not None and head.status not in _NO_BODY and end + head.length == len(data):
+            known = KnownHead.learn(data[:end], head.fields)
+            self._known = None if known is None else (known, head)
 
     def _deliver(self, error: str) -> None:
         handler = self._handler

@@ -1,17 +1,15 @@
 """A connection of a client: HTTP/1.1 by llhttp, one request answered after the other.
 
 It takes the place of Twisted Web's ``HTTPChannel`` below the same ``Site`` and ``Request``: what it is to
-them is in :class:`ProxyChannel` under "what a Request needs".  Its framing is that of the parser in uvicorn,
-and so in vLLM: a request that the two would take for different ones has no way through.
+them is in :class:`ProxyChannel` under "what a Request needs".  What of its bytes is a request is settled by
+its :class:`~llmproxy.web.reader.RequestReader`.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-import httptools
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
@@ -25,15 +23,16 @@ from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
-from llmproxy.errors import Refusal, body_too_large, invalid_request
-from llmproxy.http.headers import NO_FIELDS, Fields
+from llmproxy.errors import Refusal
 from llmproxy.reactors.writing import push, unsent, write_soon
 from llmproxy.web.accesslog import Entry
-from llmproxy.web.request import ProxyRequest, new_request_id
-from llmproxy.web.unread import LARGEST_HEAD, MOST_FIELDS, closing_answer, head_size, head_too_large, no_room
+from llmproxy.web.reader import RequestReader
+from llmproxy.web.request import new_request_id
+from llmproxy.web.unread import closing_answer
 
 if TYPE_CHECKING:
     from llmproxy.config.model import Key
+    from llmproxy.http.headers import Fields
     from llmproxy.web.auth import Authenticator
     from llmproxy.web.site import ProxySite
 
@@ -60,6 +59,7 @@ class ProxyChannel(Protocol):
     :ivar forwarded_for: the same as ``X-Forwarded-For`` has it.
     :ivar known: whose the fields of the last request were, and by whose word.
     :ivar persistent: it goes on after the present answer.
+    :ivar reader: makes requests of the bytes.
     :ivar requests: received as a whole and not answered yet; the first is being answered.
     :ivar tick: the site's count of looks at idle connections when this one was last heard of.
     """
@@ -70,33 +70,18 @@ class ProxyChannel(Protocol):
         self.site = site
         self.factory = site
         self.persistent = True
-        self.requests: deque[ProxyRequest] = deque()
         self.tick = site.tick
         self.secure = False
         self.client = "-"
         self.forwarded_for = b"unknown"
         self.known: tuple[Authenticator, Fields, Key] | None = None
-        self._parser: Any = None
-        # Of the request whose head or body is coming.
-        self._coming: ProxyRequest | None = None
-        self._target = b""
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._length: int | None = None
-        self._fields = NO_FIELDS
-        # Bytes that told nothing of a body, since the head before or the last byte of body; and of one piece.
-        self._fed = 0
-        self._piece = 0
-        self._continue = False
-        self._last = False
-        self._deaf = False
-        self._framing: bytes | None = None
-        self._resuming = False
+        self.reader = RequestReader(self)
+        self.requests = self.reader.requests
         # What came while a request was being answered.
         self._early: list[bytes] = []
         self._early_size = 0
         self._answering = False
         self._advancing = False
-        self._refusal: Refusal | None = None
         self._receive: Callable[[bytes], object] | None = None
         self._lingering: IDelayedCall | None = None
         # Flow control.
@@ -121,7 +106,6 @@ class ProxyChannel(Protocol):
             transport.abortConnection()
             return
         transport.registerProducer(self, True)
-        self._parser = httptools.HttpRequestParser(self)
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes from the client."""
@@ -134,7 +118,7 @@ class ProxyChannel(Protocol):
             if self._early_size > EAGER:
                 self._pace_reading()
         else:
-            self._feed(data)
+            self._read(data)
             self._advance()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -142,14 +126,8 @@ class ProxyChannel(Protocol):
         self.site.closed(self)
         if self._lingering is not None and self._lingering.active():
             self._lingering.cancel()
-        requests, self.requests = list(self.requests), deque()
-        if self._coming is not None:
-            requests.append(self._coming)
-            self._coming = None
-        for request in requests:
+        for request in self.reader.close():
             request.connectionLost(reason)
-        # It refers to this object, and would leave both to the collector of cycles.
-        self._parser = None
 
     def unsent(self) -> int:
         """Bytes of answers that its client has not taken yet."""
@@ -158,7 +136,7 @@ class ProxyChannel(Protocol):
     def close_if_idle(self) -> None:
         """End the connection when no request is being read or answered on it, else after the answer."""
         self.persistent = False
-        if not self.requests and self._coming is None:
+        if not self.requests and self.reader.coming is None:
             self.loseConnection()
 
     def idle_too_long(self) -> None:
@@ -174,133 +152,13 @@ class ProxyChannel(Protocol):
         """It is the client's turn to speak, or to take the last of what it was sent."""
         return self.transport.disconnecting or (not self._answering and self._receive is None)
 
-    # -- receiving: llhttp's callbacks --------------------------------------------------------------
-
-    def _feed(self, data: bytes) -> None:
-        if self._deaf or self._refusal is not None:
-            # RFC 9112 section 9.6: nothing is served after the last request.
-            return
-        self._piece = len(data)
-        self._fed += self._piece
-        rest = None
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            rest = data[upgrade.args[0] :]
-        except httptools.HttpParserError as error:
-            # What a callback raises is not looked for in ``error``: which exception that names depends on
-            # what is being handled around this call.
-            if self._refusal is None and not self._deaf:
-                if isinstance(error, httptools.HttpParserCallbackError):
-                    raise
-                self._refusal = invalid_request(f"The request is not valid HTTP/1.1: {error}.")
-        else:
-            # What is not body is held in the parser: no head, trailer or chunk's extension grows for ever.
-            if self._fed > LARGEST_HEAD:
-                self._refusal = head_too_large()
-        if rest is not None:
-            self._upgrade_asked(rest)
-
-    def _upgrade_asked(self, rest: bytes) -> None:
-        if self._framing is not None:
-            # llhttp takes it that a body does not follow a request to switch; such requests with a body are
-            # Java's HttpClient asking for HTTP/2, and are served as they are.  So it is fed that body as one
-            # of a request that asks for nothing.
-            head, self._framing = b"POST / HTTP/1.1\r\n%b\r\n\r\n" % self._framing, None
-            self._resuming = True
-            self._parser = httptools.HttpRequestParser(self)
-            self._feed(head + rest)
-        elif rest:
-            # For whoever answers the request, or a request if it does not switch.
-            self._early.insert(0, rest)
-            self._early_size += len(rest)
-
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        if self._deaf:
-            # llhttp itself knows of ``Connection: close`` only, and not of HTTP/1.0 or CONNECT.
-            raise _Deaf
-        self._target = b""
-        self._headers = []
-        self._length = None
-
-    def on_url(self, target: bytes) -> None:
-        """A piece of the request target."""
-        self._target += target
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A field of the head or of the trailer."""
-        if self._coming is not None:
-            # The trailer, which a recipient may drop (RFC 9110 section 6.5.1).
-            return
-        if len(name) == 14 and name.lower() == b"content-length":
-            # llhttp has refused a second one, what is no number, and one beside a Transfer-Encoding.
-            self._length = int(value)
-        else:
-            # White space before a value is not given; that behind it is none of it (RFC 9112 section 5).
-            self._headers.append((name, value.rstrip(b" \t")))
-
-    def on_headers_complete(self) -> None:
-        """The head has come."""
-        if self._resuming:
-            self._resuming = False
-            return
-        try:
-            self._begin()
-        except Refusal as refusal:
-            self._refusal = refusal
-            raise
-
-    def _begin(self) -> None:
-        parser, limits = self._parser, self.site.limits
-        if len(self._headers) > MOST_FIELDS or (
-            # Several requests may have come in one piece.
-            max(self._fed, self._piece) > LARGEST_HEAD
-            and head_size(self._target, self._headers) > LARGEST_HEAD
-        ):
-            raise head_too_large()
-        # A client sends the same fields with request after request.
-        if self._headers != self._fields.raw:
-            self._fields = Fields(self._headers)
-        request = ProxyRequest(self)
-        version = parser.get_http_version()
-        request.begin(parser.get_method(), self._target, version, self._fields, self._length)
-        if request.length is not None and request.length > limits.max_body:
-            raise body_too_large(limits.max_body)
-        request.upgrades = parser.should_upgrade()
-        if request.upgrades:
-            self._framing = request.framing()
-        self._last = not request.modern or not parser.should_keep_alive() or request.method == b"CONNECT"
-        self._continue = request.modern and request.fields.get(b"expect", b"").lower() == b"100-continue"
-        self._fed = 0
-        self._coming = request
-
-    def on_body(self, data: bytes) -> None:
-        """Bytes of the body."""
-        assert self._coming is not None, "a body comes after a head"
-        self._continue = False
-        self._fed = 0
-        body = self._coming.body
-        try:
-            body.write(data)
-        except OSError as cause:
-            self.site.log_failure("keeping the body of a request", Failure(cause))
-            self._refusal = no_room()
-            raise self._refusal from None
-        if body.size > self.site.limits.max_body:
-            self._refusal = body_too_large(self.site.limits.max_body)
-            raise self._refusal
-
-    def on_message_complete(self) -> None:
-        """The request has come as a whole."""
-        if self._framing is not None:
-            return
-        request, self._coming = self._coming, None
-        assert request is not None, "an end comes after a head"
-        self._continue = False
-        self._deaf = self._last
-        self._fed = 0
-        self.requests.append(request)
+    def _read(self, data: bytes) -> None:
+        reader = self.reader
+        reader.feed(data)
+        if reader.left:
+            self._early.insert(0, reader.left)
+            self._early_size += len(reader.left)
+            reader.left = b""
 
     # -- answering, one after the other -------------------------------------------------------------
 
@@ -309,22 +167,23 @@ class ProxyChannel(Protocol):
         if self._advancing:
             return
         self._advancing = True
+        reader = self.reader
         try:
             while not self._answering and self._receive is None:
                 if self.requests:
                     self._answering = True
-                    if self._deaf and len(self.requests) == 1:
+                    if reader.deaf and len(self.requests) == 1:
                         self.persistent = False
                     self.requests[0].process()
-                elif self._refusal is not None:
-                    self.refuse(self._refusal)
+                elif reader.refusal is not None:
+                    self.refuse(reader.refusal)
                 elif self._early:
                     early, self._early = b"".join(self._early), []
                     self._early_size = 0
                     self._pace_reading()
-                    self._feed(early)
-                elif self._continue:
-                    self._continue = False
+                    self._read(early)
+                elif reader.waits:
+                    reader.waits = False
                     write_soon(self.transport, b"HTTP/1.1 100 Continue\r\n\r\n")
                 else:
                     break
@@ -354,9 +213,7 @@ class ProxyChannel(Protocol):
         )
         # Nothing that still comes means anything.
         self._receive = _ignore
-        if self._coming is not None:
-            self._coming.body.close()
-            self._coming = None
+        self.reader.drop()
         self.persistent = False
         if self.secure or not hasattr(transport, "loseWriteConnection"):
             # TLS has no half-close: what a TLS transport offers is that of the socket below the session.
@@ -392,14 +249,12 @@ class ProxyChannel(Protocol):
         self.tick = self.site.tick
         if not self.persistent:
             # Nor is anything served that has come behind it.
-            self._deaf, self._refusal = True, None
-            while self.requests:
-                self.requests.pop().body.close()
+            self.reader.stop()
             self.loseConnection()
             return
         if self._choked or not self._reading:
             self._pace_reading()
-        if self.requests or self._early or self._refusal is not None or self._continue:
+        if self.requests or self._early or self.reader.refusal is not None or self.reader.waits:
             self._advance()
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
@@ -482,10 +337,6 @@ class ProxyChannel(Protocol):
                 self.transport.resumeProducing()
             else:
                 self.transport.pauseProducing()
-
-
-class _Deaf(Exception):
-    """A request begins behind the last one."""
 
 
 def _ignore(data: bytes) -> None:

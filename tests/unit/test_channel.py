@@ -183,7 +183,7 @@ def _cut(data: bytes, cuts: list[int]) -> list[bytes]:
     return [piece for a, b in zip([0, *places], [*places, len(data)], strict=True) if (piece := data[a:b])]
 
 
-def _plain(answers: bytes) -> bytes:
+def plain(answers: bytes) -> bytes:
     """Answers without what differs by chance or by when their requests came."""
     return re.sub(rb"X-Request-ID: \w+", b"X-Request-ID: -", answers, flags=re.I).replace(CONTINUE, b"")
 
@@ -219,7 +219,7 @@ def test_any_split_of_the_bytes_gives_the_same_requests(
     whole, answers = _play([wire], later=False)
     split, others = _play(_cut(wire, cuts), later=later)
     assert split.tree.seen == whole.tree.seen == [one.seen for one in served]
-    assert _plain(others) == _plain(answers)
+    assert plain(others) == plain(answers)
     assert answers.count(b"HTTP/1.1 200 OK\r\n") == len(served)
     assert others.count(CONTINUE) <= sum(one.expects for one in sent)
     for world in (whole, split):
@@ -427,7 +427,7 @@ class BoundsTests(SynchronousTestCase):
         for end in ("answered", "gone", "refused", "gone before"):
             world = World(later=True, limits=Limits(max_body=2 * IN_MEMORY))
             world.send(CHUNKED, b"%x\r\n" % (IN_MEMORY + 1), b"x" * (IN_MEMORY + 1))
-            file = world.channel._coming.body._file
+            file = world.channel.reader.coming.body._file
             self.assertFalse(file.closed)
             if end == "refused":
                 world.send(b"nonsense")
