@@ -1,4 +1,4 @@
-"""What is read from vLLM's command line and from its log."""
+"""What is read from vLLM's command line and from its last words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.engines.vllm import VllmFlags, diagnose, read_flags, redact
+from llmproxy.engines.flags import VllmFlags, read_command, read_flags
+from llmproxy.engines.vllm import diagnose, redact
 
 TYPICAL = VllmFlags(
     model="org/m",
@@ -16,6 +17,7 @@ TYPICAL = VllmFlags(
     port=8001,
     gpu_memory_utilization=0.45,
     tensor_parallel_size=2,
+    gpus=2,
     sleep_mode=True,
     max_model_len=32768,
 )
@@ -44,6 +46,9 @@ FLAGS = (
         ("sh", "-c", f"vllm serve org/m {FLAGS}"),
         ("/bin/bash", "-lc", f"source /venv && exec vllm serve $MODEL {FLAGS}; echo 'it ended'"),
         ("tini", "--", "bash", "-ec", f"vllm serve ${{NONE:-org/m}} \\\n  {FLAGS}"),
+        ("vllm", "serve", "org/m", *FLAGS.replace("utilization", "util").split()),
+        ("vllm", "serve", "org/m", *FLAGS.replace("--tensor-parallel-size 2", "-tp=2").split()),
+        ("/usr/bin/env", "A=b", "vllm", "serve", "org/m", *FLAGS.split()),
     ],
 )
 def test_all_forms_of_the_command_line(args: Sequence[str]) -> None:
@@ -86,6 +91,55 @@ def test_wrong_values_are_left_out(flag: str) -> None:
     """A wrong flag is for vLLM to complain of."""
     assert read_flags([flag, "x"], {}) == read_flags([flag], {}) == VllmFlags()
     assert not read_flags(["--enable-sleep-mode", "--no-enable-sleep-mode"], {}).sleep_mode
+
+
+@pytest.mark.parametrize(
+    ("written", "gpus"),
+    [
+        ("", 1),
+        ("-tp 2 -pp 2", 4),
+        ("-tp=2 --pipeline_parallel_size=3", 6),
+        ("-pcp 2 --tensor-parallel-size 2", 4),
+        ("-tp 2 --data-parallel-size 4", 8),
+        ("-tp 2 -dp 4 -dpl 2", 4),
+        ("-dp 8 --data-parallel-rank 3 -tp 2", 2),
+        ("-dp 2 --data-parallel-size-local 0", 0),
+        ("-tp 0", 1),
+        ("-tp x", 1),
+    ],
+)
+def test_number_of_gpus(written: str, gpus: int) -> None:
+    """Each worker that runs here has a GPU."""
+    assert read_flags(["vllm", "serve", "m", *written.split()], {}).gpus == gpus
+
+
+def test_memory_and_devices() -> None:
+    """The other flags about GPUs are read, and those that are not vLLM's own."""
+    written = (
+        "--kv-cache-memory=25G --device cpu --device-ids 2,GPU-5 --gpu-memory-utilization-gb 96 "
+        "--config /etc/vllm.yaml"
+    )
+    assert read_flags(written.split(), {}) == VllmFlags(
+        kv_cache_memory=25 * 1024**3,
+        device="cpu",
+        device_ids=("2", "GPU-5"),
+        gpu_memory_bytes=96 * 1024**3,
+        config="/etc/vllm.yaml",
+    )
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("env", "CUDA_VISIBLE_DEVICES=1", "vllm", "serve", "m"),
+        ("sh", "-c", "CUDA_VISIBLE_DEVICES=1 exec vllm serve m"),
+        ("bash", "-lc", "cd /srv; export CUDA_VISIBLE_DEVICES=1 && vllm serve m"),
+    ],
+)
+def test_what_a_command_sets_for_itself(args: Sequence[str]) -> None:
+    """Variables that are set in front of the command belong to its environment."""
+    words, environment = read_command(args, {"A": "b"})
+    assert (words, environment) == (["vllm", "serve", "m"], {"A": "b", "CUDA_VISIBLE_DEVICES": "1"})
 
 
 @given(st.lists(st.text()), st.dictionaries(st.text(), st.text()))
