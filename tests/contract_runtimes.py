@@ -278,6 +278,22 @@ class RuntimeContract:
         await following
 
     @on_reactor
+    async def test_facts(self, rig: Rig) -> None:
+        """What can be read of it has one fingerprint while it runs, for the next proxy, and afterwards."""
+        spec = rig.spec("a")
+        await rig.runtime.ensure_started(spec)
+        first = await rig.runtime.facts(spec)
+        other = rig.make_runtime()
+        other.start()
+        try:
+            again = await other.facts(spec)
+        finally:
+            await other.close()
+        assert again.fingerprint == first.fingerprint
+        await rig.runtime.stop(spec, 10)
+        assert (await rig.runtime.facts(spec)).fingerprint == first.fingerprint
+
+    @on_reactor
     async def test_no_logs(self, rig: Rig) -> None:
         """The log of what never ran is empty."""
         assert await rig.runtime.logs(rig.spec("never"), 5) == ""

@@ -5,14 +5,16 @@ Only what llmproxy wants to know is read, and leniently: an error in the file is
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 from attrs import Factory, field, frozen
 
 from llmproxy.config.interpolate import compose_text
+from llmproxy.engines.gpus import DeviceRequest
 from llmproxy.errors import ConfigError
 
 __all__ = ["ComposeService", "read_compose"]
@@ -53,6 +55,7 @@ class ComposeService:
 
     :ivar args: entrypoint and command together, as far as the file gives them.
     :ivar ports: in the short form, ``[[address:]published:]target[/protocol]``.
+    :ivar devices: the GPUs that it asks for; ``None`` when it leaves that open.
     """
 
     name: str
@@ -63,6 +66,7 @@ class ComposeService:
     environment: Mapping[str, str] = field(default=Factory(dict), repr=False)
     profiles: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()
+    devices: DeviceRequest | None = None
 
 
 def read_compose(text: str, name: str, environ: Mapping[str, str]) -> tuple[ComposeService, ...]:
@@ -108,7 +112,38 @@ def _service(name: str, service: dict[Any, Any], environ: Mapping[str, str]) -> 
         environment=_pairs(service.get("environment"), environ),
         profiles=_words(service.get("profiles")),
         ports=tuple(_port(port) for port in _list(service.get("ports"))),
+        devices=_devices(service),
     )
+
+
+def _devices(service: Mapping[Any, Any]) -> DeviceRequest | None:
+    """GPUs, in the three ways to ask for them: ``deploy``'s reservations, ``gpus``, and ``devices`` with
+    names of the container device interface (Compose specification; "Enable GPU support")."""
+    found: list[tuple[int, Sequence[str]]] = []
+    wanted: Any = service
+    for key in ("deploy", "resources", "reservations"):
+        wanted = wanted.get(key) if isinstance(wanted, dict) else None
+    if isinstance(wanted, dict):
+        found += [
+            _request(each)
+            for each in _list(wanted.get("devices"))
+            if isinstance(each, dict)
+            and (each.get("driver") in ("nvidia", "cdi") or "gpu" in _words(each.get("capabilities")))
+        ]
+    if service.get("gpus") == "all":
+        found.append((-1, ()))
+    found += [_request(each) for each in _list(service.get("gpus")) if isinstance(each, dict)]
+    names = [str(each) for each in _list(service.get("devices")) if str(each).startswith("nvidia.com/gpu=")]
+    if names:
+        found.append((0, names))
+    return DeviceRequest.of(found) if found else None
+
+
+def _request(device: Mapping[Any, Any]) -> tuple[int, Sequence[str]]:
+    """How many, and which.  All when it says neither."""
+    names = _words(device.get("device_ids"))
+    count = _scalar(device.get("count"))
+    return (int(count) if re.fullmatch("[0-9]{1,4}", count) else 0 if names else -1), names
 
 
 def _port(value: Any) -> str:

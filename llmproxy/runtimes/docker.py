@@ -21,8 +21,9 @@ from llmproxy.runtimes.compose import create_service
 from llmproxy.runtimes.docker_catalogue import list_labelled
 from llmproxy.runtimes.docker_census import Census, list_containers
 from llmproxy.runtimes.docker_client import Engine, describe
-from llmproxy.runtimes.docker_create import PULL_TIMEOUT, create_container, has_image, pull_image, start_hint
+from llmproxy.runtimes.docker_create import PULL_TIMEOUT, create_container, find_image, pull_image, start_hint
 from llmproxy.runtimes.docker_events import EventStream
+from llmproxy.runtimes.docker_facts import read_container, read_image, read_service
 from llmproxy.runtimes.docker_logs import Follower, read_tail
 from llmproxy.runtimes.docker_reach import addresses, find_reach
 from llmproxy.runtimes.docker_state import (
@@ -31,7 +32,6 @@ from llmproxy.runtimes.docker_state import (
     Event,
     Snapshot,
     container_name,
-    read_facts,
     read_snapshot,
     spec_hash,
 )
@@ -258,17 +258,19 @@ class DockerRuntime:
     async def _facts(self, spec: BackendSpec) -> Facts:
         name = container_name(spec)
         if await self._may_exist(spec):
-            config = await self._engine.call(lambda client: _container_config(client, name))
-            if config is not None:
-                return read_facts(config)
+            info = await self._engine.call(lambda client: _inspect(client, name))
+            if info is not None:
+                snapshot = read_snapshot(info)
+                # One that is created anew before it starts says nothing of what comes.
+                if snapshot.alive or not self._outdated(spec, snapshot):
+                    return read_container(info)
         for service in self._compose():
             if service.container_name == name:
-                return Facts(tuple(service.args), dict(service.environment))
+                return read_service(service)
         image, wanted = None, spec.image
         if wanted:
-            image = await self._engine.call(lambda client: has_image(client, wanted))
-        facts = read_facts(image or {}, spec.args or None)
-        return Facts(facts.args, {**facts.environment, **spec.environment})
+            image = await self._engine.call(lambda client: find_image(client, wanted))
+        return read_image(spec, image or {}, self._backend_key)
 
     def _safely(self, deferred: Deferred[T]) -> Deferred[T]:
         """Where the engine says no and that can only mean that something is wrong with it."""
@@ -365,7 +367,7 @@ class DockerRuntime:
                 "docker.compose_file says, or give the backend an image.",
             )
         image = spec.image
-        if await self._safely(engine.call(lambda client: has_image(client, image))) is None:
+        if await self._safely(engine.call(lambda client: find_image(client, image))) is None:
             self._log.info("pulling image {image} for {route}", image=image, route=spec.route)
             await engine.call(
                 lambda client: pull_image(client, image), lane=engine.slow, timeout=PULL_TIMEOUT
@@ -404,10 +406,10 @@ class DockerRuntime:
             self._stops.remove(stopping)
 
 
-def _container_config(client: APIClient, name: str) -> dict[str, Any] | None:
-    """What its image, its creator and its environment say; None when there is no such container."""
+def _inspect(client: APIClient, name: str) -> dict[str, Any] | None:
+    """All that the engine knows of it; None when there is no such container."""
     try:
-        return dict(client.inspect_container(name).get("Config") or {})
+        return dict(client.inspect_container(name))
     except NotFound:
         return None
 

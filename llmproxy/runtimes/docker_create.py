@@ -23,7 +23,15 @@ from llmproxy.runtimes.docker_state import (
 )
 from llmproxy.runtimes.interface import StartRefused
 
-__all__ = ["PULL_TIMEOUT", "container_body", "create_container", "has_image", "pull_image", "start_hint"]
+__all__ = [
+    "PULL_TIMEOUT",
+    "container_body",
+    "create_container",
+    "find_image",
+    "has_image",
+    "pull_image",
+    "start_hint",
+]
 
 PULL_TIMEOUT = 600.0
 """Seconds that a pull may go without a word; progress comes several times a second."""
@@ -91,13 +99,19 @@ def _device_requests(spec: BackendSpec, nvidia: bool) -> list[dict[str, Any]]:
     return [{"Driver": "", "Count": -1, "Capabilities": [["gpu"]]}] if nvidia else []
 
 
-def has_image(client: APIClient, image: str) -> Json | None:
-    """``Config`` of the image if the engine has it."""
+def find_image(client: APIClient, image: str) -> Json | None:
+    """All that is known of the image if the engine has it."""
     try:
-        config: Json | None = client.inspect_image(image).get("Config")
+        info: Json = client.inspect_image(image)
     except NotFound:
         return None
-    return config or {}
+    return info
+
+
+def has_image(client: APIClient, image: str) -> Json | None:
+    """``Config`` of the image if the engine has it."""
+    info = find_image(client, image)
+    return None if info is None else info.get("Config") or {}
 
 
 def pull_image(client: APIClient, image: str) -> None:

@@ -17,8 +17,9 @@ from docker.errors import NotFound
 
 from llmproxy.config.model import BackendSpec
 from llmproxy.engines.vllm import read_flags
+from llmproxy.runtimes.docker_facts import read_server
 from llmproxy.runtimes.docker_host import host_address
-from llmproxy.runtimes.docker_state import Json, Snapshot, read_facts
+from llmproxy.runtimes.docker_state import Json, Snapshot
 from llmproxy.runtimes.interface import Address
 
 __all__ = ["DEFAULT_PORT", "Reach", "addresses", "find_reach", "instance_port", "own_container_id"]
@@ -103,8 +104,7 @@ def instance_port(spec: BackendSpec, config: Json, args: tuple[str, ...] | None 
     if spec.port is not None:
         return spec.port
     if spec.engine == "vllm":
-        facts = read_facts(config, args)
-        port = read_flags(facts.args, facts.environment).port
+        port = read_flags(*read_server(config, args)).port
         if port is not None:
             return port
     exposed = _exposed(config)

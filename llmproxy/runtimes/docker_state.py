@@ -16,7 +16,7 @@ from typing import Any
 from attrs import field, frozen
 
 from llmproxy.config.model import BackendSpec
-from llmproxy.runtimes.interface import Exit, Facts
+from llmproxy.runtimes.interface import Exit
 
 __all__ = [
     "MANAGED",
@@ -28,7 +28,6 @@ __all__ = [
     "container_name",
     "nanoseconds",
     "read_event",
-    "read_facts",
     "read_snapshot",
     "spec_hash",
 ]
@@ -138,16 +137,6 @@ def read_snapshot(info: Json) -> Snapshot:
         labels=config.get("Labels") or {},
         info=info,
     )
-
-
-def read_facts(config: Json, args: tuple[str, ...] | None = None) -> Facts:
-    """Read ``Config`` of a container, or of an image with ``args`` in place of its own command."""
-    command = tuple(config.get("Cmd") or ()) if args is None else args
-    environment = {}
-    for line in config.get("Env") or ():
-        name, _, value = line.partition("=")
-        environment[name] = value
-    return Facts(tuple(config.get("Entrypoint") or ()) + command, environment)
 
 
 @frozen

@@ -14,6 +14,7 @@ from attrs import Factory, field, frozen
 from twisted.internet.defer import Deferred
 
 from llmproxy.config.model import BackendSpec
+from llmproxy.engines.gpus import DeviceRequest
 
 __all__ = [
     "Address",
@@ -66,10 +67,15 @@ class Facts:
 
     :ivar args: the server's whole command line, entrypoint included.
     :ivar environment: its environment variables; holds secrets, never printed.
+    :ivar devices: the GPUs that its container asks for; ``None`` when that is not known.
+    :ivar fingerprint: tells one configuration from another, so that what was learned of one is not believed
+        of the other; the same after a restart of the proxy.  Empty when nothing is known.
     """
 
     args: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default=Factory(dict), repr=False)
+    devices: DeviceRequest | None = None
+    fingerprint: str = ""
 
 
 @frozen

@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 
 from llmproxy.config.model import BackendSpec
 from llmproxy.runtimes.docker_threads import shielded
+from llmproxy.runtimes.fingerprint import fingerprint
 from llmproxy.runtimes.interface import Address, Exit, Facts, Instance, StartRefused, Watcher
 from llmproxy.runtimes.process_group import Group, GroupReactor, read_process
 from llmproxy.runtimes.process_logs import LogFile
@@ -45,6 +46,8 @@ _NOT_PASSED_NAMES = frozenset(
         "LISTEN_FDNAMES",
     }
 )
+_TELLING = ("CUDA_VISIBLE_DEVICES", "VLLM_SERVER_DEV_MODE", "VLLM_TARGET_DEVICE")
+"""What a child inherits of the proxy's environment and says what it needs of the machine."""
 
 
 class ProcessReactor(GroupReactor, IReactorProcess):
@@ -210,10 +213,13 @@ class ProcessRuntime:
 
     def facts(self, spec: BackendSpec) -> Deferred[Facts]:
         words = spec.command + spec.args
+        # Before its port is known, which is another one at each start.
+        name = fingerprint(spec.cwd or "", words, spec.environment)
         run = self._runs.get(spec.route)
         if run is not None:
             words = tuple(_with_port(word, run.port) for word in words)
-        return succeed(Facts(words, dict(spec.environment)))
+        inherited = {each: os.environ[each] for each in _TELLING if each in os.environ}
+        return succeed(Facts(words, {**inherited, **spec.environment}, None, name))
 
     def logs(self, spec: BackendSpec, tail: int) -> Deferred[str]:
         return succeed(self._log(spec.route).tail(tail))

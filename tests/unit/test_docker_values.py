@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmproxy.config.model import BackendSpec, DockerSettings
+from llmproxy.engines.gpus import DeviceRequest
 from llmproxy.runtimes.docker_create import container_body, start_hint
+from llmproxy.runtimes.docker_facts import read_container, read_image, read_server
 from llmproxy.runtimes.docker_host import docker_host, host_address
 from llmproxy.runtimes.docker_reach import Reach, addresses, instance_port, own_container_id
 from llmproxy.runtimes.docker_state import (
@@ -18,11 +20,10 @@ from llmproxy.runtimes.docker_state import (
     container_name,
     nanoseconds,
     read_event,
-    read_facts,
     read_snapshot,
     spec_hash,
 )
-from llmproxy.runtimes.interface import Address, Exit, Facts
+from llmproxy.runtimes.interface import Address, Exit
 
 ID = "4f" * 32
 SPEC = BackendSpec("chat", image="vllm/vllm-openai:latest", args=("--model", "m"), port=8002)
@@ -96,8 +97,93 @@ def test_states(state: dict[str, Any], serving: bool, alive: bool) -> None:
 
 def test_facts() -> None:
     """The command line is entrypoint and command; a value may hold an equals sign."""
-    assert read_facts(inspected()["Config"]) == Facts(("vllm", "serve", "--port", "8001"), {"A": "b=c"})
-    assert read_facts({"Cmd": ["x"], "Entrypoint": None}, ("y",)).args == ("y",)
+    facts = read_container(inspected())
+    assert (facts.args, facts.environment) == (("vllm", "serve", "--port", "8001"), {"A": "b=c"})
+    assert read_server({"Cmd": ["x"], "Entrypoint": None}, ("y",)) == (("y",), {})
+
+
+def request(**fields: Any) -> dict[str, Any]:
+    """As Docker tells it of ``--gpus``."""
+    return {
+        "Driver": "",
+        "Count": 0,
+        "DeviceIDs": None,
+        "Capabilities": [["gpu"]],
+        "Options": {},
+        **fields,
+    }
+
+
+@pytest.mark.parametrize(
+    ("host", "devices"),
+    [
+        ({"DeviceRequests": [request(Count=-1)]}, DeviceRequest(count=-1)),
+        ({"DeviceRequests": [request(Count=2)]}, DeviceRequest(count=2)),
+        ({"DeviceRequests": [request(DeviceIDs=["1", "3"])]}, DeviceRequest(("1", "3"))),
+        ({"DeviceRequests": [request(Driver="nvidia", DeviceIDs=["GPU-5"])]}, DeviceRequest(("GPU-5",))),
+        (
+            {"DeviceRequests": [request(Driver="cdi", Capabilities=None, DeviceIDs=["nvidia.com/gpu=1"])]},
+            DeviceRequest(("1",)),
+        ),
+        (
+            {"DeviceRequests": [request(Driver="cdi", DeviceIDs=["nvidia.com/gpu=all"])]},
+            DeviceRequest((), -1),
+        ),
+        ({"DeviceRequests": [request()]}, DeviceRequest()),
+        # Somebody else's devices, and what may let a GPU in by another door: it is not known.
+        ({"DeviceRequests": [request(Driver="tpu", Capabilities=[["tpu"]])], "Runtime": "runc"}, None),
+        ({"Devices": [{"PathOnHost": "/dev/dxg"}], "Runtime": "runc"}, None),
+        ({"Privileged": True, "Runtime": "runc"}, None),
+        ({"DeviceRequests": None, "Runtime": "nvidia"}, None),
+        ({}, None),
+        # Nothing was asked for, and nothing more is given.
+        ({"DeviceRequests": None, "Devices": [], "Runtime": "runc"}, DeviceRequest()),
+    ],
+)
+def test_devices(host: dict[str, Any], devices: DeviceRequest | None) -> None:
+    """The GPUs of a container are those that it was created with."""
+    assert read_container(inspected(HostConfig=host)).devices == devices
+
+
+def test_fingerprint() -> None:
+    """Another image, command or environment is another configuration; another run and place is not."""
+    first = read_container(inspected(Image="sha256:1"))
+    assert len(first.fingerprint) == 16
+    again = inspected(Image="sha256:1", State={"Status": "exited"}, Id="0" * 64)
+    again["NetworkSettings"]["Ports"] = {"8001/tcp": [{"HostIp": "", "HostPort": "1"}]}
+    assert read_container(again).fingerprint == first.fingerprint
+    changed: list[dict[str, Any]] = [
+        {"Cmd": ["--port", "1"]},
+        {"Env": ["A=b"]},
+        {"Env": []},
+        {"Entrypoint": ["x"]},
+    ]
+    names = {
+        read_container(inspected(Image="sha256:1", Config={**inspected()["Config"], **change})).fingerprint
+        for change in changed
+    }
+    other = read_container(inspected(Image="sha256:2")).fingerprint
+    assert len({first.fingerprint, other, *names}) == 6
+
+
+def test_a_container_to_be_is_the_one_that_comes() -> None:
+    """What is read of a container before llmproxy creates it has the fingerprint of the container."""
+    image = {"Id": "sha256:1", "Config": {"Env": ["A=b"], "Entrypoint": ["vllm", "serve"], "Cmd": ["--help"]}}
+    planned = read_image(evolve(SPEC, environment={"C": "d"}, gpus=("1",)), image, "k")
+    created = inspected(
+        Image="sha256:1",
+        Config={
+            "Env": ["VLLM_API_KEY=k", "C=d", "A=b"],
+            "Entrypoint": ["vllm", "serve"],
+            "Cmd": ["--model", "m"],
+        },
+        HostConfig={"DeviceRequests": [request(DeviceIDs=["1"])]},
+    )
+    assert planned == read_container(created)
+    generic = read_image(evolve(SPEC, engine="generic", gpus=("1",)), image, "k")
+    assert (generic.environment, generic.devices) == ({"A": "b"}, None)
+    nothing = read_image(evolve(SPEC, image=None), {}, "k")
+    assert (nothing.environment, nothing.fingerprint) == ({}, "")
 
 
 def test_events() -> None:
