@@ -14,17 +14,31 @@
 ``oom``                 memory is taken until the kernel ends the process
 ======================  ==================================================================================
 
+Sleep mode has faults of its own.  A proxy does not send headers of ours with its own requests, so these are
+armed beforehand: by ``--sleep-fault``, or at any time with ``POST /demo/sleep-faults``, whose body is such a
+list (an empty one disarms all).  ``=N`` arms the next N times; without it, it is every time.
+
+======================  ==================================================================================
+``sleep-500[=N]``       ``/sleep`` is answered 500; running requests have been cut, the server stays awake
+``sleep-hang[=N]``      ``/sleep`` is never answered, nor is ``/is_sleeping`` from then on; no memory is freed
+``sleep-leak[=N]``      the server sleeps and answers 200, but no memory is freed
+``wake-500[=N]``        ``/wake_up`` is answered 500; the server stays asleep
+``wake-hang[=N]``       ``/wake_up`` is never answered, with the memory taken back
+======================  ==================================================================================
+
 Several are separated by commas; one that is not known is refused with 400, so that no test passes by
 a typing error.
 """
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from llmproxy.demo.shapes import BadRequest
 
-__all__ = ["Faults", "parse"]
+__all__ = ["SLEEP_FAULTS", "Armed", "Faults", "parse"]
+
+SLEEP_FAULTS = ("sleep-500", "sleep-hang", "sleep-leak", "wake-500", "wake-hang")
 
 _MID_STREAM = ("die-mid-stream", "close-mid-body", "stall", "error-event", "exit-mid-stream")
 _AT_ONCE = ("hang", "die-before-head", "oom")
@@ -75,3 +89,32 @@ def parse(text: str) -> Faults:
         except ValueError:
             raise BadRequest(400, "BadRequestError", f"Unknown demo fault {item!r}.", "demo_fault") from None
     return Faults(**found)  # type: ignore[arg-type]
+
+
+@define
+class Armed:
+    """The faults of sleep mode that are still to come."""
+
+    _times: dict[str, int | None] = field(factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Armed:
+        """Read a comma-separated list of them.
+
+        :raises BadRequest: one is not known, or its number is none.
+        """
+        times: dict[str, int | None] = {}
+        for item in filter(None, (part.strip() for part in text.split(","))):
+            name, equals, value = item.partition("=")
+            if name not in SLEEP_FAULTS or (equals and not (value.isascii() and value.isdigit())):
+                message = f"Unknown fault of sleep mode {item!r}."
+                raise BadRequest(400, "BadRequestError", message, "sleep_faults")
+            times[name] = int(value) if equals else None
+        return cls(times)
+
+    def take(self, name: str) -> bool:
+        """Whether this one comes now; a number of times counts down."""
+        left = self._times.get(name, 0)
+        if left:
+            self._times[name] = left - 1
+        return left is None or left > 0
