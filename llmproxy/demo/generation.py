@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import islice
+from math import ceil
 from typing import Any, Protocol
 
-from attrs import define, field
+from attrs import define, evolve, field
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.http import Request
 from zope.interface import implementer
 
 from llmproxy.demo.faults import Faults
-from llmproxy.demo.shapes import DONE, Plan, answer, engine_error, event, events
+from llmproxy.demo.shapes import DONE, Plan, aborted, answer, engine_error, event, events, garbled
 
 __all__ = ["Generation", "Owner", "abort"]
 
@@ -57,11 +59,14 @@ class Generation:
     _plan: Plan
     _faults: Faults
     _pause: float
-    _events: Iterator[bytes] = field(init=False)
+    _events: Iterator[bytes] = field(init=False, factory=lambda: iter(()))
+    _taken: int = field(init=False, default=0)
     _written: int = field(init=False, default=0)
     _call: IDelayedCall | None = field(init=False, default=None)
     _after_pause: Callable[[], None] | None = field(init=False, default=None)
+    _left: float = field(init=False, default=0.0)
     _paused: bool = field(init=False, default=False)
+    _frozen: bool = field(init=False, default=False)
     _over: bool = field(init=False, default=False)
 
     def start(self, *, hang: bool = False) -> None:
@@ -94,23 +99,59 @@ class Generation:
         self._cancel()
         self._after_pause = None
 
+    # Sleep.
+
+    def cut(self) -> None:
+        """End the answer where it is, as a sleep with ``mode=abort`` does."""
+        if self._over:
+            return
+        if self._plan.stream:
+            for data in aborted(self._plan, self._written):
+                self._request.write(data)
+        else:
+            self._cancel()
+            missing = ceil(self._left / self._pause) if self._pause and self._after_pause else None
+            pieces = self._plan.pieces[: -missing if missing else 0]
+            self._json(json.dumps(answer(evolve(self._plan, pieces=pieces, finish="abort"))).encode())
+        self._finish()
+
+    def freeze(self) -> None:
+        """Stand still until :meth:`thaw`; before :meth:`start`, nothing but the head will be sent."""
+        self._frozen = True
+        self._cancel()
+
+    def thaw(self, *, garble: bool = False) -> None:
+        """Go on, where the time stood still.
+
+        :param garble: what is still to come is garbage.
+        """
+        self._frozen = False
+        if garble:
+            self._plan = garbled(self._plan)
+            self._events = islice(events(self._plan), self._taken, None)
+        left, self._left = self._left, 0.0
+        if self._after_pause is not None and self._call is None and not (self._over or self._paused):
+            self._call = self._owner.reactor.callLater(left, self._run)
+
     # A step writes what comes before the next token, then waits for it.
 
     def _step(self) -> None:
         faults = self._faults
         for data in self._events:
+            self._taken += 1
             if data:
                 self._request.write(data)
                 continue
             if faults.mid_stream is not None and self._written >= self._fault_point():
                 self._fail()
                 return
-            self._written += 1
             self._later(self._pause, self._token)
             return
         self._finish()
 
     def _token(self) -> None:
+        self._taken += 1
+        self._written += 1
         self._request.write(next(self._events))
         self._later(0, self._step)
 
@@ -149,8 +190,8 @@ class Generation:
     # Time, back-pressure, and the end.
 
     def _later(self, seconds: float, then: Callable[[], None]) -> None:
-        self._after_pause = then
-        if not self._paused:
+        self._after_pause, self._left = then, seconds
+        if not (self._paused or self._frozen):
             self._call = self._owner.reactor.callLater(seconds, self._run)
 
     def _run(self) -> None:
@@ -162,6 +203,7 @@ class Generation:
     def _cancel(self) -> None:
         call, self._call = self._call, None
         if call is not None:
+            self._left = max(0.0, call.getTime() - self._owner.reactor.seconds())
             call.cancel()
 
     def pauseProducing(self) -> None:
@@ -170,7 +212,7 @@ class Generation:
 
     def resumeProducing(self) -> None:
         self._paused = False
-        if self._after_pause is not None and self._call is None and not self._over:
+        if self._after_pause is not None and self._call is None and not (self._over or self._frozen):
             self._call = self._owner.reactor.callLater(0, self._run)
 
     def stopProducing(self) -> None:

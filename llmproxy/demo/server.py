@@ -6,6 +6,7 @@
 ``GET /big?bytes=N[&chunked=1]``  N bytes, with back-pressure
 ``POST /upload``                  the body's length and SHA-256
 ``GET /ws...``                    a WebSocket handshake, then raw bytes are echoed
+``POST /demo/sleep-faults``       see :mod:`llmproxy.demo.faults`
 ================================  =======================================================================
 """
 
@@ -14,12 +15,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any, NoReturn
 
-from attrs import define, field
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.http import HTTPChannel, Request
 from twisted.web.resource import Resource
@@ -27,9 +26,13 @@ from twisted.web.server import NOT_DONE_YET, Site
 from twisted.web.server import Request as SiteRequest
 
 from llmproxy.demo import faults, shapes
+from llmproxy.demo.control import Control
 from llmproxy.demo.extras import Flood, digest, tunnel
 from llmproxy.demo.generation import Generation, abort
+from llmproxy.demo.memory import Memory
+from llmproxy.demo.power import Power
 from llmproxy.demo.settings import Settings
+from llmproxy.demo.work import Requests, Stats
 
 __all__ = ["DemoRequest", "DemoResource", "Stats", "exhaust_memory", "site"]
 
@@ -65,21 +68,16 @@ class _Channel(HTTPChannel):
         return bool(super().headerReceived(line))
 
 
-@define
-class Stats:
-    """What was asked of the server since it started."""
-
-    requests: int = 0
-    running: int = 0
-    finished: int = 0
-    aborted: int = 0
-    starts: int = 1
-    paths: Counter[str] = field(factory=Counter)
-
-
 def _flag(request: Request, name: bytes) -> bytes:
     values = request.args.get(name) if request.args else None
     return values[0] if values else b""
+
+
+def _refuse(request: Request, status: int, message: str) -> None:
+    request.setResponseCode(status)
+    request.setHeader(b"content-type", b"application/json")
+    request.write(json.dumps(shapes.error(status, "InternalServerError", message)).encode())
+    request.finish()
 
 
 class DemoResource(Resource):
@@ -87,6 +85,8 @@ class DemoResource(Resource):
 
     :param exit: ends the process at once with a status.
     :param exhaust: takes memory until the process is killed.
+    :param memory: the server's GPU memory; its own if none is given.
+    :param say: takes lines of the engine's log.
     """
 
     isLeaf = True
@@ -99,11 +99,18 @@ class DemoResource(Resource):
         exit: Callable[[int], object] = os._exit,
         exhaust: Callable[[], object] = exhaust_memory,
         starts: int = 1,
+        memory: Memory | None = None,
+        say: Callable[[str], object] = lambda line: None,
     ) -> None:
         super().__init__()
-        self.reactor = reactor
         self.stats = Stats(starts=starts)
-        self.running: set[Generation] = set()
+        self.work = Requests(reactor, exit, self.stats)
+        self.running = self.work.running
+        memory = memory or Memory.alone(settings.plan)
+        armed = faults.Armed.parse(settings.sleep_faults)
+        self.power = Power(reactor, settings, self.work, memory, say, armed)
+        control = Control(self.power, settings.gpu_count, lambda: self.stats.running, self._body)
+        self._reactor = reactor
         self._settings = settings
         self._exit = exit
         self._exhaust = exhaust
@@ -125,20 +132,11 @@ class DemoResource(Resource):
             b"/v1/completions": lambda request: self._complete(request, chat=False),
             b"/tokenize": self._tokenize,
             b"/upload": digest,
+            b"/demo/sleep-faults": control.arm,
         }
-
-    # What a generation needs of its owner.
-
-    def ended(self, generation: Generation, aborted: bool) -> None:
-        self.running.discard(generation)
-        self.stats.running -= 1
-        if aborted:
-            self.stats.aborted += 1
-        else:
-            self.stats.finished += 1
-
-    def exit(self, status: int) -> None:
-        self._exit(status)
+        if settings.dev_mode:
+            self._get.update(control.get())
+            self._post.update(control.post())
 
     # Dispatch.
 
@@ -191,23 +189,33 @@ class DemoResource(Resource):
     def _health(self, request: Request) -> bytes | int:
         if self._settings.health_mode == "hang":
             return NOT_DONE_YET
-        if self._settings.health_mode == "503":
+        if self._settings.health_mode == "503" or self.work.dead:
             request.setResponseCode(503)
         return b""
 
     def _metrics(self, request: Request) -> bytes:
         request.setHeader(b"content-type", b"text/plain; version=1.0.0; charset=utf-8")
-        label = f'{{engine="0",model_name="{self._settings.models[0]}"}}'
-        return (
-            f"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{label} {self.stats.running}\n"
-            f"# TYPE vllm:num_requests_waiting gauge\nvllm:num_requests_waiting{label} 0\n"
-        ).encode()
+        labels = f'engine="0",model_name="{self._settings.models[0]}"'
+        state = ("awake", "weights_offloaded", "discard_all")[self.power.level if self.power.away else 0]
+        lines = [
+            "# TYPE vllm:num_requests_running gauge",
+            f"vllm:num_requests_running{{{labels}}} {self.stats.running}",
+            "# TYPE vllm:num_requests_waiting gauge",
+            f"vllm:num_requests_waiting{{{labels}}} 0",
+            "# TYPE vllm:engine_sleep_state gauge",
+            *(
+                f'vllm:engine_sleep_state{{{labels},sleep_state="{name}"}} {int(name == state)}'
+                for name in ("awake", "weights_offloaded", "discard_all")
+            ),
+        ]
+        return "".join(f"{line}\n" for line in lines).encode()
 
     def _tell_stats(self, request: Request) -> Mapping[str, object]:
         stats = self.stats
         return {
             "requests": stats.requests,
             "running": stats.running,
+            "held": stats.held,
             "finished": stats.finished,
             "aborted": stats.aborted,
             "starts": stats.starts,
@@ -277,7 +285,7 @@ class DemoResource(Resource):
         name = asked.decode("latin-1") if asked else f"{next(self._numbers):016x}"
         ident = f"{'chatcmpl' if chat else 'cmpl'}-{name}"
         what = shapes.plan(
-            body, self._settings.models, chat=chat, ident=ident, created=int(self.reactor.seconds())
+            body, self._settings.models, chat=chat, ident=ident, created=int(self._reactor.seconds())
         )
 
         def begin() -> None:
@@ -285,7 +293,7 @@ class DemoResource(Resource):
                 self._begin(request, what, wrong, pause)
 
         if wrong.head_delay:
-            self.reactor.callLater(wrong.head_delay, begin)
+            self._reactor.callLater(wrong.head_delay, begin)
         else:
             begin()
         return NOT_DONE_YET
@@ -298,19 +306,15 @@ class DemoResource(Resource):
         elif wrong.at_once == "die-before-head":
             abort(request)
         elif wrong.status is not None:
-            request.setResponseCode(wrong.status)
-            request.setHeader(b"content-type", b"application/json")
-            request.write(
-                json.dumps(
-                    shapes.error(wrong.status, "InternalServerError", "This fault was asked for.")
-                ).encode()
-            )
-            request.finish()
+            _refuse(request, wrong.status, "This fault was asked for.")
+        elif self.work.dead:
+            _refuse(request, 500, shapes.ENGINE_DEAD)
         else:
-            generation = Generation(self, request, what, wrong, pause)
-            self.running.add(generation)
-            self.stats.running += 1
-            generation.start(hang=wrong.at_once == "hang")
+            asleep = self.power.paused  # what it will say depends on how it wakes
+            if self.power.spoilt and not asleep:
+                what = shapes.garbled(what)
+            generation = Generation(self.work, request, what, wrong, pause)
+            self.work.begin(generation, hold=asleep, hang=wrong.at_once == "hang")
 
 
 def site(resource: DemoResource, keep_alive: float = 5.0) -> Site:

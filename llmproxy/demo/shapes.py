@@ -8,17 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, islice
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 __all__ = [
     "DONE",
+    "ENGINE_DEAD",
     "BadRequest",
     "Plan",
+    "aborted",
     "answer",
     "engine_error",
     "error",
     "event",
     "events",
+    "garbled",
     "models",
     "plan",
     "tokens",
@@ -26,7 +29,7 @@ __all__ = [
 
 DONE = b"data: [DONE]\n\n"
 FINGERPRINT = "vllm-demo"
-_ENGINE_DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+ENGINE_DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 
 
 class BadRequest(Exception):
@@ -83,7 +86,7 @@ def error(status: int, kind: str, message: str, param: str | None = None) -> dic
 
 def engine_error() -> dict[str, Any]:
     """What vLLM sends when its engine process has died under a request."""
-    return error(500, "InternalServerError", _ENGINE_DEAD)
+    return error(500, "InternalServerError", ENGINE_DEAD)
 
 
 def event(value: Mapping[str, Any]) -> bytes:
@@ -208,27 +211,46 @@ def answer(what: Plan) -> dict[str, Any]:
     }
 
 
-def events(what: Plan) -> Iterator[bytes]:
-    """The event stream: for chat a chunk with the role first; one chunk for each token; the usage if it was
-    asked for; ``[DONE]``.  Empty bytes come before each token, where the pause for it belongs."""
-    base = {
+def garbled(what: Plan) -> Plan:
+    """The answer of a model whose weights are nothing but zeros."""
+    return evolve(what, pieces=["!"] * len(what.pieces))
+
+
+def _base(what: Plan) -> dict[str, Any]:
+    return {
         "id": what.ident,
         "object": "chat.completion.chunk" if what.chat else "text_completion",
         "created": what.created,
         "model": what.model,
     }
 
-    def chunk(content: Mapping[str, Any], finish: str | None) -> bytes:
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish}
-        return event({**base, "choices": [choice]})
 
+def _chunk(what: Plan, content: Mapping[str, Any], finish: str | None) -> bytes:
+    choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish}
+    return event({**_base(what), "choices": [choice]})
+
+
+def _last(what: Plan) -> Iterator[bytes]:
+    if what.usage_chunk:
+        yield event({**_base(what), "choices": [], "usage": what.usage, "system_fingerprint": FINGERPRINT})
+    yield DONE
+
+
+def aborted(what: Plan, written: int) -> Iterator[bytes]:
+    """How a stream ends that a sleep with ``mode=abort`` ends after so many tokens."""
+    cut = evolve(what, pieces=what.pieces[:written])
+    yield _chunk(cut, {"delta": {}} if what.chat else {"text": ""}, "abort")
+    yield from _last(cut)
+
+
+def events(what: Plan) -> Iterator[bytes]:
+    """The event stream: for chat a chunk with the role first; one chunk for each token; the usage if it was
+    asked for; ``[DONE]``.  Empty bytes come before each token, where the pause for it belongs."""
     if what.chat:
-        yield chunk({"delta": {"role": "assistant", "content": ""}}, None)
+        yield _chunk(what, {"delta": {"role": "assistant", "content": ""}}, None)
     last = len(what.pieces) - 1
     for number, piece in enumerate(what.pieces):
         yield b""
         content = {"delta": {"content": piece}} if what.chat else {"text": piece}
-        yield chunk(content, what.finish if number == last else None)
-    if what.usage_chunk:
-        yield event({**base, "choices": [], "usage": what.usage, "system_fingerprint": FINGERPRINT})
-    yield DONE
+        yield _chunk(what, content, what.finish if number == last else None)
+    yield from _last(what)
