@@ -8,14 +8,19 @@ import socket
 import sys
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from attrs import define, field
+from attrs import define, evolve, field
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import react
 
+from llmproxy.demo.gpus import DEFAULT_TOTAL, Disagreement, SharedGpus
+from llmproxy.demo.ledger import GpuError, Ledger, choose
+from llmproxy.demo.loading import Loading
+from llmproxy.demo.memory import Memory, OwnGpus
 from llmproxy.demo.server import DemoResource, exhaust_memory, site
 from llmproxy.demo.settings import Settings, parse
 
@@ -26,6 +31,32 @@ def _say(line: str, prefix: bool = True) -> None:
         line = f"(APIServer pid={os.getpid()}) INFO {datetime.now():%m-%d %H:%M:%S} [api_server.py:1] {line}"
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def _say_engine(line: str) -> None:
+    """A line of the engine's log; it may begin with its level."""
+    level, _, rest = line.partition(" ")
+    if level not in ("WARNING", "ERROR"):
+        level, rest = "INFO", line
+    now = f"{datetime.now():%m-%d %H:%M:%S}"
+    _say(f"(EngineCore pid={os.getpid()}) {level} {now} [core.py:1] {rest}", prefix=False)
+
+
+def _draw(line: str) -> None:
+    _say(line, prefix=False)
+
+
+def _memory(settings: Settings) -> Memory:
+    """The server's hand on its GPUs, with nothing claimed yet.
+
+    :raises GpuError: they cannot be had.
+    :raises Disagreement: they have another size.
+    """
+    if settings.gpu is None:
+        return Memory(OwnGpus(Ledger(settings.gpu_total or DEFAULT_TOTAL)), settings.plan)
+    chosen = choose(settings.visible, settings.gpu_count)
+    gpus = SharedGpus.join(Path(settings.gpu), settings.models[0], settings.gpu_total)
+    return Memory(gpus, evolve(settings.plan, gpus=chosen))
 
 
 def _count_start(model: str) -> int:
@@ -50,6 +81,7 @@ class Process:
     _reactor: Any  # IReactorCore, IReactorTime and IReactorSocket at once
     _settings: Settings
     _resource: DemoResource
+    _memory: Memory
     _terms: int = field(init=False, default=0)
     _socket: socket.socket | None = field(init=False, default=None)
     _port: IListeningPort | None = field(init=False, default=None)
@@ -66,12 +98,20 @@ class Process:
         _say(f"vLLM API server version 0.32.0+demo, models: {', '.join(settings.models)}")
         if settings.unknown:
             _say(f"Ignored, not known to the demo server: {' '.join(settings.unknown)}")
-        _say(f"Starting to load model {settings.models[0]}...")
+        loading = Loading(
+            self._reactor,
+            self._memory,
+            settings.models[0],
+            settings.start_delay,
+            say=_say_engine,
+            draw=_draw,
+            ready=lambda: self._ready(where),
+            failed=lambda: os._exit(1),
+        )
+        self._reactor.callWhenRunning(self._take_signals)
+        self._reactor.callLater(0, loading.start)
         for line in settings.log_lines:
             _say(line, prefix=False)
-        self._reactor.callWhenRunning(self._take_signals)
-        if settings.health_mode != "never":
-            self._reactor.callLater(settings.start_delay, self._ready, where)
         if settings.exit_after is not None:
             self._reactor.callLater(settings.exit_after, self._exit, settings.exit_code)
         if settings.oom_after is not None:
@@ -87,7 +127,8 @@ class Process:
 
     def _ready(self, where: str) -> None:
         assert self._socket is not None
-        _say("Loading weights took 0.00 seconds")
+        if self._settings.health_mode == "never":
+            return
         _say(f"Starting vLLM server on {where}")
         _say(f"INFO:     Started server process [{os.getpid()}]", prefix=False)
         _say("INFO:     Waiting for application startup.", prefix=False)
@@ -125,7 +166,7 @@ class Process:
             os._exit(128 + signal.SIGTERM)
         _say("INFO:     Shutting down", prefix=False)
         self._port.stopListening()
-        running = list(self._resource.running)
+        running = [*self._resource.running, *self._resource.work.held]
         if settings.term_in_flight == "hang" and running:
             _say("INFO:     Waiting for connections to close. (CTRL+C to force quit)", prefix=False)
             for generation in running:
@@ -138,7 +179,7 @@ class Process:
         self._reactor.callLater(0.1 if running else 0, self._end)
 
     def _wait_for_clients(self) -> None:
-        if self._resource.running:
+        if self._resource.running or self._resource.work.held:
             self._reactor.callLater(0.05, self._wait_for_clients)
         else:
             self._end()
@@ -149,8 +190,14 @@ class Process:
 
 
 def _serve(reactor: Any, settings: Settings, leave: Callable[[int], object] = os._exit) -> Deferred[None]:
-    resource = DemoResource(settings, reactor, exit=leave, starts=_count_start(settings.models[0]))
-    process = Process(reactor, settings, resource)
+    starts = _count_start(settings.models[0])
+    try:
+        memory = _memory(settings)
+    except (GpuError, Disagreement) as wrong:
+        _say_engine(f"ERROR {wrong}")
+        raise SystemExit(1) from None
+    resource = DemoResource(settings, reactor, exit=leave, starts=starts, memory=memory, say=_say_engine)
+    process = Process(reactor, settings, resource, memory)
     try:
         process.start()
     except OSError as wrong:
