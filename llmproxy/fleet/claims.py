@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from attrs import frozen
 
-__all__ = ["SHARES", "Memory", "Room", "fits", "plus"]
+__all__ = ["NOTHING", "SHARES", "Memory", "Room", "fits", "minus", "plus"]
 
 SHARES = 1_000_000
 """Units of a GPU whose size is not known."""

@@ -34,6 +34,7 @@ PURE = (
     "fleet.history",
     "fleet.claims",
     "fleet.identity",
+    "fleet.outlook",
     "fleet.placement",
     "fleet.victims",
     "fleet.learned",
