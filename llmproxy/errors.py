@@ -19,6 +19,7 @@ __all__ = [
     "backend_start_timeout",
     "backend_unavailable",
     "body_too_large",
+    "does_not_fit",
     "hold_timeout",
     "invalid_api_key",
     "invalid_request",
@@ -185,6 +186,21 @@ def backend_died(message: str) -> Refusal:
     """The backend broke its answer off; told to event-stream clients as an error event."""
     return Refusal(
         502, "backend_died", message, hint="Try again; the backend is started anew.", retry_after=1
+    )
+
+
+def does_not_fit(name: str, sums: str, *, retry_after: float | None) -> Refusal:
+    """503: there is no room for it however long it waits.
+
+    :param sums: what it needs, what there is, and who has it.
+    :param retry_after: seconds until it could fit, where that is known.
+    """
+    return Refusal(
+        503,
+        "does_not_fit",
+        f"{name!r} does not fit: {sums}.",
+        hint="Stop or unpin what is in its way, end a lease (llmproxy release), or lower its gpu_memory.",
+        retry_after=retry_after,
     )
 
 

@@ -25,11 +25,14 @@ from llmproxy.config.model import Config
 from llmproxy.config.resolve import CommandLine
 from llmproxy.errors import ConfigError
 from llmproxy.fleet.fleet import Fleet
+from llmproxy.fleet.keeping import remember
 from llmproxy.fleet.knock import knock_at
 from llmproxy.garbage import tune_collector
 from llmproxy.reactors import install_unless_chosen
 from llmproxy.relay.endpoints import endpoint_for
 from llmproxy.runtimes.docker_later import DockerWhenNeeded, read_labels
+from llmproxy.runtimes.docker_threads import Lane
+from llmproxy.runtimes.gpus import IGpuMeter, find_meter, is_absent, settle
 from llmproxy.runtimes.interface import Address, IRuntime, RuntimeUnavailable
 from llmproxy.runtimes.process import ProcessRuntime
 from llmproxy.runtimes.url import UrlRuntime
@@ -120,6 +123,11 @@ def makeService(options: Options) -> IService:
         _refuse(str(cause))
 
 
+def _host_memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 class _Assembly:
     """Puts the parts together, and reads the settings again when asked."""
 
@@ -140,7 +148,11 @@ class _Assembly:
         self._labelled = self._containers()
         config = self._load()
         runtimes = self._runtimes(config)
-        self._fleet = Fleet(self._reactor, self._connect, runtimes, config, knock_at)
+        self._fleet = Fleet(
+            self._reactor, self._connect, runtimes, config, knock_at, host_memory=_host_memory() // 2
+        )
+        self._remember(config)
+        self._reactor.callWhenRunning(self._measure_gpus)
         metrics = Metrics(self._fleet, __version__)
         access_log = AccessLog(self._reactor, metrics.observe)
         root = RootResource(self._fleet)
@@ -185,6 +197,27 @@ class _Assembly:
             )
             runtimes["docker"] = self._docker
         return runtimes
+
+    def _remember(self, config: Config) -> None:
+        state = remember(self._fleet, self._reactor, config.state_dir)
+        self._reactor.addSystemEventTrigger("after", "shutdown", state.close)
+
+    def _measure_gpus(self) -> None:
+        """Look for NVML, in a thread: with a driver that is about to load it takes seconds."""
+        lane = Lane(self._reactor, "nvml", 1)
+        self._reactor.addSystemEventTrigger("before", "shutdown", lane.close)
+
+        def found(meter: IGpuMeter) -> None:
+            if is_absent(meter):
+                lane.close()
+                return
+
+            def settled(enough: Mapping[str, int], bound: float) -> Deferred[bool]:
+                return settle(self._reactor, meter, enough, bound, run=lane.run)
+
+            self._fleet.scheduler.found_meter(meter, settled)
+
+        find_meter(self._reactor, lane.run).addCallback(found)
 
     def _connect(self, address: Address) -> Any:
         return endpoint_for(self._reactor, address.host, address.port, tls=address.tls)

@@ -117,7 +117,7 @@ TOP: Readers = {
 
 SECTIONS: Mapping[str, Readers] = {
     "docker": {"host": _text, "compose_file": _text},
-    "scheduler": {"max_wait_before_drain": units.duration},
+    "scheduler": {"max_wait_before_drain": units.duration, "drain_limit": units.duration},
     "limits": {"max_body": units.size, "max_connections": _count, "max_held": _count},
 }
 """Settings that stand in a section."""

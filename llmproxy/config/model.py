@@ -88,9 +88,14 @@ class Gpu:
 
 @frozen
 class Scheduler:
-    """Fairness between backends (seconds)."""
+    """Fairness between backends (seconds).
+
+    :ivar max_wait_before_drain: that a demand waits for a busy backend before that takes no new requests.
+    :ivar drain_limit: that its requests in flight get from then on.
+    """
 
     max_wait_before_drain: float = 30.0
+    drain_limit: float = 600.0
 
 
 @frozen

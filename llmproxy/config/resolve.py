@@ -319,6 +319,11 @@ def describe(config: Config) -> list[tuple[str, str, str]]:
             f"{config.scheduler.max_wait_before_drain:g}",
             _source(config, "scheduler.max_wait_before_drain"),
         ),
+        (
+            "scheduler.drain_limit",
+            f"{config.scheduler.drain_limit:g}",
+            _source(config, "scheduler.drain_limit"),
+        ),
     ]
     for attribute in fields(Limits):
         name = f"limits.{attribute.name}"

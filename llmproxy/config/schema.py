@@ -94,7 +94,7 @@ def schema() -> dict[str, Any]:
                     "additionalProperties": _or_null(_object({"memory": _SIZE, "reserve": _SIZE})),
                 },
                 "host_memory_for_sleep": _SIZE,
-                "scheduler": _object({"max_wait_before_drain": _DURATION}),
+                "scheduler": _object({"max_wait_before_drain": _DURATION, "drain_limit": _DURATION}),
                 "limits": _object({"max_body": _SIZE, "max_connections": _COUNT, "max_held": _COUNT}),
                 "drain": _DURATION,
                 "stop_backends_on_exit": {"type": "boolean"},

@@ -18,15 +18,29 @@ __all__ = ["Admission"]
 
 W = TypeVar("W")
 
+RETRY_AFTER = 1.0
+"""Seconds after which one that found the queue full may try again."""
+
+
+@define
+class _Place:
+    """Where a waiter stands: since when, and whether others may have to leave for it."""
+
+    since: float
+    may_evict: bool
+
 
 @define
 class Admission(Generic[W]):
     """Who waits for one backend, and how many are in flight there.
 
+    Those of a higher priority go first; among those of one, who came first.
+
     :ivar max_waiting: requests held at most; one more is refused.
     :ivar max_in_flight: requests handed over at once at most; ``None``: no limit.
     :ivar open: whether requests are handed over at all.
     :ivar in_flight: requests handed over and not finished.
+    :ivar waiting: how many are held.
     :ivar abandoned: somebody waited since the gate was closed, and the last of them has left.
     """
 
@@ -34,41 +48,55 @@ class Admission(Generic[W]):
     max_in_flight: int | None = None
     open: bool = False
     in_flight: int = 0
+    waiting: int = 0
     abandoned: bool = False
-    # An ordinary dict looks for its first key from the start each time, over all that have gone.
-    _queue: OrderedDict[W, None] = field(factory=OrderedDict)
+    # By priority.  An ordinary dict looks for its first key from the start, over all that have gone.
+    _queues: dict[int, OrderedDict[W, _Place]] = field(factory=dict)
+    _evictors: int = 0
 
-    @property
-    def waiting(self) -> int:
-        """How many are held."""
-        return len(self._queue)
-
-    def enter(self, waiter: W, retry_after: float = 1.0) -> bool:
-        """Take a place: True when it may go on at once (it is in flight then), False when it is held.
-
-        :raises llmproxy.errors.Refusal: ``queue_full``, with ``retry_after`` seconds.
-        """
-        if self.open and not self._queue and self._has_room():
+    def enter(self) -> bool:
+        """Whether one may go on at once; it is in flight then."""
+        if self.open and not self.waiting and self._has_room():
             self.in_flight += 1
             return True
-        if len(self._queue) >= self.max_waiting:
-            raise queue_full(self.max_waiting, retry_after)
-        self._queue[waiter] = None
-        self.abandoned = False
         return False
+
+    def hold(self, waiter: W, now: float, *, priority: int = 0, may_evict: bool = True) -> None:
+        """Give a place in the queue to one that may not.
+
+        :param now: since when it waits (seconds).
+        :raises llmproxy.errors.Refusal: ``queue_full``.
+        """
+        if self.waiting >= self.max_waiting:
+            raise queue_full(self.max_waiting, RETRY_AFTER)
+        self._queues.setdefault(priority, OrderedDict())[waiter] = _Place(now, may_evict)
+        self.waiting += 1
+        self._evictors += may_evict
+        self.abandoned = False
 
     def leave(self, waiter: W) -> None:
         """Give up the place of a held waiter; nothing happens when it is not held."""
-        if waiter in self._queue:
-            del self._queue[waiter]
-            if not self._queue and not self.open:
-                self.abandoned = True
+        for priority, queue in self._queues.items():
+            place = queue.pop(waiter, None)
+            if place is not None:
+                self._left(priority, place)
+                if not self.waiting and not self.open:
+                    self.abandoned = True
+                return
+
+    def _left(self, priority: int, place: _Place) -> None:
+        self.waiting -= 1
+        self._evictors -= place.may_evict
+        if not self._queues[priority]:
+            del self._queues[priority]
 
     def next(self) -> W | None:
-        """The next one to go, in order of arrival; it is in flight then.  None: nobody, or no room."""
-        if not self.open or not self._queue or not self._has_room():
+        """The next one to go; it is in flight then.  None: nobody, or no room."""
+        if not self.open or not self.waiting or not self._has_room():
             return None
-        waiter, _ = self._queue.popitem(last=False)
+        priority = max(self._queues)
+        waiter, place = self._queues[priority].popitem(last=False)
+        self._left(priority, place)
         self.in_flight += 1
         return waiter
 
@@ -78,8 +106,25 @@ class Admission(Generic[W]):
 
     def dismiss(self) -> list[W]:
         """All who wait, in order; nobody waits afterwards."""
-        queue, self._queue = self._queue, OrderedDict()
-        return list(queue)
+        queues, self._queues = self._queues, {}
+        self.waiting = self._evictors = 0
+        return [waiter for priority in sorted(queues, reverse=True) for waiter in queues[priority]]
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Since when the first of them waits; None when nobody does."""
+        firsts = [next(iter(queue.values())).since for queue in self._queues.values()]
+        return min(firsts, default=None)
+
+    @property
+    def urgency(self) -> int:
+        """The highest priority of those who wait."""
+        return max(self._queues, default=0)
+
+    @property
+    def may_evict(self) -> bool:
+        """Whether others may have to leave for one of those who wait."""
+        return self._evictors > 0
 
     def _has_room(self) -> bool:
         return self.max_in_flight is None or self.in_flight < self.max_in_flight

@@ -7,20 +7,26 @@ reactor's thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from attrs import evolve
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llmproxy.config.model import BackendSpec
+from llmproxy.engines.needs import read_needs
 from llmproxy.errors import Refusal, shutting_down
 from llmproxy.fleet.admission import Admission
+from llmproxy.fleet.control import NoAnswer
 from llmproxy.fleet.failures import describe_exit, exit_failure, overdue_failure, refusal_for
 from llmproxy.fleet.gate import Gate, Waiter
 from llmproxy.fleet.identity import Identity
+from llmproxy.fleet.launch import Launcher
 from llmproxy.fleet.lifecycle import Lifecycle, StartFailure, State, Timer, cool_down
+from llmproxy.fleet.outlook import Leave
+from llmproxy.fleet.power import Power
 from llmproxy.fleet.probe import ANSWER_LIMIT, Prober, probe_once
 from llmproxy.fleet.surroundings import LastStart, Surroundings, Transition
 from llmproxy.fleet.timers import Timers
@@ -46,12 +52,28 @@ LAST_LOOK = 2 * ANSWER_LIMIT
 DIAGNOSIS_LINES = 80
 """Lines of log that are searched for the cause of a failed start."""
 
+USE_NOTED = 20.0
+"""Seconds of use that are written down as one."""
+
+IDLE_AGAIN = 1.0
+"""Seconds after which a backend that is due to leave, and may not yet, is looked at again."""
+
 
 class Backend:
     """One model server behind a route.
 
+    :param predecessor: fires when an earlier backend of the same route has ended; a start waits for it.
     :ivar spec: what the operator asked for.
-    :ivar predecessor: fires when an earlier backend of the same route has ended; a start waits for it.
+    :ivar needs: what it needs of the machine, as far as that is known.
+    :ivar fingerprint: tells its configuration from another one behind the same route.
+    :ivar wished_at: since when it shall run without a request (reactor seconds); None: it need not.
+    :ivar stop_wish: why it shall end as soon as it may; None: it need not.
+    :ivar sleep_wish: why it shall fall asleep as soon as it may.
+    :ivar leaves_as: how it leaves when it has drained: ``stop``, or a level of sleep.
+    :ivar level: of the sleep that it is in or falls into.
+    :ivar swapped_in: somebody else had to leave for it.
+    :ivar unfit: why it could not be started the last time it was wanted, by what it needs.
+    :ivar awaited: somebody waited for it when it became ready.
     """
 
     _log = Logger()
@@ -74,7 +96,17 @@ class Backend:
         self.last_failure: StartFailure | None = None
         self.last_failure_at = 0.0
         self.surroundings = surroundings
-        self._predecessor = predecessor
+        self.needs = read_needs(spec, Facts())
+        self.fingerprint = ""
+        self.wished_at: float | None = None
+        self.stop_wish: str | None = None
+        self.sleep_wish: str | None = None
+        self.leaves_as = ""
+        self.level = 1
+        self.swapped_in = False
+        self.unfit: Refusal | None = None
+        self.awaited = False
+        self._launcher = Launcher(surroundings.clock, runtime, predecessor)
         self._timers = Timers(surroundings.clock, self._fired)
         self._prober: Prober | None = None
         self._healthy_at: Address | None = None
@@ -82,16 +114,15 @@ class Backend:
         self._present: Instance | None = None
         self._last_gone: tuple[str | None, Exit] = (None, Exit())
         self._changes = 0
-        self._launching = False
         self._found = False
-        self._after_launch: list[Callable[[], None]] = []
         self._failure: StartFailure | None = None
         self._closing = False
         self._suspecting = False
         self._abandoned = False
-        self._wished = False
-        self._started_at = self.since
-        self._launched_at = self.since
+        self._leave_cause = ""
+        self._powering: Deferred[None] | None = None
+        self._powered_at = self.since
+        self._used_since: float | None = None
         self._watched: list[tuple[frozenset[State], Deferred[None]]] = []
 
     # -- requests -----------------------------------------------------------------------------------
@@ -146,7 +177,20 @@ class Backend:
 
     def _wanted(self) -> None:
         self.hurry()
+        if self.state in ("absent", "sleeping"):
+            self.surroundings.scheduler.wanted(self)
+
+    def granted(self) -> None:
+        """There is room for it: start it, or wake it."""
+        self.unfit = None
         self.lifecycle.demand()
+
+    def refuse_waiting(self, refusal: Refusal) -> None:
+        """It is not started for those who wait; others may come."""
+        self.unfit = refusal.about(self.name, self.state)
+        self.wished_at = None
+        for waiter in self.admission.dismiss():
+            waiter.refused(self.unfit)
 
     def hurry(self) -> None:
         """Somebody wants to know whether it is ready: if that is not known, ask at once."""
@@ -182,7 +226,17 @@ class Backend:
         return refusal.about(self.name, self.state)
 
     def _drained(self) -> None:
-        self.lifecycle.drained()
+        self._note_use(self.surroundings.clock.seconds())
+        self.surroundings.scheduler.idle(self)
+
+    def _note_use(self, now: float, *, over: bool = False) -> None:
+        """Write down that it was used, now and then."""
+        begun = self._used_since
+        if begun is None:
+            self._used_since = now
+        elif over or now - begun >= USE_NOTED:
+            self.surroundings.history.used(self.name, begun, self.gate.used_at if over else now)
+            self._used_since = None if over else now
 
     def suspect(self) -> None:
         """An answer was broken: ask for its health now, rather than wait for news of its end.
@@ -213,15 +267,64 @@ class Backend:
 
     def demand(self) -> None:
         """Start it without a request (the operator, or ``prewarm``)."""
-        if self._failure is None and not self._closing:
+        if self._failure is None and not self._closing and self.state not in ("ready", "starting", "waking"):
             # A request that comes while it ends waits in the queue; a wish has nothing else to remember it.
-            self._wished = self.state in ("draining", "stopping")
+            self.wished_at = self.surroundings.clock.seconds()
+        if self._failure is None and not self._closing:
             self._wanted()
 
     def stop_wanted(self, cause: str, *, force: bool = False) -> None:
-        """End it when it has drained; at once when ``force``."""
-        self._wished = False
-        self.lifecycle.stop_wanted(cause, busy=self.gate.busy, force=force)
+        """End it when it has drained, and nobody starts beside it; at once when ``force``."""
+        self.wished_at = None
+        if force or self.state not in ("ready", "draining", "sleeping"):
+            # What has not served yet is in nobody's way but its own.
+            self.lifecycle.leave(cause)
+        else:
+            self.stop_wish = cause
+            self.surroundings.scheduler.look()
+
+    def sleep_wanted(self, cause: str) -> None:
+        """Put it to sleep when it has drained, and nobody starts beside it.
+
+        :raises ValueError: it cannot sleep.
+        """
+        if not self.needs.sleep:
+            raise ValueError(self.name)
+        self.wished_at = None
+        if self.state == "ready" and self.gate.busy:
+            self._leave_cause, self.leaves_as = cause, str(min(self.needs.sleep))
+            self.lifecycle.drain(cause)
+        elif self.state == "ready":
+            self.sleep_wish = cause
+            self.surroundings.scheduler.look()
+
+    def carry_out(self, leave: Leave) -> None:
+        """The scheduler has decided that it leaves."""
+        if leave.why == "drained":
+            cause = self._leave_cause
+        elif leave.why == "idle":
+            limit = self.spec.sleep_idle if self.state == "sleeping" else self._idle_limit
+            cause = self.sleep_wish or f"idle for {limit:g} s"
+        else:
+            cause = self.stop_wish or leave.why
+        self._leave_cause, self.leaves_as = cause, leave.how
+        if leave.drain:
+            self.lifecycle.drain(cause)
+        elif leave.how == "stop":
+            self.lifecycle.leave(cause)
+        else:
+            self.level = int(leave.how)
+            self.lifecycle.doze(self.level, cause)
+
+    @property
+    def due(self) -> bool:
+        """It has been idle for so long that it shall leave."""
+        now = self.surroundings.clock.seconds()
+        if self.state == "sleeping":
+            return 0 < self.spec.sleep_idle <= now - self.since
+        left = self._idle_left()
+        idle = left is not None and left <= 0
+        return self.state == "ready" and not self.gate.busy and (idle or self.sleep_wish is not None)
 
     def reset(self) -> None:
         """Forget failed starts, so that the next request tries again."""
@@ -230,6 +333,7 @@ class Backend:
     def refuse_all(self) -> None:
         """Take no more requests and send away those who wait: the proxy ends."""
         self._closing = True
+        self._launcher.give_up()
         for waiter in self.admission.dismiss():
             waiter.refused(shutting_down().about(self.name, self.state))
 
@@ -252,8 +356,11 @@ class Backend:
         if spec.models is not None:
             self.identity.models = spec.models
         self.surroundings.renamed()
+        self._read_facts()
         if self.state == "ready":
             self.arm("idle")
+        elif self.state == "sleeping":
+            self.arm("sleep_idle")
         self.gate.advance()
 
     def retire(self, cause: str, *, succeeded: bool) -> Deferred[None]:
@@ -262,6 +369,7 @@ class Backend:
         Fires when it has ended.
         """
         self._closing = True
+        self._launcher.give_up()
         for waiter in self.admission.dismiss():
             waiter.handed_on(self.name if succeeded else None)
         self.reset()
@@ -271,6 +379,9 @@ class Backend:
     def close(self) -> None:
         """Let go of timers and connections; the backend itself is left as it is."""
         self._closing = True
+        self._launcher.give_up()
+        self._end_powering()
+        self._note_use(self.surroundings.clock.seconds(), over=True)
         self._timers.close()
         if self._prober is not None:
             self._prober.stop()
@@ -290,7 +401,9 @@ class Backend:
     def _read_facts(self) -> Deferred[None]:
         def read(facts: Facts) -> None:
             self.identity.learn(self.spec, facts)
+            self.needs, self.fingerprint = read_needs(self.spec, facts), facts.fingerprint
             self.surroundings.renamed()
+            self.surroundings.scheduler.moved(self)
 
         def unread(failure: Failure) -> None:
             # They are read again when the runtime is back, and when it runs.
@@ -303,7 +416,7 @@ class Backend:
     def running(self, instance: Instance) -> None:
         """See :class:`~llmproxy.runtimes.interface.Watcher`."""
         self._present = instance
-        if self._closing or self._launching:
+        if self._closing or self._launcher.launching:
             return
         if self._instance is None:
             self._adopt()
@@ -317,7 +430,7 @@ class Backend:
     def _adopt(self) -> None:
         if self._present is not None and self.state in ("absent", "failed"):
             self._instance = self._present
-            self._started_at = self._launched_at = self.surroundings.clock.seconds()
+            self._launcher.adopted()
             self._found = True
             self.lifecycle.found()
 
@@ -371,33 +484,19 @@ class Backend:
     # -- Effects: what the lifecycle decides --------------------------------------------------------
 
     def launch(self, attempt: int) -> None:
-        """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
         self._instance = None
         self._found = False
-        self._launching = True
-        self._started_at = self.surroundings.clock.seconds()
-        before = self._predecessor
-        if before is None:
-            launched = self.runtime.ensure_started(self.spec)
-        else:
-            self._predecessor = None
-            launched = before.addCallback(lambda _: self._launch_after())
-        launched.addCallbacks(
-            self._launched, self._launch_failed, callbackArgs=(attempt,), errbackArgs=(attempt,)
+        self._launcher.start(
+            self.spec,
+            lambda instance: self._launched(instance, attempt),
+            lambda failure: self._launch_failed(failure, attempt),
         )
-
-    def _launch_after(self) -> Deferred[Instance]:
-        if self._closing:
-            # Its turn has come too late: what would be started now would only be ended again.
-            return fail(StartRefused("It is not wanted any more."))
-        return self.runtime.ensure_started(self.spec)
 
     def _launched(self, instance: Instance, attempt: int) -> None:
         self._instance = self._present = instance
-        self._launch_over()
         if self.state != "starting" or attempt != self.lifecycle.attempt:
             return
-        self._launched_at = self.surroundings.clock.seconds()
         run, exit = self._last_gone
         if run == instance.run:
             # It ended before the runtime's answer to the start was through.
@@ -407,7 +506,6 @@ class Backend:
             self.lifecycle.launched(attempt)
 
     def _launch_failed(self, failure: Failure, attempt: int) -> None:
-        self._launch_over()
         cause = failure.value
         if isinstance(cause, RuntimeUnavailable):
             told = StartFailure("unavailable", str(cause))
@@ -418,19 +516,17 @@ class Backend:
             told = StartFailure("failed", f"The start failed inside llmproxy ({type(cause).__name__}).")
         self._start_failed(attempt, evolve(told, message=self.redacted(told.message)))
 
-    def _launch_over(self) -> None:
-        self._launching = False
-        pending, self._after_launch = self._after_launch, []
-        for call in pending:
-            call()
-
     def probe(self, attempt: int) -> None:
-        """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
         assert self._instance is not None, "only what runs is asked for its health"
 
         def healthy(address: Address) -> None:
             self._healthy_at = address
-            self.lifecycle.healthy(attempt)
+            if self._found and self.needs.sleep:
+                # Asleep it is as healthy as awake, and requests would hang.
+                self._powered(self._look_whether_asleep(self._power(), attempt))
+            else:
+                self.lifecycle.healthy(attempt)
 
         self._prober = Prober(
             self.surroundings.clock,
@@ -443,32 +539,36 @@ class Backend:
         )
 
     def open_gate(self) -> None:
-        """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
         assert self._healthy_at is not None
-        now = self.surroundings.clock.seconds()
-        self.last_start = LastStart(
-            now,
-            now - self._started_at,
-            {"create": self._launched_at - self._started_at, "health": now - self._launched_at},
-        )
         pool = ConnectionPool(self.surroundings.clock, self.surroundings.connect(self._healthy_at))
         self.gate.open(self._healthy_at, pool)
         if not self.models:
             self._read_facts()
 
+    def _note_start(self, now: float) -> None:
+        launcher = self._launcher
+        create, health = launcher.answered_at - launcher.asked_at, now - launcher.answered_at
+        self.last_start = LastStart(now, create + health, {"create": create, "health": health})
+        if not self._found:
+            self.surroundings.learned.started(
+                self.name, self.fingerprint, self.last_start.phases, self.last_start.seconds
+            )
+            self.surroundings.history.started(self.name, now)
+
     def close_gate(self) -> None:
-        """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
         self.gate.close()
         if self._prober is not None:
             self._prober.stop()
             self._prober = None
 
     def cut(self, reason: str) -> None:
-        """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
         self.gate.cut(reason)
 
     def refuse(self, failure: StartFailure) -> None:
-        """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
         if failure.kind in ("failed", "timeout"):
             self._failure = self.last_failure = failure
             self.last_failure_at = self.surroundings.clock.seconds()
@@ -477,39 +577,96 @@ class Backend:
             waiter.refused(refusal)
 
     def stop(self, attempt: int) -> None:
-        """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
-
-        def end() -> None:
-            ended = self.runtime.stop(self.spec, self.spec.stop_grace)
-            ended.addErrback(self._stop_failed)
-            ended.addCallback(lambda _: self._stopped(attempt))
-
-        if self._launching:
-            # What is being started cannot be stopped yet.
-            self._after_launch.append(end)
-        else:
-            end()
-
-    def _stop_failed(self, failure: Failure) -> None:
-        if not isinstance(failure.value, RuntimeUnavailable):
-            self._log.failure("stopping {backend}", failure, backend=self.name)
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        self._end_powering()
+        self._launcher.stop(self.spec, lambda: self._stopped(attempt))
 
     def _stopped(self, attempt: int) -> None:
+        if self._launcher.stop_seconds is not None:
+            self.surroundings.learned.stopped(self.name, self.fingerprint, self._launcher.stop_seconds)
         if self._present is not None and self._instance is not None:
             # News of this end may still be on its way; another run that someone has begun counts.
             self._present = None if self._present.run == self._instance.run else self._present
         self._instance = None
         self.lifecycle.stopped(attempt)
 
+    # -- sleeping and waking ------------------------------------------------------------------------
+
+    def sleep(self, attempt: int, level: int) -> None:
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        self._powered(self._fall_asleep(self._power(), attempt, level))
+
+    def wake(self, attempt: int) -> None:
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        self._powered(self._wake_up(self._power(), attempt))
+
+    def _power(self) -> Power:
+        assert self._healthy_at is not None, "it has been healthy"
+        around = self.surroundings
+        return Power(around.clock, around.connect, self._healthy_at, self.authorization, self.spec.health)
+
+    def _powered(self, doing: Coroutine[Any, Any, None]) -> None:
+        self._powered_at = self.surroundings.clock.seconds()
+        powering = self._powering = Deferred.fromCoroutine(doing)
+
+        def failed(failure: Failure) -> None:
+            # It is cancelled when the backend ends; anything else is told where it happens.
+            if self._powering is powering:
+                self._log.failure("having {backend} sleep or wake", failure, backend=self.name)
+
+        powering.addErrback(failed)
+
+    def _end_powering(self) -> None:
+        powering, self._powering = self._powering, None
+        if powering is not None:
+            powering.cancel()
+
+    async def _fall_asleep(self, power: Power, attempt: int, level: int) -> None:
+        freed = self.surroundings.scheduler.memory_came_back(self)
+        try:
+            await power.sleep(level, freed)
+        except NoAnswer as cause:
+            self._log.warn("{backend} does not sleep: {cause}", backend=self.name, cause=str(cause))
+            self.lifecycle.sleep_failed(attempt, f"it did not fall asleep: {cause}")
+            return
+        seconds = self.surroundings.clock.seconds() - self._powered_at
+        self.surroundings.learned.slept(self.name, self.fingerprint, seconds)
+        self.lifecycle.slept(attempt)
+
+    async def _wake_up(self, power: Power, attempt: int) -> None:
+        try:
+            await power.wake(self.level)
+        except NoAnswer as cause:
+            self._log.warn("{backend} does not wake: {cause}", backend=self.name, cause=str(cause))
+            self.lifecycle.wake_failed(attempt, f"it did not wake: {cause}")
+            return
+        now = self.surroundings.clock.seconds()
+        self.surroundings.learned.woke(self.name, self.fingerprint, self.level, now - self._powered_at)
+        self.surroundings.history.woken(self.name, now)
+        self.lifecycle.woken(attempt)
+
+    async def _look_whether_asleep(self, power: Power, attempt: int) -> None:
+        if await power.asleep():
+            # Nobody says from which level; to load the weights again is right for both.
+            self.level = max(self.needs.sleep)
+            self.lifecycle.found_asleep(attempt)
+        else:
+            self.lifecycle.healthy(attempt)
+
+    # -- timers -------------------------------------------------------------------------------------
+
     def arm(self, timer: Timer) -> None:
-        """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
         seconds: float | None
         if timer == "idle":
             seconds = self._idle_left()
         elif timer == "start":
             seconds = self.spec.start_timeout
         elif timer == "drain":
-            seconds = self.surroundings.drain
+            around = self.surroundings
+            seconds = around.drain if self.stop_wish is not None else around.drain_limit
+        elif timer == "sleep_idle":
+            seconds = self.spec.sleep_idle or None
         else:
             seconds = cool_down(self.lifecycle.failures)
         if seconds is None:
@@ -518,16 +675,21 @@ class Backend:
             self._timers.arm(timer, seconds)
 
     def disarm(self, timer: Timer) -> None:
-        """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
         self._timers.disarm(timer)
 
     def _fired(self, timer: Timer) -> None:
         if timer == "idle":
-            self.lifecycle.idle_due(
-                busy=self.gate.busy,
-                idle_for=self.surroundings.clock.seconds() - self.gate.used_at,
-                limit=self._idle_limit,
-            )
+            # It is not moved with each request; when it turns out to be early it is armed again.
+            if self.due:
+                self.surroundings.scheduler.look()
+            left = self._idle_left()
+            if self.state == "ready" and left is not None:
+                self._timers.arm(timer, left or IDLE_AGAIN)
+        elif timer == "sleep_idle":
+            self.surroundings.scheduler.look()
+            if self.state == "sleeping":
+                self._timers.arm(timer, IDLE_AGAIN)
         elif timer == "start" and self._prober is not None and self._prober.patient:
             # It may have become healthy since it was last asked.
             self._prober.hurry()
@@ -565,15 +727,26 @@ class Backend:
         return self._timers.left("cool_down")
 
     def moved(self, old: State, new: State, cause: str) -> None:
-        """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
         now = self.since = self.surroundings.clock.seconds()
         if new == "ready":
             self.gate.used_at = now
+            self.gate.unused = True
+            self.awaited = self.admission.waiting > 0
             self._abandoned = self.admission.abandoned
-        if new == "starting" or (old == "failed" and new == "absent"):
+            self.leaves_as = ""
+            if old == "starting":
+                self._note_start(now)
+        elif old == "ready":
+            self._note_use(now, over=True)
+            self.swapped_in, self.sleep_wish = False, None
+        if new in ("starting", "waking") or (old == "failed" and new == "absent"):
             self._failure = None
-        if new in ("starting", "failed"):
-            self._wished = self.admission.abandoned = False
+        if new in ("starting", "waking", "failed"):
+            self.wished_at = None
+            self.admission.abandoned = False
+        if new not in ("ready", "draining", "sleeping"):
+            self.stop_wish = None
         self.surroundings.record(Transition(now, self.name, old, new, cause))
         ready, self._watched = (
             [entry for entry in self._watched if new in entry[0]],
@@ -581,12 +754,13 @@ class Backend:
         )
         for _, waiting in ready:
             waiting.callback(None)
+        self.surroundings.scheduler.moved(self)
 
     def reconsider(self) -> None:
-        """See :class:`~llmproxy.fleet.lifecycle.Effects`."""
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
         if self._closing:
             return
-        if self._present is not None:
+        if self._present is not None and self.state == "absent":
             self._adopt()
-        elif self.admission.waiting or self._wished:
-            self.lifecycle.demand()
+        elif self.admission.waiting or self.wished_at is not None:
+            self.surroundings.scheduler.wanted(self)

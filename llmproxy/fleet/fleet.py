@@ -13,16 +13,19 @@ from twisted.python.failure import Failure
 
 from llmproxy.config.model import BackendSpec, Config
 from llmproxy.fleet.backend import Backend
+from llmproxy.fleet.history import History
 from llmproxy.fleet.knock import Knock
+from llmproxy.fleet.learned import Learned
 from llmproxy.fleet.names import index_names
 from llmproxy.fleet.probe import Connect
-from llmproxy.fleet.surroundings import Surroundings, Transition
+from llmproxy.fleet.scheduler import Scheduler
+from llmproxy.fleet.surroundings import Decision, Event, Surroundings
 from llmproxy.runtimes.interface import Address, IRuntime
 
 __all__ = ["EVENTS_KEPT", "Fleet"]
 
 EVENTS_KEPT = 1000
-"""Transitions that are remembered for those who ask later."""
+"""Transitions and decisions that are remembered for those who ask later."""
 
 WATCH_LIMIT = 5.0
 """Seconds that the first look at what runs may take before requests are served without it."""
@@ -71,6 +74,10 @@ class Fleet:
     :param runtimes: by the name that ``runtime`` has in the configuration.
     :param connect: makes the endpoint for an address.
     :param knock_at: what says at once that nobody listens at an address, where that can be said.
+    :param host_memory: bytes of host memory that sleepers may take when the operator says nothing.
+    :ivar learned: what was measured of starts, sleeps and stops.
+    :ivar history: what happened, for advice.
+    :ivar scheduler: decides which backends run.
     """
 
     _log = Logger()
@@ -82,22 +89,39 @@ class Fleet:
         runtimes: Mapping[str, IRuntime],
         config: Config,
         knock_at: Callable[[Address], Knock | None] = lambda _: None,
+        *,
+        host_memory: int = 0,
     ) -> None:
         self.config = config
         self.backends: dict[str, Backend] = {}
-        self.events: deque[Transition] = deque(maxlen=EVENTS_KEPT)
+        self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self.closing = False
+        self.learned = Learned()
+        self.history = History()
+        self.scheduler = Scheduler(
+            clock,
+            config,
+            self._by_name,
+            self._record,
+            self.learned,
+            self.history,
+            host_memory=host_memory,
+        )
         self._clock = clock
         self._runtimes = runtimes
         self._names: dict[str, Backend] | None = None
         self._retired: set[Backend] = set()
         self._successions: list[tuple[set[Backend], Deferred[None]]] = []
-        self._listeners: list[Callable[[Transition], None]] = []
+        self._listeners: list[Callable[[Event], None]] = []
         self._surroundings = Surroundings(
             clock,
             connect,
             self._record,
+            self.scheduler,
+            self.learned,
+            self.history,
             config.drain,
+            config.scheduler.drain_limit,
             config.backend_key,
             _secrets(config),
             knock_at,
@@ -169,6 +193,12 @@ class Fleet:
         """Those of the configuration, and those that it has no more and that have not ended yet."""
         return [*self.backends.values(), *self._retired]
 
+    def _by_name(self) -> dict[str, Backend]:
+        if not self._retired:
+            return self.backends
+        former = {f"{backend.name} (former {id(backend):x})": backend for backend in self._retired}
+        return {**self.backends, **former}
+
     def close(self) -> Deferred[None]:
         """End: stop the backends when so configured, then let go of everything else."""
         self.refuse_new()
@@ -188,6 +218,8 @@ class Fleet:
         for backend in self._all():
             # What has not finished by now must not look as if it had.
             backend.cut("llmproxy ends")
+        self.scheduler.close()
+        for backend in self._all():
             backend.close()
         return DeferredList([runtime.close() for runtime in self._runtimes.values()]).addCallback(
             lambda _: None
@@ -216,8 +248,13 @@ class Fleet:
         """
         old, self.config = self.config, config
         self._surroundings = evolve(
-            self._surroundings, drain=config.drain, backend_key=config.backend_key, secrets=_secrets(config)
+            self._surroundings,
+            drain=config.drain,
+            drain_limit=config.scheduler.drain_limit,
+            backend_key=config.backend_key,
+            secrets=_secrets(config),
         )
+        self.scheduler.reload(config)
         done: list[str] = []
         fresh: list[Backend] = []
         for route in [route for route in self.backends if route not in config.backends]:
@@ -293,22 +330,27 @@ class Fleet:
 
     # -- events -------------------------------------------------------------------------------------
 
-    def follow(self, listener: Callable[[Transition], None]) -> Callable[[], None]:
-        """Tell ``listener`` of each transition from now on; call what is returned to end that."""
+    def follow(self, listener: Callable[[Event], None]) -> Callable[[], None]:
+        """Tell ``listener`` of each event from now on; call what is returned to end that."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
-    def _record(self, transition: Transition) -> None:
-        self.events.append(transition)
-        self._log.info(
-            "{backend}: {old} -> {new} ({reason})",
-            backend=transition.backend,
-            old=transition.old,
-            new=transition.new,
-            reason=transition.reason,
-        )
+    def _record(self, event: Event) -> None:
+        self.events.append(event)
+        if isinstance(event, Decision):
+            self._log.info(
+                "{backend}: {kind} ({reason})", backend=event.backend, kind=event.kind, reason=event.reason
+            )
+        else:
+            self._log.info(
+                "{backend}: {old} -> {new} ({reason})",
+                backend=event.backend,
+                old=event.old,
+                new=event.new,
+                reason=event.reason,
+            )
         for listener in list(self._listeners):
-            listener(transition)
+            listener(event)
 
 
 def _secrets(config: Config) -> tuple[str, ...]:

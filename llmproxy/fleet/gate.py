@@ -24,6 +24,14 @@ waited for one start would keep every other stream waiting for seconds."""
 class Waiter(Protocol):
     """A request that asks for a backend; told exactly one of the first two, once."""
 
+    @property
+    def priority(self) -> int:
+        """That of whoever asks: the higher goes first."""
+
+    @property
+    def may_evict(self) -> bool:
+        """Whether another backend may have to leave for it."""
+
     def admitted(self, lease: Lease) -> None:
         """It may go on; it must ``lease.release()`` when it is done."""
 
@@ -124,9 +132,11 @@ class Gate:
         :return: False when it has gone through at once; True when it is held.
         :raises llmproxy.errors.Refusal: too many are held.
         """
-        if self.admission.enter(waiter):
+        if self.admission.enter():
             self._admit(waiter)
             return False
+        now = self._clock.seconds()
+        self.admission.hold(waiter, now, priority=waiter.priority, may_evict=waiter.may_evict)
         return True
 
     def visit(self, waiter: Waiter) -> bool:

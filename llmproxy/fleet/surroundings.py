@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 from attrs import field, frozen
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from llmproxy.fleet.effects import State
+from llmproxy.fleet.history import History
 from llmproxy.fleet.knock import Knock
-from llmproxy.fleet.lifecycle import State
+from llmproxy.fleet.learned import Learned
 from llmproxy.fleet.probe import Connect
 from llmproxy.runtimes.interface import Address
 
-__all__ = ["LastStart", "Surroundings", "Transition"]
+if TYPE_CHECKING:
+    from llmproxy.fleet.backend import Backend
+
+__all__ = ["Decision", "Event", "IScheduler", "LastStart", "Surroundings", "Transition"]
 
 
 @frozen
@@ -27,6 +34,25 @@ class Transition:
 
 
 @frozen
+class Decision:
+    """What the scheduler has decided about a backend, and why.
+
+    :ivar kind: ``start``, ``drain``, ``evict``, ``reap``, ``wait`` or ``refuse``; for a lease of GPU memory
+        ``lease`` and ``release``.
+    :ivar whom: the backend, or the lease, that it is done for, if any.
+    """
+
+    at: float
+    backend: str
+    kind: str
+    reason: str
+    whom: str | None = None
+
+
+Event = Transition | Decision
+
+
+@frozen
 class LastStart:
     """The last start that succeeded: when it was ready (POSIX seconds), how long it took, and its parts."""
 
@@ -35,13 +61,36 @@ class LastStart:
     phases: dict[str, float]
 
 
+class IScheduler(Protocol):
+    """Decides which backends run, as far as GPU memory goes; see :mod:`llmproxy.fleet.scheduler`."""
+
+    def wanted(self, backend: Backend) -> None:
+        """Somebody waits for it: answered by ``granted``, ``refuse_waiting``, or later."""
+
+    def moved(self, backend: Backend) -> None:
+        """It is in another state."""
+
+    def idle(self, backend: Backend) -> None:
+        """Nothing is in flight there any more."""
+
+    def look(self) -> None:
+        """Something else has changed."""
+
+    def memory_came_back(self, backend: Backend) -> Callable[[], Deferred[bool]]:
+        """To be called once it sleeps: tells whether that brought its memory back."""
+
+
 @frozen
 class Surroundings:
     """What every backend shares.
 
     :ivar connect: makes the endpoint for an address.
     :ivar record: told of each transition.
+    :ivar scheduler: decides who may start, and who leaves.
+    :ivar learned: what was measured of starts, sleeps and stops.
+    :ivar history: what happened, for advice.
     :ivar drain: seconds that requests in flight get when the backend has to go.
+    :ivar drain_limit: the same, when it has to go for another one.
     :ivar backend_key: sent to backends whose own key is not known.
     :ivar secrets: never to be shown, wherever they turn up.
     :ivar knock_at: what says at once that nobody listens at an address, where that can be said.
@@ -51,7 +100,11 @@ class Surroundings:
     clock: IReactorTime
     connect: Connect
     record: Callable[[Transition], None]
+    scheduler: IScheduler
+    learned: Learned
+    history: History
     drain: float
+    drain_limit: float
     backend_key: str | None = field(default=None, repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
     knock_at: Callable[[Address], Knock | None] = lambda _: None

@@ -13,7 +13,7 @@ from llmproxy.errors import Refusal, invalid_request, runtime_unavailable
 from llmproxy.fleet.backend import Backend
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.lifecycle import State
-from llmproxy.fleet.surroundings import Transition
+from llmproxy.fleet.surroundings import Decision, Event
 from llmproxy.runtimes.interface import RuntimeUnavailable
 from llmproxy.web.request import ProxyRequest
 from llmproxy.web.resource import ProxyResource, require_admin
@@ -163,9 +163,12 @@ class ApiResource(ProxyResource):
     def _start(self, request: ProxyRequest, backend: Backend) -> Deferred[None]:
         """Start it, after its end when it is about to end; fires when that has come to something."""
         backend.demand()
-        if backend.state not in ("draining", "stopping"):
+        if backend.unfit is not None:
+            raise backend.unfit
+        if backend.state in ("starting", "ready", "waking", "failed"):
             return self._when(request, backend, "ready", "failed", "absent")
-        begun = self._when(request, backend, "starting", "failed")
+        # It may have to end first, or to wait for room.
+        begun = self._when(request, backend, "starting", "waking", "failed")
         return begun.addCallback(lambda _: self._when(request, backend, "ready", "failed", "absent"))
 
 
@@ -218,14 +221,15 @@ class _Events:
             self._tell(event)
         self._request.when_gone = self._fleet.follow(self._tell)
 
-    def _tell(self, event: Transition) -> None:
-        fields = {
-            "at": event.at,
-            "backend": event.backend,
-            "from": event.old,
-            "to": event.new,
-            "reason": event.reason,
-        }
+    def _tell(self, event: Event) -> None:
+        fields: dict[str, Any] = {"at": event.at, "backend": event.backend}
+        if isinstance(event, Decision):
+            backend = self._fleet.backends.get(event.backend)
+            state = None if backend is None else backend.state
+            fields |= {"from": state, "to": state, "decision": event.kind, "for": event.whom}
+        else:
+            fields |= {"from": event.old, "to": event.new}
+        fields["reason"] = event.reason
         self._request.stream(b"data: " + json.dumps(fields).encode() + b"\n\n")
 
 

@@ -154,7 +154,17 @@ class Exchange:
         if self._request.entry is not None:
             self._request.entry.held = self._hold_seconds
 
-    # -- Waiter: what the backend says --------------------------------------------------------------
+    # -- Waiter: what the backend asks and says -----------------------------------------------------
+
+    @property
+    def priority(self) -> int:
+        """See :class:`~llmproxy.fleet.gate.Waiter`."""
+        return self._request.key.priority
+
+    @property
+    def may_evict(self) -> bool:
+        """See :class:`~llmproxy.fleet.gate.Waiter`."""
+        return self._request.key.may_evict
 
     def admitted(self, lease: Lease) -> None:
         """See :class:`~llmproxy.fleet.gate.Waiter`."""

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from llmproxy.fleet.backend import Backend
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.lifecycle import StartFailure
-from llmproxy.fleet.surroundings import Transition
+from llmproxy.fleet.surroundings import Event, Transition
 from llmproxy.web.histogram import Buckets, Histogram
 
 __all__ = ["Starts"]
@@ -74,7 +74,9 @@ class Starts:
             seconds.add_metric(about, histogram.cumulative(), histogram.total)
         yield seconds
 
-    def _moved(self, transition: Transition) -> None:
+    def _moved(self, transition: Event) -> None:
+        if not isinstance(transition, Transition):
+            return
         name = transition.backend
         self._settle(name)
         if transition.new == "starting":

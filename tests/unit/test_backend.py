@@ -10,13 +10,16 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from llmproxy.config.model import BackendSpec
+from llmproxy.config.model import BackendSpec, Config
 from llmproxy.errors import Refusal
 from llmproxy.fleet.backend import Backend
 from llmproxy.fleet.gate import Lease
+from llmproxy.fleet.history import History
 from llmproxy.fleet.knock import Knock
+from llmproxy.fleet.learned import Learned
 from llmproxy.fleet.probe import INTERVAL, PATIENCE_FIRST, PATIENCE_MOST, Prober
-from llmproxy.fleet.surroundings import Surroundings, Transition
+from llmproxy.fleet.scheduler import Scheduler
+from llmproxy.fleet.surroundings import Decision, Surroundings, Transition
 from llmproxy.runtimes.interface import Address, Exit, Facts
 from tests.fakes import FakeController, FakeRuntime
 from tests.inmemory import Servers
@@ -31,6 +34,8 @@ class Request:
     refusals: list[Refusal] = field(factory=list)
     cuts: list[str] = field(factory=list)
     left: bool = False
+    priority: int = 0
+    may_evict: bool = True
 
     def admitted(self, lease: Lease) -> None:
         self.leases.append(lease)
@@ -61,8 +66,21 @@ class Rig:
         self.servers = Servers()
         self.trail: list[Transition] = []
         self.spec = BackendSpec(route="m", container="m", models=("model",), **settings)  # type: ignore[arg-type]
+        self.decisions: list[Decision] = []
+        learned, history = Learned(), History()
+        self.scheduler = Scheduler(
+            self.clock, Config(), lambda: {"m": self.backend}, self.decisions.append, learned, history
+        )
         surroundings = Surroundings(
-            self.clock, self.servers.connect, self.trail.append, drain=30.0, secrets=("s3cr3t",)
+            self.clock,
+            self.servers.connect,
+            self.trail.append,
+            self.scheduler,
+            learned,
+            history,
+            drain=30.0,
+            drain_limit=600.0,
+            secrets=("s3cr3t",),
         )
         self.backend = Backend(surroundings, self.runtime, self.spec)
         self.backend.watch()
@@ -85,6 +103,7 @@ class BackendTests(SynchronousTestCase):
 
     def assertQuiet(self, rig: Rig) -> None:
         """Nothing is left to happen after the end."""
+        rig.scheduler.close()
         rig.backend.close()
         self.assertEqual(rig.clock.getDelayedCalls(), [])
 
@@ -319,6 +338,7 @@ class BackendTests(SynchronousTestCase):
         before = rig.servers.probes
         rig.clock.pump([1.0] * 600)
         self.assertEqual(rig.servers.probes - before, 600 / PATIENCE_MOST)
+        rig.scheduler.close()
         rig.backend.close()
         self.assertEqual(rig.clock.getDelayedCalls(), [])
 

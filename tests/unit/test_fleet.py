@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from attrs import evolve
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -17,6 +20,9 @@ from tests.inmemory import Servers
 
 class Waiting:
     """A waiter that writes down what it is told."""
+
+    priority = 0
+    may_evict = True
 
     def __init__(self) -> None:
         self.leases: list[Lease] = []
@@ -37,7 +43,13 @@ class Waiting:
 
 
 def spec(route: str, **fields: object) -> BackendSpec:
-    return BackendSpec(route=route, container=f"c-{route}", models=(f"m-{route}",), **fields)  # type: ignore[arg-type]
+    """One that all others fit beside."""
+    settings: dict[str, Any] = {"gpu_memory": 0.0, **fields}
+    return BackendSpec(route=route, container=f"c-{route}", models=(f"m-{route}",), **settings)
+
+
+def _states(events: Iterable[Event]) -> list[str]:
+    return [event.new for event in events if isinstance(event, Transition)]
 
 
 class FleetTests(SynchronousTestCase):
@@ -217,10 +229,10 @@ class FleetTests(SynchronousTestCase):
     def test_events_are_kept_and_followed(self) -> None:
         """Each transition with its reason."""
         fleet = self.fleet()
-        heard: list[str] = []
-        end = fleet.follow(lambda transition: heard.append(transition.new))
+        heard: list[Event] = []
+        end = fleet.follow(heard.append)
         fleet.backends["a"].demand()
         end()
         fleet.backends["a"].stop_wanted("test")
-        self.assertEqual(heard, ["starting", "ready"])
-        self.assertEqual([event.new for event in fleet.events], ["starting", "ready", "stopping", "absent"])
+        self.assertEqual(_states(heard), ["starting", "ready"])
+        self.assertEqual(_states(fleet.events), ["starting", "ready", "stopping", "absent"])

@@ -48,6 +48,9 @@ class Crowd:
 class One:
     """A request that writes down its turn; a brief one is over at once."""
 
+    priority = 0
+    may_evict = True
+
     def __init__(self, crowd: Crowd, number: int) -> None:
         self.crowd = crowd
         self.number = number

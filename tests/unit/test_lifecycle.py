@@ -14,7 +14,17 @@ FAILED = StartFailure("failed", "it broke", exit_code=1)
 TIMEOUT = StartFailure("timeout", "too slow")
 AWAY = StartFailure("unavailable", "no engine")
 
-STATES = ("absent", "starting", "ready", "draining", "stopping", "failed")
+STATES = (
+    "absent",
+    "starting",
+    "ready",
+    "draining",
+    "stopping",
+    "failed",
+    "falling_asleep",
+    "sleeping",
+    "waking",
+)
 
 
 class Recorder:
@@ -49,6 +59,12 @@ class Recorder:
     def stop(self, attempt: int) -> None:
         self.done.append(("stop", attempt))
 
+    def sleep(self, attempt: int, level: int) -> None:
+        self.done.append(("sleep", attempt, level))
+
+    def wake(self, attempt: int) -> None:
+        self.done.append(("wake", attempt))
+
     def arm(self, timer: str) -> None:
         self.timers.add(timer)
 
@@ -78,9 +94,15 @@ def in_state(state: str) -> tuple[Lifecycle, Recorder]:
         return lifecycle, effects
     lifecycle.healthy(1)
     if state == "draining":
-        lifecycle.stop_wanted("test", busy=True)
+        lifecycle.drain("test")
     elif state == "stopping":
-        lifecycle.stop_wanted("test", busy=False)
+        lifecycle.leave("test")
+    elif state in ("falling_asleep", "sleeping", "waking"):
+        lifecycle.doze(1, "test")
+        if state != "falling_asleep":
+            lifecycle.slept(1)
+        if state == "waking":
+            lifecycle.demand()
     assert lifecycle.state == state
     return lifecycle, effects
 
@@ -95,14 +117,15 @@ INPUTS = {
     "overdue": lambda m: m.start_overdue(m.attempt, TIMEOUT),
     "died": lambda m: m.died("gone"),
     "sick": lambda m: m.sick("dead engine"),
-    "stop idle": lambda m: m.stop_wanted("operator", busy=False),
-    "stop busy": lambda m: m.stop_wanted("operator", busy=True),
-    "stop forced": lambda m: m.stop_wanted("operator", busy=True, force=True),
-    "drained": lambda m: m.drained(),
+    "leave": lambda m: m.leave("operator"),
+    "drain": lambda m: m.drain("operator"),
+    "doze": lambda m: m.doze(1, "idle"),
+    "slept": lambda m: m.slept(m.attempt),
+    "sleep failed": lambda m: m.sleep_failed(m.attempt, "500"),
+    "found asleep": lambda m: m.found_asleep(m.attempt),
+    "woken": lambda m: m.woken(m.attempt),
+    "wake failed": lambda m: m.wake_failed(m.attempt, "500"),
     "drain overdue": lambda m: m.drain_overdue(),
-    "idle": lambda m: m.idle_due(busy=False, idle_for=600, limit=600),
-    "idle early": lambda m: m.idle_due(busy=False, idle_for=1, limit=600),
-    "idle busy": lambda m: m.idle_due(busy=True, idle_for=900, limit=600),
     "stopped": lambda m: m.stopped(m.attempt),
     "cooled": lambda m: m.cooled(),
     "forgive": lambda m: m.forgive(),
@@ -117,21 +140,31 @@ MOVES = {
     ("starting", "unavailable"): "absent",
     ("starting", "overdue"): "stopping",
     ("starting", "died"): "absent",
-    ("starting", "stop idle"): "stopping",
-    ("starting", "stop busy"): "stopping",
-    ("starting", "stop forced"): "stopping",
+    ("starting", "leave"): "stopping",
+    ("starting", "drain"): "stopping",
+    ("starting", "found asleep"): "sleeping",
     ("ready", "died"): "absent",
     ("ready", "sick"): "stopping",
-    ("ready", "stop idle"): "stopping",
-    ("ready", "stop busy"): "draining",
-    ("ready", "stop forced"): "stopping",
-    ("ready", "idle"): "stopping",
+    ("ready", "leave"): "stopping",
+    ("ready", "drain"): "draining",
+    ("ready", "doze"): "falling_asleep",
     ("draining", "died"): "absent",
     ("draining", "sick"): "stopping",
-    ("draining", "stop idle"): "stopping",
-    ("draining", "stop forced"): "stopping",
-    ("draining", "drained"): "stopping",
-    ("draining", "drain overdue"): "stopping",
+    ("draining", "leave"): "stopping",
+    ("draining", "doze"): "falling_asleep",
+    ("falling_asleep", "slept"): "sleeping",
+    ("falling_asleep", "sleep failed"): "stopping",
+    ("falling_asleep", "leave"): "stopping",
+    ("falling_asleep", "died"): "absent",
+    ("sleeping", "demand"): "waking",
+    ("sleeping", "leave"): "stopping",
+    ("sleeping", "drain"): "stopping",
+    ("sleeping", "died"): "absent",
+    ("waking", "woken"): "ready",
+    ("waking", "wake failed"): "stopping",
+    ("waking", "leave"): "stopping",
+    ("waking", "drain"): "stopping",
+    ("waking", "died"): "absent",
     ("stopping", "stopped"): "absent",
     ("failed", "found"): "starting",
     ("failed", "cooled"): "absent",
@@ -186,6 +219,59 @@ def test_an_overdue_start_is_stopped_and_then_cools_down() -> None:
     assert effects.timers == {"cool_down"}
 
 
+def test_a_sleep_in_order() -> None:
+    """It closes, sleeps, and wakes for a demand; who came meanwhile is looked at when it is asleep."""
+    lifecycle, effects = in_state("ready")
+    effects.done.clear()
+    lifecycle.doze(2, "idle")
+    lifecycle.demand()
+    lifecycle.slept(1)
+    assert effects.done == [("close_gate",), ("sleep", 1, 2), ("reconsider",)]
+    assert effects.timers == {"sleep_idle"}
+    lifecycle.demand()
+    lifecycle.woken(1)
+    assert effects.done[3:] == [("wake", 1), ("open_gate",)]
+    assert effects.timers == {"idle"}
+
+
+def test_a_sleep_or_a_wake_that_fails_becomes_a_stop_that_refuses_nobody() -> None:
+    """Who waits is served by the cold start that follows."""
+    for state, fail in (("falling_asleep", "sleep failed"), ("waking", "wake failed")):
+        lifecycle, effects = in_state(state)
+        INPUTS[fail](lifecycle)
+        assert effects.done[-1] == ("stop", 1)
+        assert not any(effect[0] == "refuse" for effect in effects.done)
+        lifecycle.stopped(1)
+        assert [lifecycle.state, *effects.done[-1]] == ["absent", "reconsider"]
+
+
+def test_news_of_an_old_sleep_is_dropped() -> None:
+    """An answer of a run that is over puts no other one to sleep, and wakes none."""
+    lifecycle, effects = in_state("falling_asleep")
+    lifecycle.died("killed")
+    lifecycle.demand()
+    lifecycle.launched(2)
+    lifecycle.healthy(2)
+    lifecycle.doze(1, "idle")
+    lifecycle.slept(1)
+    lifecycle.sleep_failed(1, "late")
+    lifecycle.slept(2)
+    lifecycle.demand()
+    lifecycle.woken(1)
+    lifecycle.wake_failed(1, "late")
+    assert effects.trail[-3:] == ["falling_asleep", "sleeping", "waking"]
+
+
+def test_the_drain_limit_breaks_off_what_is_in_flight() -> None:
+    """And then it has drained, which is for others to find."""
+    lifecycle, effects = in_state("draining")
+    lifecycle.drain_overdue()
+    assert [lifecycle.state, *effects.done[-1]] == ["draining", "cut"]
+    lifecycle.leave("drained")
+    lifecycle.drain_overdue()
+    assert lifecycle.state == "stopping"
+
+
 def test_a_wish_while_stopping_is_looked_at_afterwards() -> None:
     """Whoever came while it was being stopped is counted as soon as it is absent."""
     lifecycle, effects = in_state("stopping")
@@ -230,9 +316,12 @@ def test_whatever_happens(names: list[str]) -> None:
             "draining": {"drain"},
             "stopping": set(),
             "failed": {"cool_down"},
+            "falling_asleep": set(),
+            "sleeping": {"sleep_idle"},
+            "waking": set(),
         }[lifecycle.state]
         assert effects.timers <= allowed
-        if lifecycle.state in ("ready", "draining", "failed"):
+        if lifecycle.state in ("ready", "draining", "failed", "sleeping"):
             assert effects.timers == allowed
     launches = sum(1 for effect in effects.done if effect[0] == "launch")
     assert launches <= lifecycle.attempt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from attrs import evolve, frozen
 from hypothesis import given
@@ -18,6 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llmproxy.config.model import BackendSpec, Config, Key
 from llmproxy.config.resolve import Sources, describe, read_sources
 from llmproxy.errors import ConfigError, Refusal
+from llmproxy.fleet.effects import State
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.runtimes.interface import Address, Instance
 from llmproxy.web.auth import Authenticator
@@ -28,7 +29,7 @@ from tests.inmemory import Servers
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3"
 SECRET = "sk-0123456789abcdef"
-STATES = {"absent", "starting", "ready", "draining", "stopping", "failed"}
+STATES = set(get_args(State))
 
 
 @frozen
@@ -44,7 +45,9 @@ class Request:
 
 
 def spec(route: str, **fields: Any) -> BackendSpec:
-    return BackendSpec(route=route, container=f"c-{route}", models=(f"m-{route}",), **fields)
+    return BackendSpec(
+        route=route, container=f"c-{route}", models=(f"m-{route}",), **{"gpu_memory": 0.0, **fields}
+    )
 
 
 class Scrape:
@@ -104,8 +107,8 @@ class MetricsTests(SynchronousTestCase):
     def test_requests_in_flight_and_waiting_are_counted_when_asked(self) -> None:
         """They are read from the fleet."""
         self.fleet.backends["a"].admission.open = True
-        self.fleet.backends["a"].admission.enter(cast(Any, object()))
-        self.fleet.backends["b"].admission.enter(cast(Any, object()))
+        self.fleet.backends["a"].admission.enter()
+        self.fleet.backends["b"].admission.hold(cast(Any, object()), 0.0)
         scrape = self.scrape()
         self.assertEqual(scrape.value("llmproxy_in_flight", backend="a"), 1)
         self.assertEqual(scrape.value("llmproxy_in_flight", backend="b"), 0)

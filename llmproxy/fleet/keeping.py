@@ -1,0 +1,33 @@
+"""What a fleet remembers from one run of the proxy to the next."""
+
+from __future__ import annotations
+
+from twisted.internet.interfaces import IReactorTime
+
+from llmproxy.fleet.fleet import Fleet
+from llmproxy.fleet.state_file import StateFile
+
+__all__ = ["remember"]
+
+
+def remember(fleet: Fleet, clock: IReactorTime, folder: str) -> StateFile:
+    """Give a fleet what was learned before, and write down from now on what it learns.
+
+    :param folder: the state folder.
+    :return: to be closed at the end.
+    """
+    leases = fleet.scheduler.leases
+    state = StateFile(
+        clock,
+        folder,
+        # What is most dearly missed first.
+        {"leases": leases.dump, "learned": fleet.learned.dump, "history": fleet.history.dump},
+    )
+    found = state.read()
+    leases.load(found.get("leases"))
+    leases.expire(clock.seconds())
+    fleet.learned.load(found.get("learned"))
+    fleet.history.load(found.get("history"))
+    fleet.scheduler.leases_changed = state.changed
+    fleet.follow(lambda _: state.changed())
+    return state

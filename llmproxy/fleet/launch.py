@@ -1,0 +1,114 @@
+"""Has the runtime start and end one backend, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from llmproxy.config.model import BackendSpec
+from llmproxy.runtimes.interface import Instance, IRuntime, RuntimeUnavailable, StartRefused
+
+__all__ = ["Launcher"]
+
+
+class Launcher:
+    """Starts and ends what one backend is.
+
+    :param predecessor: fires when an earlier backend of the same route has ended; a start waits for it.
+    :ivar launching: the runtime has been asked for a start and has not answered.
+    :ivar asked_at: when it was last asked (reactor seconds); ``answered_at``: when it answered.
+    :ivar stop_seconds: how long the last end took; None when none was seen.
+    """
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, runtime: IRuntime, predecessor: Deferred[None] | None) -> None:
+        self._clock = clock
+        self._runtime = runtime
+        self._predecessor = predecessor
+        self.launching = False
+        self.asked_at = self.answered_at = clock.seconds()
+        self.stop_seconds: float | None = None
+        self._given_up = False
+        self._after: list[Callable[[], None]] = []
+
+    def give_up(self) -> None:
+        """What has not been asked for yet is not wanted any more."""
+        self._given_up = True
+
+    def adopted(self) -> None:
+        """It runs already."""
+        self.asked_at = self.answered_at = self._clock.seconds()
+
+    def start(
+        self, spec: BackendSpec, started: Callable[[Instance], None], failed: Callable[[Failure], None]
+    ) -> None:
+        """Have it started; one of the two is called."""
+        self.launching = True
+        self.asked_at = self._clock.seconds()
+        before, self._predecessor = self._predecessor, None
+        if before is None:
+            launched = self._runtime.ensure_started(spec)
+        else:
+            launched = before.addCallback(lambda _: self._start_after(spec))
+
+        def answered(instance: Instance) -> None:
+            self.answered_at = self._clock.seconds()
+            started(instance)
+            self._over()
+
+        def refused(failure: Failure) -> None:
+            failed(failure)
+            self._over()
+
+        self._answering(launched, answered, refused)
+
+    def _answering(
+        self,
+        launched: Deferred[Instance],
+        answered: Callable[[Instance], None],
+        refused: Callable[[Failure], None],
+    ) -> None:
+        def over(_: object) -> object:
+            self.launching = False
+            return _
+
+        launched.addBoth(over).addCallbacks(answered, refused)
+
+    def _start_after(self, spec: BackendSpec) -> Deferred[Instance]:
+        if self._given_up:
+            # Its turn has come too late: what would be started now would only be ended again.
+            return fail(StartRefused("It is not wanted any more."))
+        return self._runtime.ensure_started(spec)
+
+    def _over(self) -> None:
+        pending, self._after = self._after, []
+        for call in pending:
+            call()
+
+    def stop(self, spec: BackendSpec, ended: Callable[[], None]) -> None:
+        """Have it end; ``ended`` is called when its end has been seen, or when the runtime cannot say."""
+
+        def end() -> None:
+            begun = self._clock.seconds()
+
+            def failed(failure: Failure) -> None:
+                if not isinstance(failure.value, RuntimeUnavailable):
+                    self._log.failure("stopping {backend}", failure, backend=spec.route)
+
+            def seen(_: None) -> None:
+                self.stop_seconds = self._clock.seconds() - begun
+
+            stopping = self._runtime.stop(spec, spec.stop_grace)
+            stopping.addCallbacks(seen, failed)
+            stopping.addCallback(lambda _: ended())
+
+        if self.launching:
+            # What is being started cannot be stopped yet.
+            self._after.append(end)
+        else:
+            end()

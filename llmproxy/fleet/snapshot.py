@@ -1,0 +1,127 @@
+"""From the fleet as it is to what the placement looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from llmproxy.config.model import Config, Gpu
+from llmproxy.fleet.backend import Backend
+from llmproxy.fleet.claims import NOTHING, SHARES, Memory, Room
+from llmproxy.fleet.effects import State
+from llmproxy.fleet.learned import Learned
+from llmproxy.fleet.leases import GpuLease
+from llmproxy.fleet.outlook import Model, Phase
+
+__all__ = ["lease_model", "model_of", "rooms_for"]
+
+_PHASES: Mapping[State, Phase] = {
+    "absent": "absent",
+    "failed": "absent",
+    "starting": "starting",
+    "waking": "starting",
+    "ready": "ready",
+    "draining": "draining",
+    "stopping": "leaving",
+    "falling_asleep": "leaving",
+    "sleeping": "asleep",
+}
+
+SUPPOSED = 24 * 2**30
+"""Bytes of a GPU whose size nobody has told, where something is known in bytes alone: as a consumer's has."""
+
+LEASE_URGENCY = 1000
+"""A person waits for a lease: it goes before every model."""
+
+
+def rooms_for(
+    gpus: Iterable[str], config: Config, totals: Mapping[str, int | None], leases: Iterable[GpuLease]
+) -> dict[str, Room]:
+    """The memory of these GPUs.
+
+    :param totals: bytes, where they were measured.  What the operator says counts more.
+    """
+    rooms = {}
+    for gpu in gpus:
+        told = config.gpus.get(gpu, Gpu())
+        total = told.memory or totals.get(gpu)
+        room = Room(total or SHARES, told.reserve if total else 0, known=total is not None)
+        lent = sum(room.units(lease.memory) for lease in leases if lease.gpu == gpu and lease.held)
+        rooms[gpu] = Room(room.total, room.reserve, min(lent, room.total), room.known)
+    return rooms
+
+
+def _spread(gpus: Iterable[str], units: Mapping[str, int]) -> Memory:
+    return {gpu: units[gpu] for gpu in gpus}
+
+
+def model_of(
+    backend: Backend, name: str, rooms: Mapping[str, Room], learned: Learned, *, granted: bool
+) -> Model:
+    """One backend as the scheduler sees it.
+
+    :param granted: its start has been decided on, and has not begun yet.
+    """
+    spec, needs, admission = backend.spec, backend.needs, backend.admission
+    estimate = learned.estimate(backend.name, backend.fingerprint)
+    claim = {gpu: rooms[gpu].units(needs.memory) for gpu in needs.gpus}
+    kept = {gpu: _kept(rooms[gpu], claim[gpu], estimate.kept_asleep) for gpu in needs.gpus}
+    phase: Phase = "starting" if granted else _PHASES[backend.state]
+    host = sum(_bytes(rooms[gpu], claim[gpu]) for gpu in needs.gpus)
+    waiting = admission.waiting
+    since = admission.waiting_since
+    if backend.wished_at is not None and backend.state in ("absent", "sleeping", "draining", "stopping"):
+        waiting = max(1, waiting)
+        since = backend.wished_at if since is None else min(since, backend.wished_at)
+    asleep = backend.state == "sleeping" and not granted
+    rest: Memory = NOTHING
+    if backend.state == "falling_asleep" or (backend.state == "draining" and backend.leaves_as in ("1", "2")):
+        rest = kept
+    return Model(
+        name,
+        phase=phase,
+        claim=claim,
+        held=NOTHING if phase == "absent" else kept if asleep else claim,
+        rest=rest,
+        sleeps=needs.sleep,
+        kept=kept,
+        host=host,
+        asleep_host=host if backend.state in ("sleeping", "falling_asleep") and backend.level == 1 else 0,
+        busy=backend.gate.busy,
+        served=not (backend.awaited and backend.gate.unused),
+        pinned=spec.pinned,
+        priority=spec.priority,
+        used_at=backend.gate.used_at,
+        stays_until=backend.since + spec.min_residency if backend.swapped_in else 0.0,
+        due="stop" if backend.stop_wish is not None else "idle" if backend.due else "",
+        leaves_as=backend.leaves_as if backend.state == "draining" else "",
+        reload=estimate.reload_seconds,
+        wake={
+            level: learned.estimate(backend.name, backend.fingerprint, level).wake_seconds
+            for level in needs.sleep
+        },
+        waiting=waiting if backend.state not in ("failed", "ready") else 0,
+        waiting_since=since or 0.0,
+        urgency=spec.priority + admission.urgency,
+        may_evict=admission.may_evict or backend.wished_at is not None,
+    )
+
+
+def _bytes(room: Room, units: int) -> int:
+    """Units in bytes, for what is not kept on a GPU."""
+    return units if room.known else int(units / room.total * SUPPOSED)
+
+
+def _kept(room: Room, claim: int, measured: int) -> int:
+    """What a sleeper keeps of its claim, in units."""
+    return min(claim, measured if room.known else int(measured / SUPPOSED * room.total))
+
+
+def lease_model(lease: GpuLease, rooms: Mapping[str, Room]) -> Model:
+    """A lease that has not got its memory yet, as a demand."""
+    return Model(
+        lease.name,
+        claim={lease.gpu: rooms[lease.gpu].units(lease.memory)},
+        waiting=1,
+        waiting_since=lease.since,
+        urgency=LEASE_URGENCY,
+    )
