@@ -14,6 +14,7 @@ from llmproxy.errors import Refusal
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.gate import Lease
 from llmproxy.fleet.probe import INTERVAL
+from llmproxy.fleet.surroundings import Event, Transition
 from tests.fakes import FakeController, FakeRuntime
 from tests.inmemory import Servers
 
