@@ -30,7 +30,7 @@ SUPPOSED = 24 * 2**30
 """Bytes of a GPU whose size nobody has told, where something is known in bytes alone: as a consumer's has."""
 
 SUPPOSED_WAKE = {1: 0.1, 2: 0.5}
-"""Part of a start that a wake takes that was never seen, at most: weights come from the host's memory at level
+"""Part of a start that an unseen wake takes at most: weights come from the host's memory at level
 1, and from the disk, as in a start, at level 2."""
 
 LEASE_URGENCY = 1000
