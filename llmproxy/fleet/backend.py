@@ -7,11 +7,10 @@ reactor's thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from attrs import evolve
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -19,17 +18,19 @@ from llmproxy.config.model import BackendSpec
 from llmproxy.engines.needs import read_needs
 from llmproxy.errors import Refusal, shutting_down
 from llmproxy.fleet.admission import Admission
-from llmproxy.fleet.control import NoAnswer
+from llmproxy.fleet.engine import Engine, Terms
 from llmproxy.fleet.failures import describe_exit, exit_failure, overdue_failure, refusal_for
 from llmproxy.fleet.gate import Gate, Waiter
 from llmproxy.fleet.identity import Identity
 from llmproxy.fleet.launch import Launcher
 from llmproxy.fleet.lifecycle import Lifecycle, StartFailure, State, Timer, cool_down
 from llmproxy.fleet.outlook import Leave
-from llmproxy.fleet.power import Power
-from llmproxy.fleet.probe import ANSWER_LIMIT, Prober, probe_once
+from llmproxy.fleet.present import Present
+from llmproxy.fleet.probe import ANSWER_LIMIT
 from llmproxy.fleet.surroundings import LastStart, Surroundings, Transition
 from llmproxy.fleet.timers import Timers
+from llmproxy.fleet.usage import Usage
+from llmproxy.fleet.wishes import Wishes, Witnesses
 from llmproxy.relay.pool import ConnectionPool
 from llmproxy.runtimes.interface import (
     Address,
@@ -52,9 +53,6 @@ LAST_LOOK = 2 * ANSWER_LIMIT
 DIAGNOSIS_LINES = 80
 """Lines of log that are searched for the cause of a failed start."""
 
-USE_NOTED = 20.0
-"""Seconds of use that are written down as one."""
-
 IDLE_AGAIN = 1.0
 """Seconds after which a backend that is due to leave, and may not yet, is looked at again."""
 
@@ -66,13 +64,7 @@ class Backend:
     :ivar spec: what the operator asked for.
     :ivar needs: what it needs of the machine, as far as that is known.
     :ivar fingerprint: tells its configuration from another one behind the same route.
-    :ivar wished_at: since when it shall run without a request (reactor seconds); None: it need not.
-    :ivar stop_wish: why it shall end as soon as it may; None: it need not.
-    :ivar sleep_wish: why it shall fall asleep as soon as it may.
-    :ivar leaves_as: how it leaves when it has drained: ``stop``, or a level of sleep.
-    :ivar level: of the sleep that it is in or falls into.
-    :ivar swapped_in: somebody else had to leave for it.
-    :ivar unfit: why it could not be started the last time it was wanted, by what it needs.
+    :ivar wishes: what is wanted of it beside requests.
     :ivar awaited: somebody waited for it when it became ready.
     """
 
@@ -98,32 +90,25 @@ class Backend:
         self.surroundings = surroundings
         self.needs = read_needs(spec, Facts())
         self.fingerprint = ""
-        self.wished_at: float | None = None
-        self.stop_wish: str | None = None
-        self.sleep_wish: str | None = None
-        self.leaves_as = ""
-        self.level = 1
-        self.swapped_in = False
-        self.unfit: Refusal | None = None
+        self.wishes = Wishes()
         self.awaited = False
+        self._engine = Engine(
+            spec.route,
+            surroundings.clock,
+            surroundings.connect,
+            surroundings.knock_at,
+            self.lifecycle,
+            lambda: Terms(self.spec.health, self.authorization, self.needs.sleep),
+        )
         self._launcher = Launcher(surroundings.clock, runtime, predecessor)
         self._timers = Timers(surroundings.clock, self._fired)
-        self._prober: Prober | None = None
-        self._healthy_at: Address | None = None
-        self._instance: Instance | None = None
-        self._present: Instance | None = None
-        self._last_gone: tuple[str | None, Exit] = (None, Exit())
-        self._changes = 0
+        self._usage = Usage(surroundings.history, spec.route)
+        self._present = Present()
+        self._witnesses = Witnesses()
         self._found = False
         self._failure: StartFailure | None = None
         self._closing = False
-        self._suspecting = False
         self._abandoned = False
-        self._leave_cause = ""
-        self._powering: Deferred[None] | None = None
-        self._powered_at = self.since
-        self._used_since: float | None = None
-        self._watched: list[tuple[frozenset[State], Deferred[None]]] = []
 
     # -- requests -----------------------------------------------------------------------------------
 
@@ -155,7 +140,12 @@ class Backend:
     @property
     def instance(self) -> Instance | None:
         """The run that is known, if any."""
-        return self._instance
+        return self._present.known
+
+    @property
+    def level(self) -> int:
+        """Of the sleep that it is in or falls into."""
+        return self._engine.level
 
     def enter(self, waiter: Waiter) -> bool:
         """Ask for the backend on behalf of a request; starts it when it is absent.
@@ -182,20 +172,19 @@ class Backend:
 
     def granted(self) -> None:
         """There is room for it: start it, or wake it."""
-        self.unfit = None
+        self.wishes.unfit = None
         self.lifecycle.demand()
 
     def refuse_waiting(self, refusal: Refusal) -> None:
         """It is not started for those who wait; others may come."""
-        self.unfit = refusal.about(self.name, self.state)
-        self.wished_at = None
+        told = self.wishes.unfit = refusal.about(self.name, self.state)
+        self.wishes.run_since = None
         for waiter in self.admission.dismiss():
-            waiter.refused(self.unfit)
+            waiter.refused(told)
 
     def hurry(self) -> None:
         """Somebody wants to know whether it is ready: if that is not known, ask at once."""
-        if self._prober is not None:
-            self._prober.hurry()
+        self._engine.hurry()
 
     def visit(self, waiter: Waiter) -> bool:
         """Reach the backend if it is ready, without waking it or keeping it awake (monitoring).
@@ -226,38 +215,13 @@ class Backend:
         return refusal.about(self.name, self.state)
 
     def _drained(self) -> None:
-        self._note_use(self.surroundings.clock.seconds())
+        self._usage.noted(self.gate.used_at)
         self.surroundings.scheduler.idle(self)
 
-    def _note_use(self, now: float, *, over: bool = False) -> None:
-        """Write down that it was used, now and then."""
-        begun = self._used_since
-        if begun is None:
-            self._used_since = now
-        elif over or now - begun >= USE_NOTED:
-            self.surroundings.history.used(self.name, begun, self.gate.used_at if over else now)
-            self._used_since = None if over else now
-
     def suspect(self) -> None:
-        """An answer was broken: ask for its health now, rather than wait for news of its end.
-
-        vLLM answers ``/health`` with 503 for some seconds before a dead engine's container exits.
-        """
-        if self.state != "ready" or self._suspecting or self.address is None:
-            return
-        self._suspecting = True
-        attempt = self.lifecycle.attempt
-        answer = probe_once(
-            self.surroundings.clock, self.surroundings.connect, self.address, self.spec.health
-        )
-
-        def heard(verdict: str) -> None:
-            self._suspecting = False
-            # A busy server may be silent for a while; only a clear answer counts.
-            if verdict in ("unhealthy", "refused") and attempt == self.lifecycle.attempt:
-                self.lifecycle.sick(f"a broken answer, and its health path is {verdict}")
-
-        answer.addCallback(heard)
+        """An answer was broken: see whether it is dead."""
+        if self.state == "ready":
+            self._engine.suspect()
 
     # -- what the operator and the fleet want -------------------------------------------------------
 
@@ -269,18 +233,18 @@ class Backend:
         """Start it without a request (the operator, or ``prewarm``)."""
         if self._failure is None and not self._closing and self.state not in ("ready", "starting", "waking"):
             # A request that comes while it ends waits in the queue; a wish has nothing else to remember it.
-            self.wished_at = self.surroundings.clock.seconds()
+            self.wishes.run_since = self.surroundings.clock.seconds()
         if self._failure is None and not self._closing:
             self._wanted()
 
     def stop_wanted(self, cause: str, *, force: bool = False) -> None:
         """End it when it has drained, and nobody starts beside it; at once when ``force``."""
-        self.wished_at = None
+        self.wishes.run_since = None
         if force or self.state not in ("ready", "draining", "sleeping"):
             # What has not served yet is in nobody's way but its own.
             self.lifecycle.leave(cause)
         else:
-            self.stop_wish = cause
+            self.wishes.stop = cause
             self.surroundings.scheduler.look()
 
     def sleep_wanted(self, cause: str) -> None:
@@ -290,31 +254,31 @@ class Backend:
         """
         if not self.needs.sleep:
             raise ValueError(self.name)
-        self.wished_at = None
+        self.wishes.run_since = None
         if self.state == "ready" and self.gate.busy:
-            self._leave_cause, self.leaves_as = cause, str(min(self.needs.sleep))
+            self.wishes.cause, self.wishes.leaves_as = cause, str(min(self.needs.sleep))
             self.lifecycle.drain(cause)
         elif self.state == "ready":
-            self.sleep_wish = cause
+            self.wishes.sleep = cause
             self.surroundings.scheduler.look()
 
     def carry_out(self, leave: Leave) -> None:
         """The scheduler has decided that it leaves."""
+        wishes = self.wishes
         if leave.why == "drained":
-            cause = self._leave_cause
+            cause = wishes.cause
         elif leave.why == "idle":
             limit = self.spec.sleep_idle if self.state == "sleeping" else self._idle_limit
-            cause = self.sleep_wish or f"idle for {limit:g} s"
+            cause = wishes.sleep or f"idle for {limit:g} s"
         else:
-            cause = self.stop_wish or leave.why
-        self._leave_cause, self.leaves_as = cause, leave.how
+            cause = wishes.stop or leave.why
+        wishes.cause, wishes.leaves_as = cause, leave.how
         if leave.drain:
             self.lifecycle.drain(cause)
         elif leave.how == "stop":
             self.lifecycle.leave(cause)
         else:
-            self.level = int(leave.how)
-            self.lifecycle.doze(self.level, cause)
+            self.lifecycle.doze(int(leave.how), cause)
 
     @property
     def due(self) -> bool:
@@ -324,7 +288,7 @@ class Backend:
             return 0 < self.spec.sleep_idle <= now - self.since
         left = self._idle_left()
         idle = left is not None and left <= 0
-        return self.state == "ready" and not self.gate.busy and (idle or self.sleep_wish is not None)
+        return self.state == "ready" and not self.gate.busy and (idle or self.wishes.sleep is not None)
 
     def reset(self) -> None:
         """Forget failed starts, so that the next request tries again."""
@@ -339,14 +303,7 @@ class Backend:
 
     def when(self, *states: State) -> Deferred[None]:
         """Fire when it is in one of these states."""
-        if self.state in states:
-            return succeed(None)
-        waiting: Deferred[None] = Deferred(lambda d: self._forget_watch(d))
-        self._watched.append((frozenset(states), waiting))
-        return waiting
-
-    def _forget_watch(self, gone: Deferred[None]) -> None:
-        self._watched = [entry for entry in self._watched if entry[1] is not gone]
+        return self._witnesses.when(self.state, states)
 
     def retune(self, spec: BackendSpec) -> None:
         """Settings changed that leave the running backend as it is."""
@@ -380,15 +337,11 @@ class Backend:
         """Let go of timers and connections; the backend itself is left as it is."""
         self._closing = True
         self._launcher.give_up()
-        self._end_powering()
-        self._note_use(self.surroundings.clock.seconds(), over=True)
+        self._engine.leave_alone()
+        self._usage.over()
         self._timers.close()
-        if self._prober is not None:
-            self._prober.stop()
         self.gate.close()
-        watched, self._watched = self._watched, []
-        for _, waiting in watched:
-            waiting.cancel()
+        self._witnesses.dismiss()
 
     def logs(self, tail: int) -> Deferred[str]:
         """The last lines of its output, secrets removed."""
@@ -415,48 +368,49 @@ class Backend:
 
     def running(self, instance: Instance) -> None:
         """See :class:`~llmproxy.runtimes.interface.Watcher`."""
-        self._present = instance
-        if self._closing or self._launcher.launching:
-            return
-        if self._instance is None:
-            self._adopt()
-        elif self._instance.run == instance.run:
-            self._instance = instance
-        else:
+        replaced = self._present.running(instance) if self._heeds else self._note_there(instance)
+        if replaced:
             # The run that was known ended unheard, and another took its place.
-            self._instance = None
             self.lifecycle.died("it was restarted by someone else")
+        elif self._heeds and self._present.known is None:
+            self._adopt()
+
+    @property
+    def _heeds(self) -> bool:
+        """What the runtime tells is news, and not the echo of what it is asked for at present."""
+        return not self._closing and not self._launcher.launching
+
+    def _note_there(self, instance: Instance) -> bool:
+        self._present.there = instance
+        return False
 
     def _adopt(self) -> None:
-        if self._present is not None and self.state in ("absent", "failed"):
-            self._instance = self._present
+        if self._present.there is not None and self.state in ("absent", "failed"):
+            self._present.known = self._present.there
             self._launcher.adopted()
             self._found = True
             self.lifecycle.found()
 
     def gone(self, run: str | None, exit: Exit) -> None:
         """See :class:`~llmproxy.runtimes.interface.Watcher`."""
-        self._last_gone = (run, exit)
         if exit.oom:
             # Clients mostly hear of it as of a broken connection, before its cause is known.
             self._log.warn("{backend} ended with {exit}", backend=self.name, exit=describe_exit(exit))
-        if self._present is not None and run in (None, self._present.run):
-            self._present = None
+        was_known = self._present.gone(run, exit)
         if not self.models:
             self._read_facts()
-        if self._instance is not None and run in (None, self._instance.run):
+        if was_known:
             self._ended(exit)
 
     def _ended(self, exit: Exit) -> None:
-        self._instance = None
+        self._present.known = None
         if self.state == "starting":
-            if self._prober is not None:
-                self._prober.stop()
-            attempt, changes = self.lifecycle.attempt, self._changes
+            self._engine.ask_no_more()
+            attempt, changes = self.lifecycle.attempt, self._present.changes
 
             def explained(log: str) -> None:
                 self._start_failed(attempt, exit_failure(exit, log))
-                if changes != self._changes:
+                if changes != self._present.changes:
                     # It was replaced or removed while its log was read: that start says nothing of the next.
                     self.lifecycle.forgive()
 
@@ -466,7 +420,7 @@ class Backend:
 
     def changed(self) -> None:
         """See :class:`~llmproxy.runtimes.interface.Watcher`."""
-        self._changes += 1
+        self._present.changes += 1
         self.lifecycle.forgive()
         self._read_facts()
 
@@ -485,7 +439,7 @@ class Backend:
 
     def launch(self, attempt: int) -> None:
         """See :class:`~llmproxy.fleet.effects.Effects`."""
-        self._instance = None
+        self._present.known = None
         self._found = False
         self._launcher.start(
             self.spec,
@@ -494,13 +448,11 @@ class Backend:
         )
 
     def _launched(self, instance: Instance, attempt: int) -> None:
-        self._instance = self._present = instance
+        exit = self._present.started(instance)
         if self.state != "starting" or attempt != self.lifecycle.attempt:
             return
-        run, exit = self._last_gone
-        if run == instance.run:
+        if exit is not None:
             # It ended before the runtime's answer to the start was through.
-            self._present = None
             self._ended(exit)
         else:
             self.lifecycle.launched(attempt)
@@ -518,31 +470,16 @@ class Backend:
 
     def probe(self, attempt: int) -> None:
         """See :class:`~llmproxy.fleet.effects.Effects`."""
-        assert self._instance is not None, "only what runs is asked for its health"
-
-        def healthy(address: Address) -> None:
-            self._healthy_at = address
-            if self._found and self.needs.sleep:
-                # Asleep it is as healthy as awake, and requests would hang.
-                self._powered(self._look_whether_asleep(self._power(), attempt))
-            else:
-                self.lifecycle.healthy(attempt)
-
-        self._prober = Prober(
-            self.surroundings.clock,
-            self.surroundings.connect,
-            self._instance.addresses,
-            self.spec.health,
-            healthy,
-            knock_at=self.surroundings.knock_at,
-            patient=self._found and not self.admission.waiting and not self.spec.prewarm,
-        )
+        known = self._present.known
+        assert known is not None, "only what runs is asked for its health"
+        patient = self._found and not self.admission.waiting and not self.spec.prewarm
+        self._engine.probe(attempt, known.addresses, found=self._found, patient=patient)
 
     def open_gate(self) -> None:
         """See :class:`~llmproxy.fleet.effects.Effects`."""
-        assert self._healthy_at is not None
-        pool = ConnectionPool(self.surroundings.clock, self.surroundings.connect(self._healthy_at))
-        self.gate.open(self._healthy_at, pool)
+        address = self._engine.address
+        assert address is not None
+        self.gate.open(address, ConnectionPool(self.surroundings.clock, self.surroundings.connect(address)))
         if not self.models:
             self._read_facts()
 
@@ -559,9 +496,7 @@ class Backend:
     def close_gate(self) -> None:
         """See :class:`~llmproxy.fleet.effects.Effects`."""
         self.gate.close()
-        if self._prober is not None:
-            self._prober.stop()
-            self._prober = None
+        self._engine.ask_no_more()
 
     def cut(self, reason: str) -> None:
         """See :class:`~llmproxy.fleet.effects.Effects`."""
@@ -578,80 +513,32 @@ class Backend:
 
     def stop(self, attempt: int) -> None:
         """See :class:`~llmproxy.fleet.effects.Effects`."""
-        self._end_powering()
+        self._engine.leave_alone()
         self._launcher.stop(self.spec, lambda: self._stopped(attempt))
 
     def _stopped(self, attempt: int) -> None:
         if self._launcher.stop_seconds is not None:
             self.surroundings.learned.stopped(self.name, self.fingerprint, self._launcher.stop_seconds)
-        if self._present is not None and self._instance is not None:
-            # News of this end may still be on its way; another run that someone has begun counts.
-            self._present = None if self._present.run == self._instance.run else self._present
-        self._instance = None
+        self._present.stopped()
         self.lifecycle.stopped(attempt)
-
-    # -- sleeping and waking ------------------------------------------------------------------------
 
     def sleep(self, attempt: int, level: int) -> None:
         """See :class:`~llmproxy.fleet.effects.Effects`."""
-        self._powered(self._fall_asleep(self._power(), attempt, level))
+
+        def slept(seconds: float) -> None:
+            self.surroundings.learned.slept(self.name, self.fingerprint, seconds)
+
+        self._engine.sleep(attempt, level, self.surroundings.scheduler.memory_came_back(self), slept)
 
     def wake(self, attempt: int) -> None:
         """See :class:`~llmproxy.fleet.effects.Effects`."""
-        self._powered(self._wake_up(self._power(), attempt))
 
-    def _power(self) -> Power:
-        assert self._healthy_at is not None, "it has been healthy"
-        around = self.surroundings
-        return Power(around.clock, around.connect, self._healthy_at, self.authorization, self.spec.health)
+        def woke(seconds: float) -> None:
+            around = self.surroundings
+            around.learned.woke(self.name, self.fingerprint, self.level, seconds)
+            around.history.woken(self.name, around.clock.seconds())
 
-    def _powered(self, doing: Coroutine[Any, Any, None]) -> None:
-        self._powered_at = self.surroundings.clock.seconds()
-        powering = self._powering = Deferred.fromCoroutine(doing)
-
-        def failed(failure: Failure) -> None:
-            # It is cancelled when the backend ends; anything else is told where it happens.
-            if self._powering is powering:
-                self._log.failure("having {backend} sleep or wake", failure, backend=self.name)
-
-        powering.addErrback(failed)
-
-    def _end_powering(self) -> None:
-        powering, self._powering = self._powering, None
-        if powering is not None:
-            powering.cancel()
-
-    async def _fall_asleep(self, power: Power, attempt: int, level: int) -> None:
-        freed = self.surroundings.scheduler.memory_came_back(self)
-        try:
-            await power.sleep(level, freed)
-        except NoAnswer as cause:
-            self._log.warn("{backend} does not sleep: {cause}", backend=self.name, cause=str(cause))
-            self.lifecycle.sleep_failed(attempt, f"it did not fall asleep: {cause}")
-            return
-        seconds = self.surroundings.clock.seconds() - self._powered_at
-        self.surroundings.learned.slept(self.name, self.fingerprint, seconds)
-        self.lifecycle.slept(attempt)
-
-    async def _wake_up(self, power: Power, attempt: int) -> None:
-        try:
-            await power.wake(self.level)
-        except NoAnswer as cause:
-            self._log.warn("{backend} does not wake: {cause}", backend=self.name, cause=str(cause))
-            self.lifecycle.wake_failed(attempt, f"it did not wake: {cause}")
-            return
-        now = self.surroundings.clock.seconds()
-        self.surroundings.learned.woke(self.name, self.fingerprint, self.level, now - self._powered_at)
-        self.surroundings.history.woken(self.name, now)
-        self.lifecycle.woken(attempt)
-
-    async def _look_whether_asleep(self, power: Power, attempt: int) -> None:
-        if await power.asleep():
-            # Nobody says from which level; to load the weights again is right for both.
-            self.level = max(self.needs.sleep)
-            self.lifecycle.found_asleep(attempt)
-        else:
-            self.lifecycle.healthy(attempt)
+        self._engine.wake(attempt, woke)
 
     # -- timers -------------------------------------------------------------------------------------
 
@@ -664,7 +551,7 @@ class Backend:
             seconds = self.spec.start_timeout
         elif timer == "drain":
             around = self.surroundings
-            seconds = around.drain if self.stop_wish is not None else around.drain_limit
+            seconds = around.drain if self.wishes.stop is not None else around.drain_limit
         elif timer == "sleep_idle":
             seconds = self.spec.sleep_idle or None
         else:
@@ -690,9 +577,9 @@ class Backend:
             self.surroundings.scheduler.look()
             if self.state == "sleeping":
                 self._timers.arm(timer, IDLE_AGAIN)
-        elif timer == "start" and self._prober is not None and self._prober.patient:
+        elif timer == "start" and self._engine.asked_patiently:
             # It may have become healthy since it was last asked.
-            self._prober.hurry()
+            self._engine.hurry()
             self._timers.arm("start", LAST_LOOK)
         elif timer == "start":
             attempt = self.lifecycle.attempt
@@ -734,33 +621,24 @@ class Backend:
             self.gate.unused = True
             self.awaited = self.admission.waiting > 0
             self._abandoned = self.admission.abandoned
-            self.leaves_as = ""
             if old == "starting":
                 self._note_start(now)
         elif old == "ready":
-            self._note_use(now, over=True)
-            self.swapped_in, self.sleep_wish = False, None
+            self._usage.over()
         if new in ("starting", "waking") or (old == "failed" and new == "absent"):
             self._failure = None
         if new in ("starting", "waking", "failed"):
-            self.wished_at = None
             self.admission.abandoned = False
-        if new not in ("ready", "draining", "sleeping"):
-            self.stop_wish = None
+        self.wishes.moved(old, new)
         self.surroundings.record(Transition(now, self.name, old, new, cause))
-        ready, self._watched = (
-            [entry for entry in self._watched if new in entry[0]],
-            [entry for entry in self._watched if new not in entry[0]],
-        )
-        for _, waiting in ready:
-            waiting.callback(None)
+        self._witnesses.tell(new)
         self.surroundings.scheduler.moved(self)
 
     def reconsider(self) -> None:
         """See :class:`~llmproxy.fleet.effects.Effects`."""
         if self._closing:
             return
-        if self._present is not None and self.state == "absent":
+        if self._present.there is not None and self.state == "absent":
             self._adopt()
-        elif self.admission.waiting or self.wished_at is not None:
+        elif self.admission.waiting or self.wishes.run_since is not None:
             self.surroundings.scheduler.wanted(self)

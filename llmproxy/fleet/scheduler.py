@@ -189,7 +189,7 @@ class Scheduler:
             for name, backend in self._backends().items()
             if backend.state not in ("absent", "failed")
             or backend.admission.waiting
-            or backend.wished_at is not None
+            or backend.wishes.run_since is not None
         }
 
     def rooms(self, more: Iterable[Backend] = ()) -> dict[str, Room]:
@@ -296,7 +296,7 @@ class Scheduler:
     def _leave(self, leave: Leave, backend: Backend, backends: Mapping[str, Backend], now: float) -> None:
         for_whom = backends.get(leave.whom or "")
         if for_whom is not None:
-            for_whom.swapped_in = True
+            for_whom.wishes.swapped_in = True
         if leave.whom is not None and not (backend.state == "draining" and leave.why == "drained"):
             self._history.evicted(backend.name, now, leave.whom)
             kind = "drain" if leave.drain else "evict"
@@ -415,13 +415,7 @@ class Scheduler:
 
 def _has_wishes(backend: Backend) -> bool:
     """It waits for something to be decided."""
-    return (
-        backend.state == "draining"
-        or backend.admission.waiting > 0
-        or backend.wished_at is not None
-        or backend.stop_wish is not None
-        or backend.sleep_wish is not None
-    )
+    return backend.state == "draining" or backend.admission.waiting > 0 or backend.wishes.any
 
 
 def _how(how: str) -> str:

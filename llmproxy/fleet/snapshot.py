@@ -73,12 +73,19 @@ def model_of(
     host = sum(_bytes(rooms[gpu], claim[gpu]) for gpu in needs.gpus)
     waiting = admission.waiting
     since = admission.waiting_since
-    if backend.wished_at is not None and backend.state in ("absent", "sleeping", "draining", "stopping"):
+    if backend.wishes.run_since is not None and backend.state in (
+        "absent",
+        "sleeping",
+        "draining",
+        "stopping",
+    ):
         waiting = max(1, waiting)
-        since = backend.wished_at if since is None else min(since, backend.wished_at)
+        since = backend.wishes.run_since if since is None else min(since, backend.wishes.run_since)
     asleep = backend.state == "sleeping" and not granted
     rest: Memory = NOTHING
-    if backend.state == "falling_asleep" or (backend.state == "draining" and backend.leaves_as in ("1", "2")):
+    if backend.state == "falling_asleep" or (
+        backend.state == "draining" and backend.wishes.leaves_as in ("1", "2")
+    ):
         rest = kept
     return Model(
         name,
@@ -95,15 +102,15 @@ def model_of(
         pinned=spec.pinned,
         priority=spec.priority,
         used_at=backend.gate.used_at,
-        stays_until=backend.since + spec.min_residency if backend.swapped_in else 0.0,
-        due="stop" if backend.stop_wish is not None else "idle" if backend.due else "",
-        leaves_as=backend.leaves_as if backend.state == "draining" else "",
+        stays_until=backend.since + spec.min_residency if backend.wishes.swapped_in else 0.0,
+        due="stop" if backend.wishes.stop is not None else "idle" if backend.due else "",
+        leaves_as=backend.wishes.leaves_as if backend.state == "draining" else "",
         reload=estimate.reload_seconds,
         wake={level: _wake_seconds(backend, level, learned) for level in needs.sleep},
         waiting=waiting if backend.state not in ("failed", "ready") else 0,
         waiting_since=since or 0.0,
         urgency=spec.priority + admission.urgency,
-        may_evict=admission.may_evict or backend.wished_at is not None,
+        may_evict=admission.may_evict or backend.wishes.run_since is not None,
     )
 
 

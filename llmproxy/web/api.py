@@ -163,8 +163,8 @@ class ApiResource(ProxyResource):
     def _start(self, request: ProxyRequest, backend: Backend) -> Deferred[None]:
         """Start it, after its end when it is about to end; fires when that has come to something."""
         backend.demand()
-        if backend.unfit is not None:
-            raise backend.unfit
+        if backend.wishes.unfit is not None:
+            raise backend.wishes.unfit
         if backend.state in ("starting", "ready", "waking", "failed"):
             return self._when(request, backend, "ready", "failed", "absent")
         # It may have to end first, or to wait for room.
