@@ -18,6 +18,9 @@ MOST_STEPS = 20_000
 """Partial sets that are looked at.  Up to a dozen residents, each of which may sleep or stop, it is exact;
 beyond that the best set that was found by then is taken."""
 
+ROUNDING = 1e-9
+"""Share by which sums of costs may differ from what they are, as they are added in another order."""
+
 RECENT = 60.0
 """Seconds of idleness that halve what it costs to lose a model: who pauses for a minute mostly comes back."""
 
@@ -90,6 +93,18 @@ class _Search:
             gains = [max(one.frees.get(gpu, 0) for one in of) for gpu in self._gpus]
             self._most.append([a + max(0, b) for a, b in zip(self._most[-1], gains, strict=True)])
         self._most.reverse()
+        # What a unit costs at least of those from the i-th on: the rest of the lack costs no less than that.
+        self._rates: list[list[float]] = [[float("inf")] * len(wanted)]
+        for of in reversed(models):
+            rates = [
+                min(
+                    (one.cost / one.frees[gpu] for one in of if one.frees.get(gpu, 0) > 0),
+                    default=float("inf"),
+                )
+                for gpu in self._gpus
+            ]
+            self._rates.append([min(pair) for pair in zip(self._rates[-1], rates, strict=True)])
+        self._rates.reverse()
 
     def run(self) -> list[Exit] | None:
         self._begin()
@@ -128,6 +143,10 @@ class _Search:
         if self._steps > MOST_STEPS:
             return
         if any(units > most for units, most in zip(lack, self._most[at], strict=True)):
+            return
+        # A little less than that, since the sum of costs may be rounded otherwise.
+        least = max(units * rate for units, rate in zip(lack, self._rates[at], strict=True) if units > 0)
+        if cost + least * (1 - ROUNDING) > self._price[0]:
             return
         for one in self._models[at]:
             if one.host <= host:
