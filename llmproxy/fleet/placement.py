@@ -8,6 +8,10 @@ A demand is a model that somebody waits for.  Demands are served in the order of
 turn starts where there is room; else the cheapest set of idle models leaves for it; and once it has waited
 for ``max_wait_before_drain``, busy ones take no new requests and leave when they have drained.  From then on
 what room there is is kept for it.  Before anybody leaves it is certain that the demand fits afterwards.
+
+A GPU has to be quiet for a start, and for a leaving: so where one has got its turn and waits for nothing else
+than that, nobody after it starts.  Else those that need two GPUs would wait for ever while the others start
+on the one and on the other in turns.
 """
 
 from __future__ import annotations
@@ -22,6 +26,10 @@ from llmproxy.fleet.victims import Exit, cheapest, weight
 
 __all__ = ["Leave", "Model", "Plan", "Refuse", "Room", "Rules", "Start", "Wait", "plan"]
 
+LEAST_STEP = 1.0
+"""Seconds of waiting that count as a step of urgency at least, so that they do where nobody waits for a busy
+model at all (``max_wait_before_drain`` 0)."""
+
 
 def plan(models: Iterable[Model], rooms: Mapping[str, Room], rules: Rules, now: float) -> Plan:
     """Look at the whole fleet.
@@ -33,12 +41,32 @@ def plan(models: Iterable[Model], rooms: Mapping[str, Room], rules: Rules, now: 
     return _Planner({model.name: model for model in models}, rooms, rules, now).run()
 
 
+def _overdue_at(model: Model, rules: Rules) -> float:
+    """When it has waited for long enough.  All compare with this very number: that of seconds since then may
+    round to the other side of the limit, and the plan would look again at once, for ever."""
+    return model.waiting_since + rules.max_wait_before_drain
+
+
+def _steps(model: Model, rules: Rules, now: float) -> int:
+    """Steps of urgency that it has gained by waiting."""
+    waited = max(0.0, now - model.waiting_since)
+    return max(
+        int(waited / max(rules.max_wait_before_drain, LEAST_STEP)), int(_overdue_at(model, rules) <= now)
+    )
+
+
+def _next_step(model: Model, rules: Rules, now: float) -> float:
+    """When it gains the next step."""
+    length = max(rules.max_wait_before_drain, LEAST_STEP)
+    steps = max(0, int((now - model.waiting_since) / length))
+    return next(at for at in (model.waiting_since + length * (steps + more) for more in (1, 2)) if at > now)
+
+
 def _turn(model: Model, rules: Rules, now: float) -> tuple[float, ...]:
     """Who goes first: the more urgent, and each ``max_wait_before_drain`` of waiting counts as one step of
     urgency, so that nobody is passed over for ever.  Among those that have waited for so long the longest
     wait counts; among the others, how many wait for how short a start."""
-    waited = max(0.0, now - model.waiting_since)
-    steps = int(waited / rules.max_wait_before_drain) if rules.max_wait_before_drain > 0 else 1
+    steps = _steps(model, rules, now)
     urgency = model.urgency + steps
     if steps:
         return (-urgency, 0, model.waiting_since)
@@ -56,10 +84,15 @@ class _Planner:
     free: dict[str, int] = field(factory=dict)
     coming: dict[str, int] = field(factory=dict)
     host: int = 0
-    # GPUs where somebody starts, by whom; and where somebody leaves.
+    # GPUs where somebody starts, by whom; where somebody leaves; whose turn it is as soon as they are quiet.
     starting: dict[str, str] = field(factory=dict)
     leaving: dict[str, str] = field(factory=dict)
+    next: dict[str, str] = field(factory=dict)
+    # Those who leave from now on, and those of all who leave that are still busy.
     gone: set[str] = field(factory=set)
+    draining: set[str] = field(factory=set)
+    # Those that room is kept for: what they keep asleep is not for those after them.
+    promised: set[str] = field(factory=set)
     starts: list[Start] = field(factory=list)
     leaves: list[Leave] = field(factory=list)
     waits: list[Wait] = field(factory=list)
@@ -69,11 +102,18 @@ class _Planner:
     def run(self) -> Plan:
         self._survey()
         for model in self.models.values():
-            if model.due or (model.phase == "draining" and not model.busy):
+            if model.due == "stop" or (model.phase == "draining" and not model.busy):
                 self._leave_by_itself(model)
         demands = [model for model in self.models.values() if model.waiting]
         for model in sorted(demands, key=lambda one: (*_turn(one, self.rules, self.now), one.name)):
             self._serve(model)
+        if len({model.urgency for model in demands}) > 1:
+            # Whose turn it is may change.
+            self.looks += [_next_step(model, self.rules, self.now) for model in demands]
+        # Last, as nobody should wait for that: where room is wanted they are the first to be chosen anyhow.
+        for model in self.models.values():
+            if model.due == "idle" and not (model.busy or model.waiting or model.pinned):
+                self._leave_by_itself(model)
         return Plan(
             tuple(self.starts),
             tuple(self.leaves),
@@ -87,19 +127,27 @@ class _Planner:
         self.host = self.rules.host_memory
         for model in self.models.values():
             self.free = minus(self.free, model.held)
-            self.host -= model.asleep_host
+            self.host -= self._host_of(model)
             if model.phase == "starting":
                 self.starting.update(dict.fromkeys(model.claim, model.name))
             elif model.phase == "leaving":
                 self.leaving.update(dict.fromkeys(model.held, model.name))
+            if model.phase == "draining" and model.busy:
+                self.draining.add(model.name)
             if model.phase in ("leaving", "draining"):
                 self.coming = plus(self.coming, minus(model.held, model.rest))
+
+    def _host_of(self, model: Model) -> int:
+        """Host memory that it takes, or that is promised to it."""
+        falls_asleep = model.phase in ("draining", "leaving") and model.leaves_as == "1"
+        return max(model.asleep_host, model.host if falls_asleep else 0)
 
     # -- leaving ------------------------------------------------------------------------------------
 
     def _exits(self, model: Model) -> list[Exit]:
         """The ways in which it may leave."""
-        idle_for = self.now - model.used_at
+        wanted = model.busy or model.waiting
+        idle_for = 0.0 if wanted else self.now - model.used_at
 
         def cost(seconds: float) -> float:
             return weight(seconds, idle_for=idle_for, priority=model.priority)
@@ -114,7 +162,7 @@ class _Planner:
 
     def _leave_by_itself(self, model: Model) -> None:
         """It is due, or has drained: as gently as host memory allows."""
-        if model.phase not in ("ready", "draining", "asleep") or (model.due == "idle" and model.busy):
+        if model.phase not in ("ready", "draining", "asleep") or model.name in self.gone:
             return
         how = model.leaves_as
         if model.due == "stop" or model.phase == "asleep":
@@ -128,6 +176,8 @@ class _Planner:
                 self._take(model, Leave(model.name, how, why, drain=True))
         elif self._closed(model.held, self.starting) is None:
             self._take(model, Leave(model.name, how, why))
+        elif model.due != "idle":
+            self.next.update(dict.fromkeys(model.held, model.name))
 
     def _take(self, model: Model, leave: Leave) -> None:
         """It leaves: what it frees is on its way."""
@@ -137,8 +187,10 @@ class _Planner:
         if model.phase != "draining":
             self.coming = plus(self.coming, minus(model.held, kept))
         if leave.how == "1":
-            self.host -= model.host
-        if not leave.drain:
+            self.host -= model.host - self._host_of(model)
+        if leave.drain:
+            self.draining.add(model.name)
+        else:
             self.leaving.update(dict.fromkeys(model.held, model.name))
 
     def _closed(self, memory: Memory, by: Mapping[str, str]) -> str | None:
@@ -153,32 +205,53 @@ class _Planner:
                 self.waits.append(Wait(model.name, "it is being stopped, and starts again after that"))
             return
         need = minus(model.claim, model.held)
-        if self._impossible(model, need):
+        if self._impossible(model):
             return
         if fits(need, self.free):
             self._start(model, need)
             return
         if fits(need, plus(self.free, self.coming)):
-            self._wait(model, f"until {self._names_leaving(need)} has left", self._leavers(need), need)
+            leavers = self._leavers(need)
+            if not self.draining.intersection(leavers):
+                self._is_next(model.claim, model)
+            self._wait(model, f"until {' and '.join(leavers) or 'another one'} has left", leavers, need)
             return
         self._make_room(model, need)
 
     def _start(self, model: Model, need: Memory) -> None:
-        self.free = minus(self.free, need)
+        self._keep(need, model)
         other = self._closed(model.claim, self.starting)
         if other is not None:
-            self.waits.append(Wait(model.name, f"until {other} has started: one at a time", (other,)))
+            self._wait_for_quiet(model, f"until {other} has started: one at a time", other)
             return
         other = self._closed(model.claim, self.leaving)
         if other is not None:
-            self.waits.append(Wait(model.name, f"until {other} has left", (other,)))
+            self._wait_for_quiet(model, f"until {other} has left", other)
+            return
+        other = self._closed(model.claim, self.next)
+        if other is not None:
+            self._wait_for_quiet(model, f"until {other} has had its turn", other)
             return
         self.starting.update(dict.fromkeys(model.claim, model.name))
         self.starts.append(Start(model.name, "it fits" if model.claim else "wanted"))
 
-    def _wait(self, model: Model, why: str, on: Iterable[str], need: Memory) -> None:
-        # What is on its way is for this one.
+    def _keep(self, need: Memory, model: Model) -> None:
+        """So much of what is free, or will be, is for this one."""
         self.free = minus(self.free, need)
+        self.promised.add(model.name)
+
+    def _wait_for_quiet(self, model: Model, why: str, other: str) -> None:
+        """There is room for it, but it cannot start beside another one."""
+        self._is_next(model.claim, model)
+        self.waits.append(Wait(model.name, why, (other,)))
+
+    def _is_next(self, memory: Memory, model: Model) -> None:
+        for gpu in memory:
+            self.next.setdefault(gpu, model.name)
+
+    def _wait(self, model: Model, why: str, on: Iterable[str], need: Memory) -> None:
+        """What is on its way is for this one."""
+        self._keep(need, model)
         self.waits.append(Wait(model.name, why, tuple(on)))
 
     def _leavers(self, need: Memory) -> list[str]:
@@ -191,47 +264,55 @@ class _Planner:
             }
         )
 
-    def _names_leaving(self, need: Memory) -> str:
-        return " and ".join(self._leavers(need)) or "another one"
-
-    def _residents(self, need: Memory) -> list[Model]:
-        """Those that have memory where it is needed, and are not leaving yet."""
+    def _residents(self, model: Model, need: Memory) -> list[Model]:
+        """The others that have memory where it is needed, and are not leaving yet."""
         return [
             one
             for one in self.models.values()
             if one.phase in ("starting", "ready", "asleep")
+            and one.name != model.name
+            and one.name not in self.promised
             and one.name not in self.gone
             and any(units > 0 and one.held.get(gpu, 0) > 0 for gpu, units in need.items())
         ]
 
-    def _impossible(self, model: Model, need: Memory) -> bool:
+    def _impossible(self, model: Model) -> bool:
         """Refuse it when it can never fit, whoever leaves."""
+        sums: list[str] = []
+        until: list[float | None] = []
         for gpu, units in model.claim.items():
             room = self.rooms[gpu]
-            pinned = [
-                one
+            pinned = {
+                one.name: (one.rest if one.phase in ("draining", "leaving") else one.held).get(gpu, 0)
                 for one in self.models.values()
-                if one.pinned and one.name != model.name and one.phase != "absent" and one.held.get(gpu)
-            ]
-            taken = sum(one.held[gpu] for one in pinned)
+                if one.pinned and one.name != model.name
+            }
+            taken = sum(pinned.values())
             if units <= room.capacity - taken:
                 continue
-            sums = [f"it needs {room.told(units)} of GPU {gpu}, which has {room.told(room.total)}"]
+            sums.append(f"it needs {room.told(units)} of GPU {gpu}, which has {room.told(room.total)}")
             if room.reserve:
                 sums.append(f"{room.told(room.reserve)} of it reserved")
             if room.leased:
                 sums.append(f"{room.told(room.leased)} of it lent")
-            sums += [f"{room.told(one.held[gpu])} of it pinned by {one.name}" for one in pinned]
-            waits_for_lease = room.leased and units <= room.total - room.reserve - taken
-            until = self.rules.lease_ends.get(gpu) if waits_for_lease else None
-            self.refusals.append(Refuse(model.name, ", ".join(sums), until=until))
-            return True
-        return False
+            sums += [f"{room.told(held)} of it pinned by {name}" for name, held in pinned.items() if held]
+            lent = room.leased and units <= room.total - room.reserve - taken
+            until.append(self.rules.lease_ends.get(gpu) if lent else None)
+        if sums:
+            ends = [end for end in until if end is not None]
+            self.refusals.append(
+                Refuse(model.name, ", ".join(sums), until=max(ends) if len(ends) == len(until) else None)
+            )
+        return bool(sums)
 
     def _make_room(self, model: Model, need: Memory) -> None:
-        lack = minus(need, plus(self.free, self.coming))
-        residents = [one for one in self._residents(need) if not one.pinned]
-        overdue = self.now - model.waiting_since >= self.rules.max_wait_before_drain
+        room = plus(self.free, self.coming)
+        lack = minus(need, room)
+        residents = [one for one in self._residents(model, need) if not one.pinned]
+        overdue = _overdue_at(model, self.rules) <= self.now
+        if not model.may_evict:
+            self._do_without(model, residents, overdue=overdue, need=need, room=room)
+            return
         now_idle = [one for one in residents if self._may_leave(one) and not one.busy]
         chosen = self._cheapest(lack, now_idle)
         if chosen is None and overdue:
@@ -239,23 +320,35 @@ class _Planner:
         if chosen is None:
             self._wait_for_residents(model, residents, overdue=overdue, need=need)
             return
-        if not model.may_evict:
-            names = ", ".join(one.name for one in chosen)
-            self.refusals.append(Refuse(model.name, f"{names} would have to leave for it", forbidden=True))
-            return
-        starter = next((self._closed(self.models[one.name].held, self.starting) for one in chosen), None)
+        victims = [self.models[one.name] for one in chosen]
+        starter = next(filter(None, (self._closed(one.held, self.starting) for one in victims)), None)
         if starter is not None:
+            for memory in (model.claim, *(victim.held for victim in victims)):
+                self._is_next(memory, model)
             self._wait(model, f"until {starter} has started: nobody may leave beside it", (starter,), need)
             return
         waited = self.now - model.waiting_since
-        for one in chosen:
-            victim = self.models[one.name]
+        for one, victim in zip(chosen, victims, strict=True):
             idle = f"idle for {self.now - victim.used_at:.0f} s"
             state = "busy" if victim.busy else "asleep" if victim.phase == "asleep" else idle
             why = f"makes room for {model.name}, which has waited for {waited:.0f} s ({state})"
             self._take(victim, Leave(one.name, one.how, why, drain=victim.busy, whom=model.name))
-        names = " and ".join(one.name for one in chosen)
-        self._wait(model, f"until {names} has left", [one.name for one in chosen], need)
+        names = [one.name for one in victims]
+        if not self.draining.intersection(names):
+            self._is_next(model.claim, model)
+        self._wait(model, f"until {' and '.join(names)} has left", names, need)
+
+    def _do_without(
+        self, model: Model, residents: Sequence[Model], *, overdue: bool, need: Memory, room: Memory
+    ) -> None:
+        """Nobody may be evicted for it: refuse it, unless what is in its way is a promise to those before it,
+        beside whom it may fit once they run."""
+        promised = any(units > 0 and room.get(gpu, 0) < 0 for gpu, units in need.items())
+        if promised and not overdue:
+            self._wait_for_residents(model, residents, overdue=False, need=need)
+            return
+        names = ", ".join(one.name for one in residents) or "those before it"
+        self.refusals.append(Refuse(model.name, f"{names} would have to leave for it", forbidden=True))
 
     def _cheapest(self, lack: Memory, candidates: Sequence[Model]) -> list[Exit] | None:
         exits = [one for model in candidates for one in self._exits(model)]
@@ -279,9 +372,9 @@ class _Planner:
                 held.append(f"{one.name} is busy")
         if overdue:
             # Nobody else takes what becomes free from now on.
-            self.free = minus(self.free, need)
+            self._keep(need, model)
         else:
-            self.looks.append(model.waiting_since + self.rules.max_wait_before_drain)
+            self.looks.append(_overdue_at(model, self.rules))
         self.waits.append(
             Wait(model.name, "; ".join(held) or "no room", tuple(one.name for one in residents))
         )
