@@ -81,18 +81,32 @@ class Servers:
     :ivar mode: ``refuse``, ``healthy`` (health probes get 200), ``sick`` (503), ``hang`` (accept, say
         nothing) or ``slow_connect`` (connections stay pending).
     :ivar requests: connections on which something other than a health probe was sent.
+    :ivar controls: answers to an engine's controls, by ``METHOD /path``; None: never.  Others are requests.
+    :ivar asked: the controls that were asked for, queries included; ``controlled``: on which connections.
     """
 
     mode: str = "refuse"
     probes: int = 0
     requests: list[Far] = field(factory=list)
     pending: list[Deferred[Any]] = field(factory=list)
+    controls: dict[str, bytes | None] = field(factory=dict)
+    asked: list[str] = field(factory=list)
+    controlled: list[Far] = field(factory=list)
 
     def connect(self, address: Address) -> IStreamClientEndpoint:
         """What the fleet is given to make endpoints."""
         return _Endpoint(self)
 
     def _wrote(self, far: Far, data: bytes) -> None:
+        words = data.partition(b" HTTP/1.1\r\n")[0].decode("ascii", "replace")
+        control = words.partition("?")[0]
+        if control in self.controls:
+            self.asked.append(words)
+            self.controlled.append(far)
+            answer = self.controls[control]
+            if answer is not None:
+                far.send(answer)
+            return
         if not data.startswith(b"GET /health "):
             if far not in self.requests:
                 self.requests.append(far)

@@ -1,0 +1,610 @@
+"""Several models, one GPU, in memory: who starts, who leaves for it, who sleeps, and who waits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from llmproxy.config.model import BackendSpec, Config, Gpu, Scheduler
+from llmproxy.errors import Refusal
+from llmproxy.fleet import power
+from llmproxy.fleet.fleet import Fleet
+from llmproxy.fleet.gate import Lease
+from llmproxy.fleet.surroundings import Decision
+from llmproxy.runtimes.interface import Facts
+from tests.fakes import FakeController, FakeRuntime
+from tests.inmemory import Servers
+
+GIB = 2**30
+
+
+def answer(body: bytes, status: int = 200) -> bytes:
+    return b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)
+
+
+AWAKE = answer(b'{"status":"awake"}')
+ASLEEP = answer(b'{"status":"sleeping"}')
+CONTROLS = {
+    "POST /sleep": ASLEEP,
+    "POST /wake_up": AWAKE,
+    "POST /collective_rpc": answer(b'{"results":[null]}'),
+    "POST /reset_prefix_cache": answer(b'{"success":true}'),
+    "GET /is_sleeping": answer(b'{"is_sleeping":false}'),
+}
+
+
+class Client:
+    """A request that writes down what it is told."""
+
+    def __init__(self, priority: int = 0, *, may_evict: bool = True) -> None:
+        self.priority = priority
+        self.may_evict = may_evict
+        self.lease: Lease | None = None
+        self.refusals: list[Refusal] = []
+        self.cuts: list[str] = []
+
+    def admitted(self, lease: Lease) -> None:
+        assert self.lease is None
+        self.lease = lease
+
+    def refused(self, refusal: Refusal) -> None:
+        self.refusals.append(refusal)
+
+    def cut(self, reason: str) -> None:
+        self.cuts.append(reason)
+        self.done()
+
+    def handed_on(self, route: str | None) -> None:
+        raise AssertionError("no configuration changes here")
+
+    def done(self) -> None:
+        assert self.lease is not None
+        self.lease.release()
+
+    @property
+    def served(self) -> bool:
+        return self.lease is not None
+
+
+class Meter:
+    """A GPU of 24 GiB whose free memory the test says."""
+
+    def __init__(self, free: int = 24 * GIB) -> None:
+        self.now = free
+
+    def total(self, gpu: str) -> int | None:
+        return 24 * GIB
+
+    def free(self, gpu: str) -> int | None:
+        return self.now
+
+
+class SchedulerTests(SynchronousTestCase):
+    """One fleet on one GPU, one story each."""
+
+    def build(self, **models: Mapping[str, Any]) -> None:
+        """A fleet with these backends; each claims 0.6 of GPU 0 unless it says otherwise."""
+        self.clock = Clock()
+        self.world = FakeController(hold_stops=True)
+        self.servers = Servers(mode="healthy", controls=dict(CONTROLS))
+        specs = {
+            name: BackendSpec(
+                route=name, container=name, models=(name,), **{"gpu_memory": 0.6, "stop_grace": 1.0, **fields}
+            )
+            for name, fields in models.items()
+        }
+        self.config = Config(
+            backends=specs,
+            scheduler=Scheduler(max_wait_before_drain=30, drain_limit=100),
+            host_memory_for_sleep=64 * GIB,
+        )
+        self.fleet = self.start(self.config)
+        self.addCleanup(self.end)
+
+    def start(self, config: Config) -> Fleet:
+        fleet = Fleet(self.clock, self.servers.connect, {"docker": FakeRuntime(self.world)}, config)
+        self.successResultOf(fleet.start())
+        return fleet
+
+    def end(self) -> None:
+        self.world.hold_stops = False
+        self.fleet.close()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def ask(self, name: str, priority: int = 0, *, may_evict: bool = True) -> Client:
+        client = Client(priority, may_evict=may_evict)
+        self.fleet.backends[name].enter(client)
+        return client
+
+    def serve(self, name: str) -> None:
+        """One short request, with all that it needs."""
+        client = self.ask(name)
+        self.settle()
+        assert client.served, (name, self.states())
+        client.done()
+        self.settle()
+
+    def settle(self) -> None:
+        """Let everything that takes no time happen, stops included."""
+        for _ in range(10):
+            for route in self.world.stopping():
+                self.world.finish_stop(route)
+            self.clock.advance(0)
+
+    def states(self) -> dict[str, str]:
+        return {name: backend.state for name, backend in self.fleet.backends.items()}
+
+    def decisions(self, name: str) -> list[str]:
+        return [
+            event.kind for event in self.fleet.events if isinstance(event, Decision) and event.backend == name
+        ]
+
+    # -- room ---------------------------------------------------------------------------------------
+
+    def test_what_fits_runs_side_by_side(self) -> None:
+        """Two at 0.45 share a GPU, with nothing declared but what they claim."""
+        self.build(a={"gpu_memory": 0.45}, b={"gpu_memory": 0.45})
+        self.serve("a")
+        self.serve("b")
+        self.assertEqual(self.states(), {"a": "ready", "b": "ready"})
+
+    def test_an_idle_one_leaves_for_who_is_asked_for(self) -> None:
+        """It is stopped first, and the other one starts when its end has been seen."""
+        self.build(a={}, b={})
+        self.serve("a")
+        client = self.ask("b")
+        self.clock.advance(0)
+        self.assertEqual(self.states(), {"a": "stopping", "b": "absent"})
+        self.settle()
+        self.assertTrue(client.served)
+        self.assertEqual(self.states(), {"a": "absent", "b": "ready"})
+        self.assertEqual(self.decisions("a"), ["start", "evict"])
+        self.assertEqual(self.decisions("b"), ["wait", "start"])
+
+    def test_needs_are_read_from_the_container(self) -> None:
+        """Two at vLLM's default exclude each other."""
+        self.build(a={"gpu_memory": None}, b={"gpu_memory": None})
+        self.world.set_facts("a", Facts(("vllm", "serve", "m", "--gpu-memory-utilization", "0.3")))
+        self.world.change("a")
+        self.serve("a")
+        self.assertEqual(self.fleet.backends["a"].needs.memory, 0.3)
+        self.serve("b")
+        self.assertEqual(self.states(), {"a": "absent", "b": "ready"})
+
+    def test_a_busy_one_is_waited_for_and_then_admits_nobody_new(self) -> None:
+        """Past max_wait_before_drain it drains: who comes queues, and it leaves with nothing cut."""
+        self.build(a={}, b={})
+        stream = self.ask("a")
+        self.settle()
+        waiting = self.ask("b")
+        self.clock.advance(29)
+        self.assertTrue(self.ask("a").served)
+        self.clock.advance(1)
+        self.assertEqual(self.states()["a"], "draining")
+        late = self.ask("a")
+        self.assertFalse(late.served)
+        self.settle()
+        self.assertEqual(self.states()["a"], "draining")
+        self.assertEqual(stream.cuts, [])
+        for lease in self.fleet.backends["a"].gate.leases():
+            lease.release()
+        self.settle()
+        self.assertTrue(waiting.served)
+        self.assertFalse(late.served)
+        waiting.done()
+        # min_residency
+        self.clock.advance(29)
+        self.settle()
+        self.assertFalse(late.served)
+        self.clock.advance(1)
+        self.settle()
+        self.assertTrue(late.served)
+
+    def test_the_drain_limit_bounds_a_stream_without_end(self) -> None:
+        """It is broken off, and tells why."""
+        self.build(a={}, b={})
+        stream = self.ask("a")
+        self.settle()
+        waiting = self.ask("b")
+        self.clock.advance(30)
+        self.clock.advance(99)
+        self.assertEqual(stream.cuts, [])
+        self.clock.advance(1)
+        self.settle()
+        self.assertEqual(stream.cuts, ["drain limit reached"])
+        self.assertTrue(waiting.served)
+
+    def test_one_start_at_a_time_and_no_stop_beside_it(self) -> None:
+        """Who fits waits for the start beside it, and who is idle leaves after it."""
+        self.build(a={"gpu_memory": 0.3, "idle": 5}, b={"gpu_memory": 0.3}, c={"gpu_memory": 0.3})
+        self.serve("a")
+        self.servers.mode = "refuse"
+        first, second = self.ask("b"), self.ask("c")
+        self.clock.advance(6)
+        self.assertEqual(self.states(), {"a": "ready", "b": "starting", "c": "absent"})
+        self.servers.mode = "healthy"
+        self.clock.pump([0.01] * 10)
+        self.settle()
+        self.assertTrue(first.served)
+        self.assertTrue(second.served)
+        self.clock.pump([0.5] * 4)
+        self.settle()
+        self.assertEqual(self.states(), {"a": "absent", "b": "ready", "c": "ready"})
+
+    def test_an_operators_stop_waits_for_a_start_beside_it_too(self) -> None:
+        """Unless it is forced."""
+        self.build(a={"gpu_memory": 0.3}, b={"gpu_memory": 0.3}, c={"gpu_memory": 0.3})
+        self.serve("a")
+        self.serve("b")
+        self.servers.mode = "refuse"
+        self.ask("c")
+        for name in ("a", "b"):
+            self.fleet.backends[name].stop_wanted("operator", force=name == "b")
+        self.clock.advance(0)
+        self.assertEqual(self.states(), {"a": "ready", "b": "stopping", "c": "starting"})
+        self.servers.mode = "healthy"
+        self.clock.pump([0.01] * 10)
+        self.settle()
+        self.assertEqual(self.states(), {"a": "absent", "b": "absent", "c": "ready"})
+
+    def test_what_can_never_fit_is_refused_with_the_sums(self) -> None:
+        """And nobody is evicted for it."""
+        self.build(a={"pinned": True}, b={}, c={"gpu_memory": 0.3})
+        self.serve("a")
+        self.serve("c")
+        (refusal,) = self.ask("b").refusals
+        self.assertEqual((refusal.status, refusal.code, refusal.backend), (503, "does_not_fit", "b"))
+        self.assertIn("0.60", refusal.message)
+        self.assertIn("pinned", refusal.message)
+        self.assertEqual(self.states(), {"a": "ready", "b": "absent", "c": "ready"})
+
+    def test_sizes_and_reserves(self) -> None:
+        """Sizes count where the GPU's size is known."""
+        self.build(a={"gpu_memory": 14 * GIB}, b={"gpu_memory": 8 * GIB}, c={"gpu_memory": 23 * GIB + 1})
+        self.fleet.apply(
+            Config(backends=self.config.backends, gpus={"0": Gpu(memory=24 * GIB, reserve=1 * GIB)})
+        )
+        self.serve("a")
+        self.serve("b")
+        self.assertEqual(self.states()["a"], "ready")
+        (refusal,) = self.ask("c").refusals
+        self.assertIn("24.0 GiB", refusal.message)
+        self.assertIn("1.0 GiB", refusal.message)
+
+    def test_a_key_that_may_not_evict(self) -> None:
+        """Is refused where somebody would have to leave, and served where nobody would."""
+        self.build(a={}, b={})
+        self.assertEqual(self.ask("a", may_evict=False).refusals, [])
+        self.settle()
+        for lease in self.fleet.backends["a"].gate.leases():
+            lease.release()
+        (refusal,) = self.ask("b", may_evict=False).refusals
+        self.assertEqual((refusal.status, refusal.code), (403, "not_allowed"))
+        self.assertEqual(self.states()["a"], "ready")
+        self.assertEqual(self.ask("b").refusals, [])
+        self.settle()
+        self.assertEqual(self.states()["b"], "ready")
+
+    def test_the_more_urgent_goes_first(self) -> None:
+        """By the priority of the backend and of the key."""
+        self.build(a={}, b={}, c={}, d={"priority": 1})
+        stream = self.ask("a")
+        self.settle()
+        ordinary, important, backend = self.ask("b"), self.ask("c", 2), self.ask("d")
+        stream.done()
+        for client in (important, backend, ordinary):
+            self.settle()
+            self.clock.advance(30)
+            self.settle()
+            self.assertTrue(client.served)
+            client.done()
+
+    def test_a_thousand_who_wait_are_one_demand(self) -> None:
+        """The placement is not asked for each of them."""
+        self.build(a={}, b={})
+        self.ask("a")
+        self.settle()
+        looks = 0
+        plan = self.fleet.scheduler.plan
+
+        def counted(*arguments: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            return plan(*arguments)
+
+        self.patch(self.fleet.scheduler, "plan", counted)
+        for _ in range(1000):
+            self.ask("b")
+        self.assertEqual(looks, 1)
+
+    def test_who_hangs_up_does_not_leave_the_others_waiting(self) -> None:
+        """The eviction goes on, and the next in line is served."""
+        self.build(a={}, b={}, c={})
+        self.serve("a")
+        gone, stays = self.ask("b"), self.ask("c")
+        self.fleet.backends["b"].leave(gone)
+        self.settle()
+        self.assertTrue(stays.served)
+
+    def test_a_start_that_fails_makes_way(self) -> None:
+        """Its room is free for whoever waits."""
+        self.build(a={}, b={})
+        self.servers.mode = "refuse"
+        failing, waiting = self.ask("a"), self.ask("b")
+        self.world.exit("a", 1)
+        self.settle()
+        self.assertEqual(failing.refusals[0].code, "backend_start_failed")
+        self.servers.mode = "healthy"
+        self.clock.pump([0.01] * 5)
+        self.assertTrue(waiting.served)
+
+    # -- memory that is measured --------------------------------------------------------------------
+
+    def test_a_start_waits_for_the_memory_itself(self) -> None:
+        """A stopped one's memory may come back later than its end."""
+        self.build(a={}, b={})
+        meter = Meter()
+        self.fleet.scheduler.found_meter(meter, self.fleet.scheduler.settle)
+        self.serve("a")
+        meter.now = 9 * GIB
+        client = self.ask("b")
+        self.settle()
+        self.assertEqual(self.states(), {"a": "absent", "b": "absent"})
+        other = self.ask("a")
+        self.settle()
+        self.assertEqual(self.states()["a"], "absent")
+        meter.now = 23 * GIB
+        self.clock.advance(0.1)
+        self.settle()
+        self.assertTrue(client.served)
+        self.assertFalse(other.served)
+
+    def test_memory_that_something_else_has_is_not_waited_for_for_ever(self) -> None:
+        """Past a bound it is started all the same: vLLM itself says best what is missing."""
+        self.build(a={})
+        self.fleet.scheduler.found_meter(Meter(GIB), self.fleet.scheduler.settle)
+        client = self.ask("a")
+        self.clock.pump([0.5] * 19)
+        self.assertFalse(client.served)
+        self.clock.pump([0.5] * 2)
+        self.settle()
+        self.assertTrue(client.served)
+
+    # -- sleep --------------------------------------------------------------------------------------
+
+    def takes_long_to_start(self, *names: str) -> None:
+        """Starts take no time here, which a wake could not be shorter than."""
+        for name in names:
+            for _ in range(5):
+                self.fleet.learned.started(name, "", {}, 60.0)
+
+    def sleeper(self, **fields: Any) -> dict[str, Any]:
+        return {"sleep": "1", **fields}
+
+    def test_an_idle_one_falls_asleep_and_wakes(self) -> None:
+        """It is reaped by sleep, a request wakes it, and after sleep_idle it is stopped."""
+        self.build(a=self.sleeper(idle=10, sleep_idle=100))
+        self.serve("a")
+        self.clock.advance(10)
+        self.settle()
+        self.assertEqual(self.states(), {"a": "sleeping"})
+        self.assertEqual(self.servers.asked, ["POST /sleep?level=1&mode=wait"])
+        self.serve("a")
+        self.assertEqual(self.servers.asked[1:], ["POST /wake_up"])
+        self.assertEqual(self.world.count("ensure_started"), 1)
+        self.clock.advance(10)
+        self.settle()
+        self.assertEqual(self.states(), {"a": "sleeping"})
+        self.clock.advance(100)
+        self.settle()
+        self.assertEqual(self.states(), {"a": "absent"})
+
+    def test_a_sleeper_makes_room_with_what_it_frees(self) -> None:
+        """What it keeps counts: where that is too much it is stopped."""
+        self.build(a=self.sleeper(), b={}, c={"gpu_memory": 0.95})
+        self.serve("a")
+        self.takes_long_to_start("a")
+        self.serve("b")
+        self.assertEqual(self.states(), {"a": "sleeping", "b": "ready", "c": "absent"})
+        self.clock.advance(30)
+        self.serve("c")
+        self.assertEqual(self.states(), {"a": "absent", "b": "absent", "c": "ready"})
+
+    def test_host_memory_bounds_the_sleepers(self) -> None:
+        """When it is used up, the next one sleeps at level 2, or is stopped."""
+        self.build(a={"sleep": "1"}, b={"sleep": "1"}, c={})
+        self.fleet.apply(Config(backends=self.config.backends, host_memory_for_sleep=20 * GIB))
+        for name in ("a", "b", "c"):
+            self.serve(name)
+            self.takes_long_to_start(name)
+            self.clock.advance(30)
+        self.assertEqual(self.states(), {"a": "sleeping", "b": "absent", "c": "ready"})
+
+    def test_level_2_loads_the_weights_again(self) -> None:
+        """Or it would answer with nonsense."""
+        self.build(a={"sleep": "2", "idle": 10})
+        self.serve("a")
+        self.clock.advance(10)
+        self.settle()
+        self.serve("a")
+        self.assertEqual(
+            self.servers.asked,
+            [
+                "POST /sleep?level=2&mode=wait",
+                "POST /wake_up?tags=weights",
+                "POST /collective_rpc",
+                "POST /wake_up?tags=kv_cache",
+                "POST /reset_prefix_cache",
+            ],
+        )
+
+    def test_a_sleep_that_fails_becomes_a_stop(self) -> None:
+        """Refused, or without an answer."""
+        for broken in (answer(b"", 500), None):
+            self.build(a=self.sleeper(idle=10))
+            self.servers.controls["POST /sleep"] = broken
+            self.serve("a")
+            self.clock.advance(10)
+            self.clock.advance(power.SLEEP_LIMIT)
+            self.settle()
+            self.assertEqual(self.states(), {"a": "absent"})
+
+    def test_a_wake_that_fails_becomes_a_cold_start(self) -> None:
+        """Which the client does not see."""
+        for broken in (answer(b"", 500), ASLEEP, None):
+            self.build(a=self.sleeper(idle=10))
+            self.servers.controls["POST /wake_up"] = broken
+            self.serve("a")
+            self.clock.advance(10)
+            client = self.ask("a")
+            self.clock.advance(power.WAKE_LIMIT)
+            self.settle()
+            self.assertTrue(client.served)
+            self.assertEqual(client.refusals, [])
+            self.assertEqual(self.world.count("ensure_started"), 2)
+
+    def test_memory_that_does_not_come_back_from_a_sleep(self) -> None:
+        """It is stopped, since others could not start beside what it keeps."""
+        self.build(a=self.sleeper(idle=10))
+        meter = Meter(24 * GIB)
+        self.fleet.scheduler.found_meter(meter, self.fleet.scheduler.settle)
+        self.serve("a")
+        meter.now = 9 * GIB
+        self.clock.advance(10)
+        self.assertEqual(self.states(), {"a": "falling_asleep"})
+        self.clock.pump([0.5] * 11)
+        self.settle()
+        self.assertEqual(self.states(), {"a": "absent"})
+
+    def test_a_sleep_waits_for_what_is_in_flight(self) -> None:
+        """The operator's as well."""
+        self.build(a=self.sleeper())
+        stream = self.ask("a")
+        self.settle()
+        self.fleet.backends["a"].sleep_wanted("operator")
+        self.settle()
+        self.assertEqual((self.states(), self.servers.asked), ({"a": "draining"}, []))
+        stream.done()
+        self.settle()
+        self.assertEqual(self.states(), {"a": "sleeping"})
+        self.fleet.backends["a"].demand()
+        self.settle()
+        self.assertEqual(self.states(), {"a": "ready"})
+        self.fleet.backends["a"].sleep_wanted("operator")
+        self.settle()
+        self.assertEqual(self.states(), {"a": "sleeping"})
+
+    def test_one_that_is_found_asleep_is_woken_before_it_serves(self) -> None:
+        """Asleep it is healthy, and requests would hang."""
+        self.build(a=self.sleeper())
+        self.servers.controls["GET /is_sleeping"] = answer(b'{"is_sleeping":true}')
+        self.world.become_running("a")
+        self.settle()
+        self.assertEqual(self.states(), {"a": "sleeping"})
+        self.serve("a")
+        self.assertEqual(self.servers.asked, ["GET /is_sleeping", "POST /wake_up"])
+
+    def test_a_request_in_the_middle_of_falling_asleep(self) -> None:
+        """Is served as soon as it can be woken."""
+        self.build(a=self.sleeper(idle=10))
+        self.servers.controls["POST /sleep"] = None
+        self.serve("a")
+        self.clock.advance(10)
+        client = self.ask("a")
+        self.assertEqual(self.states(), {"a": "falling_asleep"})
+        (far,) = self.servers_waiting()
+        far.send(ASLEEP)
+        self.settle()
+        self.assertTrue(client.served)
+
+    def servers_waiting(self) -> list[Any]:
+        return [far for far in self.servers.controlled if not far.closed]
+
+    # -- leases -------------------------------------------------------------------------------------
+
+    def test_models_make_room_for_a_lease(self) -> None:
+        """Idle ones leave, callers are refused until it ends, and then are served again."""
+        self.build(a={})
+        self.serve("a")
+        lease = self.fleet.scheduler.lease("0", 0.5, 600.0, "a game")
+        self.assertFalse(lease.held)
+        self.settle()
+        self.assertTrue(lease.held)
+        self.assertEqual(self.states(), {"a": "absent"})
+        self.clock.advance(100)
+        (refusal,) = self.ask("a").refusals
+        self.assertEqual((refusal.code, refusal.retry_after), ("does_not_fit", 500.0))
+        self.clock.advance(500)
+        self.settle()
+        self.assertEqual(list(self.fleet.scheduler.leases), [])
+        self.serve("a")
+
+    def test_a_lease_is_released(self) -> None:
+        """Whoever comes then is served at once."""
+        self.build(a={})
+        lease = self.fleet.scheduler.lease("0", 0.5, 600.0, "")
+        self.settle()
+        self.assertEqual(len(self.ask("a").refusals), 1)
+        self.assertIs(self.fleet.scheduler.release(lease.name), lease)
+        self.assertIsNone(self.fleet.scheduler.release(lease.name))
+        self.serve("a")
+
+    def test_a_lease_waits_for_what_is_in_flight(self) -> None:
+        """A busy model drains for it, and who comes to that meanwhile waits."""
+        self.build(a={})
+        stream = self.ask("a")
+        self.settle()
+        lease = self.fleet.scheduler.lease("0", 0.5, 600.0, "")
+        self.clock.advance(30)
+        self.settle()
+        self.assertEqual((lease.held, self.states()["a"]), (False, "draining"))
+        stream.done()
+        self.settle()
+        self.assertTrue(lease.held)
+
+    def test_a_lease_that_can_never_be_had(self) -> None:
+        """Is refused at once."""
+        self.build(a={"pinned": True})
+        self.serve("a")
+        error = self.assertRaises(Refusal, self.fleet.scheduler.lease, "0", 0.5, 600.0, "")
+        self.assertEqual(error.code, "does_not_fit")
+        self.assertEqual(list(self.fleet.scheduler.leases), [])
+
+    # -- the end ------------------------------------------------------------------------------------
+
+    def test_a_reload_changes_what_is_needed(self) -> None:
+        """What waits is looked at again."""
+        self.build(a={"pinned": True}, b={})
+        self.serve("a")
+        self.assertEqual(len(self.ask("b").refusals), 1)
+        specs = {name: spec for name, spec in self.config.backends.items()}
+        self.fleet.apply(
+            Config(
+                backends={**specs, "a": BackendSpec(route="a", container="a", gpu_memory=0.6, models=("a",))}
+            )
+        )
+        self.settle()
+        self.serve("b")
+
+    def test_what_was_learned_is_used(self) -> None:
+        """The one that is back sooner leaves."""
+        self.build(a={"gpu_memory": 0.4}, b={"gpu_memory": 0.4}, c={"gpu_memory": 0.4})
+        for name in ("a", "b"):
+            self.serve(name)
+        self.takes_long_to_start("a")
+        self.serve("c")
+        self.assertEqual(self.states(), {"a": "ready", "b": "absent", "c": "ready"})
+
+    def test_nothing_is_left_waiting_at_the_end(self) -> None:
+        """Who waits for memory, for time or for a start is told that the proxy ends."""
+        self.build(a={}, b={}, c={})
+        self.fleet.scheduler.found_meter(Meter(GIB), self.fleet.scheduler.settle)
+        clients = [self.ask(name) for name in ("a", "b", "c")]
+        closing: Deferred[None] = self.fleet.close()
+        self.successResultOf(closing)
+        for client in clients:
+            self.assertEqual([refusal.code for refusal in client.refusals], ["shutting_down"])
