@@ -111,7 +111,8 @@ class Scheduler:
             self._granted.discard(backend)
             self._ranks.pop(backend, None)
             self._waits.pop(backend.name, None)
-        if self._unsettled or self._granted or _has_wishes(backend):
+        if self._looking or self._unsettled or self._granted or _has_wishes(backend):
+            # What happens in the middle of carrying out a plan may be what the rest of it waits for.
             self.soon()
 
     def idle(self, backend: Backend) -> None:

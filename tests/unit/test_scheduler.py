@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -581,12 +582,8 @@ class SchedulerTests(SynchronousTestCase):
         self.build(a={"pinned": True}, b={})
         self.serve("a")
         self.assertEqual(len(self.ask("b").refusals), 1)
-        specs = {name: spec for name, spec in self.config.backends.items()}
-        self.fleet.apply(
-            Config(
-                backends={**specs, "a": BackendSpec(route="a", container="a", gpu_memory=0.6, models=("a",))}
-            )
-        )
+        unpinned = evolve(self.config.backends["a"], pinned=False)
+        self.fleet.apply(evolve(self.config, backends={**self.config.backends, "a": unpinned}))
         self.settle()
         self.serve("b")
 
