@@ -231,7 +231,9 @@ class Backend:
 
     def demand(self) -> None:
         """Start it without a request (the operator, or ``prewarm``)."""
-        if self._failure is None and not self._closing and self.state not in ("ready", "starting", "waking"):
+        self.wishes.unfit = None
+        runs = self.state in ("ready", "starting", "waking") and self.wishes.stop is None
+        if self._failure is None and not self._closing and not runs:
             # A request that comes while it ends waits in the queue; a wish has nothing else to remember it.
             self.wishes.run_since = self.surroundings.clock.seconds()
         if self._failure is None and not self._closing:
