@@ -1,0 +1,79 @@
+"""Waiting until something has become of a backend or a lease."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
+
+from llmproxy.fleet.fleet import Fleet
+from llmproxy.fleet.surroundings import Event
+
+__all__ = ["until"]
+
+
+def until(
+    clock: IReactorTime,
+    fleet: Fleet,
+    name: str,
+    over: Callable[[], bool],
+    closed: Deferred[None] | None = None,
+) -> Deferred[None]:
+    """Fire when ``over()`` is true, which is asked now and after each event of ``name``.
+
+    An event is told in the middle of a step of the lifecycle, when the cause of a failure, say, has not been
+    noted yet, and what is wanted of the backend then has to wait for the end of that step.  So it is asked
+    when that step is over.
+
+    :param closed: when this ends, the waiting fails.
+    """
+    return _Until(clock, fleet, name, over).begin(closed)
+
+
+class _Until:
+    def __init__(self, clock: IReactorTime, fleet: Fleet, name: str, over: Callable[[], bool]) -> None:
+        self._clock = clock
+        self._name = name
+        self._over = over
+        self._call: IDelayedCall | None = None
+        self._done: Deferred[None] = Deferred(lambda _: self._end())
+        self._unfollow = fleet.follow(self._heard)
+        self._closed: Deferred[None] | None = None
+        self._ended = False
+
+    def begin(self, closed: Deferred[None] | None) -> Deferred[None]:
+        self._closed = closed
+        if closed is not None:
+            closed.addBoth(self._has_closed)
+        self._soon()
+        return self._done
+
+    def _heard(self, event: Event) -> None:
+        if event.backend == self._name:
+            self._soon()
+
+    def _soon(self) -> None:
+        if self._call is None:
+            self._call = self._clock.callLater(0, self._look)
+
+    def _look(self) -> None:
+        self._call = None
+        if self._over():
+            self._end()
+            self._done.callback(None)
+
+    def _has_closed(self, _: object) -> None:
+        if not self._ended:
+            self._end()
+            self._done.errback(Failure(CancelledError()))
+
+    def _end(self) -> None:
+        self._ended = True
+        self._unfollow()
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+        if self._closed is not None:
+            self._closed.cancel()
