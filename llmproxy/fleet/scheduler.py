@@ -229,7 +229,7 @@ class Scheduler:
                 hypothetical, hypothetical.name, rooms, self._learned, granted=hypothetical in self._granted
             )
             if asked.phase in ("absent", "asleep") and not asked.waiting:
-                asked = evolve(asked, waiting=1, waiting_since=now)
+                asked = evolve(asked, waiting=1, waiting_since=now, may_evict=True)
             models.append(asked)
         return plan(models, rooms, self.rules(), now)
 

@@ -99,7 +99,8 @@ def model_of(
         asleep_host=host if backend.state in ("sleeping", "falling_asleep") and backend.level == 1 else 0,
         busy=backend.gate.busy,
         served=not (backend.awaited and backend.gate.unused),
-        pinned=spec.pinned,
+        # A pin is against other models and time, not against the operator.
+        pinned=spec.pinned and backend.wishes.sleep is None,
         priority=spec.priority,
         used_at=backend.gate.used_at,
         stays_until=backend.since + spec.min_residency if backend.wishes.swapped_in else 0.0,
