@@ -29,10 +29,12 @@ __all__ = [
 
 def leaves_in(backend: Backend, now: float) -> float | None:
     """Seconds until it leaves if nobody uses it; None when it does not by itself."""
+    if backend.spec.pinned:
+        return None
     if backend.state == "sleeping":
         limit = backend.spec.sleep_idle
         return max(0.0, backend.since + limit - now) if limit > 0 else None
-    return None if backend.spec.pinned else backend.idle_in
+    return backend.idle_in
 
 
 def estimate_of(fleet: Fleet, backend: Backend) -> Estimate:

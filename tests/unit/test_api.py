@@ -1,0 +1,560 @@
+"""The admin API over a fleet in memory whose models do not fit together."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from attrs import evolve
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from llmproxy.config.model import BackendSpec, Config, Gpu, Key, Limits
+from llmproxy.fleet.fleet import Fleet
+from llmproxy.runtimes.gpus import settle
+from llmproxy.runtimes.interface import Facts
+from llmproxy.runtimes.url import UrlRuntime
+from llmproxy.web.auth import Authenticator
+from llmproxy.web.resources import RootResource
+from llmproxy.web.site import ProxySite
+from tests.fakes import FakeController, FakeRuntime
+from tests.inmemory import Servers
+from tests.unit.test_front import ADMIN, OK, Client, Log
+from tests.unit.test_scheduler import CONTROLS, GIB, Meter
+
+DAY = 86400.0
+
+
+class ApiTests(SynchronousTestCase):
+    """One fleet, one story each."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(1000.0)
+        self.world = FakeController()
+        self.servers = Servers(mode="healthy", controls=dict(CONTROLS))
+        self.build(coder={}, chat={})
+
+    def build(self, config: Config = Config(), **models: dict[str, Any]) -> None:
+        """A proxy with these backends; each claims 0.6 of GPU 0 unless it says otherwise."""
+        specs = {
+            name: BackendSpec(route=name, container=name, models=(name,), **{"gpu_memory": 0.6, **fields})
+            for name, fields in models.items()
+        }
+        keys = (Key("root", "admin", admin=True), Key("me", "client"))
+        self.config = evolve(config, backends=specs, keys=keys, host_memory_for_sleep=64 * GIB)
+        self.fleet = Fleet(self.clock, self.servers.connect, {"docker": FakeRuntime(self.world)}, self.config)
+        self.fleet.start()
+        root = RootResource(self.fleet)
+        self.site = ProxySite(root, self.clock, Authenticator(keys), Limits(max_body=1000), Log())
+
+    def client(self) -> Client:
+        client = Client(self.site)
+        self.addCleanup(client.leave)
+        return client
+
+    def get(self, path: str) -> dict[str, Any]:
+        status, _, body = self.client().get(b"/api/" + path.encode(), ADMIN).answer()
+        self.assertEqual(status, 200, body)
+        found = json.loads(body)
+        assert isinstance(found, dict)
+        return found
+
+    def post(self, path: str, body: Any = b"") -> Client:
+        return self.client().post(b"/api/" + path.encode(), body, ADMIN)
+
+    def ask(self, method: bytes, path: str) -> Client:
+        head = b"%b /api/%b HTTP/1.1\r\nHost: h\r\n%b\r\n" % (method, path.encode(), ADMIN)
+        return self.client().send(head)
+
+    def answered(self, client: Client) -> tuple[int, dict[str, Any]]:
+        self.turn()
+        status, _, body = client.answer()
+        return status, json.loads(body)
+
+    def refused(self, client: Client) -> tuple[int, str, str, str]:
+        """Status, code, message and hint of an error."""
+        self.turn()
+        status, error, _ = client.error()
+        return status, error["code"], error["message"], error["hint"] or ""
+
+    def turn(self) -> None:
+        """Let happen what happens in the next turns of the reactor."""
+        for _ in range(8):
+            self.clock.advance(0)
+
+    def warm(self, name: str) -> None:
+        self.fleet.backends[name].demand()
+        self.turn()
+        self.assertEqual(self.state(name), "ready")
+
+    def state(self, name: str) -> str:
+        return self.fleet.backends[name].state
+
+    def request(self, name: str) -> Client:
+        """One that the backend has not answered yet."""
+        return self.client().get(b"/%b/x" % name.encode())
+
+    def why(self, name: str) -> str:
+        return "\n".join(self.get(f"backends/{name}/why")["why"])
+
+    # -- sleeping and waking ------------------------------------------------------------------------
+
+    def test_sleep_and_wake_are_waited_for(self) -> None:
+        """With wait=1 they answer with the backend asleep, and ready; again they change nothing."""
+        self.build(coder={"sleep": "1"})
+        self.warm("coder")
+        for verb, state, level in (
+            ("sleep", "sleeping", 1),
+            ("sleep", "sleeping", 1),
+            ("wake", "ready", None),
+            ("wake", "ready", None),
+        ):
+            status, view = self.answered(self.post(f"backends/coder/{verb}?wait=1"))
+            self.assertEqual((status, view["state"], view["level"]), (200, state, level))
+        self.assertEqual(self.world.count("ensure_started"), 1)
+
+    def test_sleep_answers_at_once(self) -> None:
+        """202 with the backend as it is then."""
+        self.build(coder={"sleep": "1"})
+        self.warm("coder")
+        self.servers.controls["POST /sleep"] = None
+        status, view = self.answered(self.post("backends/coder/sleep"))
+        self.assertEqual((status, view["state"]), (202, "falling_asleep"))
+        status, view = self.answered(self.post("backends/coder/wake"))
+        self.assertEqual((status, view["state"]), (202, "falling_asleep"))
+
+    def test_a_busy_one_sleeps_when_it_has_drained(self) -> None:
+        """And who waits for that is told then; it may be woken from there."""
+        self.build(coder={"sleep": "1"})
+        self.warm("coder")
+        self.request("coder")
+        waiting = self.post("backends/coder/sleep?wait=1")
+        self.turn()
+        self.assertEqual((waiting.take(), self.state("coder")), (b"", "draining"))
+        woken = self.post("backends/coder/wake?wait=1")
+        self.servers.requests[-1].send(OK)
+        self.assertEqual(self.answered(woken)[1]["state"], "ready")
+        self.assertEqual(self.answered(waiting)[0], 200)
+        self.assertIn("POST /sleep?level=1", "".join(self.servers.asked))
+
+    def test_a_pinned_one_sleeps_when_the_operator_wants_it(self) -> None:
+        """A pin is against other models, not against the operator."""
+        self.build(coder={"sleep": "1", "pinned": True})
+        self.warm("coder")
+        status, view = self.answered(self.post("backends/coder/sleep?wait=1"))
+        self.assertEqual((status, view["state"]), (200, "sleeping"))
+
+    def test_who_cannot_sleep_says_why(self) -> None:
+        """409, with what it lacks."""
+        self.build(
+            plain={"gpu_memory": 0.1},
+            off={"gpu_memory": 0.1, "sleep": "off"},
+            other={"gpu_memory": 0.1, "engine": "generic"},
+            absent={"sleep": "1"},
+        )
+        for name, hint in (
+            ("plain", "VLLM_SERVER_DEV_MODE=1"),
+            ("off", "Its setting sleep is off."),
+            ("other", "generic"),
+            ("absent", "llmproxy start absent"),
+        ):
+            status, code, message, told = self.refused(self.post(f"backends/{name}/sleep"))
+            self.assertEqual((status, code), (409, "invalid_request"))
+            self.assertIn(hint, told)
+            self.assertIn(name, message)
+        self.servers.mode = "refuse"
+        self.fleet.backends["absent"].demand()
+        self.assertIn("starting", self.refused(self.post("backends/absent/sleep"))[2])
+
+    def test_a_remark_says_what_sleep_lacks(self) -> None:
+        """Where the flags were read, the very variable that is missing."""
+        self.world.set_facts("coder", Facts(args=("serve", "m", "--enable-sleep-mode")))
+        self.build(coder={})
+        self.assertIn("only with VLLM_SERVER_DEV_MODE=1", self.refused(self.post("backends/coder/sleep"))[3])
+
+    def test_what_runs_elsewhere_is_left_alone(self) -> None:
+        """409 for stop and sleep."""
+        config = Config(backends={"far": BackendSpec(route="far", runtime="url", url="http://h:1")})
+        self.fleet = Fleet(self.clock, self.servers.connect, {"url": UrlRuntime()}, config)
+        self.fleet.start()
+        self.site.resource = RootResource(self.fleet)
+        for verb in ("stop", "sleep"):
+            self.assertEqual(self.refused(self.post(f"backends/far/{verb}"))[0], 409)
+
+    def test_only_sleepers_are_woken(self) -> None:
+        """409 for what is absent, with the way to start it; 503 while it is refused."""
+        status, _, message, hint = self.refused(self.post("backends/coder/wake"))
+        self.assertEqual((status, message), (409, "coder is absent, not asleep."))
+        self.assertIn("llmproxy start coder", hint)
+        self.world.refuse_next_start("coder")
+        self.fleet.backends["coder"].demand()
+        self.assertEqual(self.refused(self.post("backends/coder/wake"))[1], "backend_start_failed")
+
+    # -- starts that wait for room ------------------------------------------------------------------
+
+    def test_a_start_waits_for_room(self) -> None:
+        """202 with what it waits for; with wait=1 it answers when the other has left and it is ready."""
+        self.warm("coder")
+        self.request("coder")
+        status, view = self.answered(self.post("backends/chat/start"))
+        self.assertEqual((status, view["state"]), (202, "absent"))
+        self.assertEqual((view["waits"]["on"], view["waits"]["since"]), (["coder"], 1000.0))
+        self.assertIn("coder is busy", view["waits"]["why"])
+        waiting = self.post("backends/chat/start?wait=1")
+        self.turn()
+        self.assertEqual(waiting.take(), b"")
+        self.servers.requests[-1].send(OK)
+        status, view = self.answered(waiting)
+        self.assertEqual((status, view["state"], self.state("coder")), (200, "ready", "absent"))
+        self.assertEqual(view["decision"]["kind"], "start")
+        self.assertEqual(self.get("backends/coder")["decision"]["for"], "chat")
+
+    def test_a_start_that_never_fits_is_refused(self) -> None:
+        """503 does_not_fit with the sums, at once."""
+        self.build(coder={"pinned": True}, chat={})
+        self.warm("coder")
+        for query in ("", "?wait=1"):
+            status, code, message, _ = self.refused(self.post(f"backends/chat/start{query}"))
+            self.assertEqual((status, code), (503, "does_not_fit"))
+            self.assertIn("0.60 of it pinned by coder", message)
+        self.assertIn("pinned by coder", self.get("backends/chat")["refused"])
+        self.assertIn("When it was last asked for it was refused", self.why("chat"))
+        self.fleet.apply(
+            evolve(self.config, backends={**self.config.backends, "coder": self.spec("coder", pinned=False)})
+        )
+        status, view = self.answered(self.post("backends/chat/start?wait=1"))
+        self.assertEqual((status, view["state"], view["refused"]), (200, "ready", None))
+
+    def spec(self, name: str, **fields: Any) -> BackendSpec:
+        return evolve(self.config.backends[name], **fields)
+
+    def test_a_start_that_waits_may_be_refused_later(self) -> None:
+        """Once the one that it waits for is pinned, who waits for it is told."""
+        self.warm("coder")
+        self.request("coder")
+        waiting = self.post("backends/chat/start?wait=1")
+        self.turn()
+        self.fleet.apply(
+            evolve(self.config, backends={**self.config.backends, "coder": self.spec("coder", pinned=True)})
+        )
+        self.assertEqual(self.refused(waiting)[:2], (503, "does_not_fit"))
+
+    def test_a_start_ends_with_its_route(self) -> None:
+        """Who waits for a backend that is configured no more is answered."""
+        self.warm("coder")
+        self.request("coder")
+        waiting = self.post("backends/chat/start?wait=1")
+        self.turn()
+        self.fleet.apply(evolve(self.config, backends={"coder": self.config.backends["coder"]}))
+        self.assertEqual(self.answered(waiting)[1]["state"], "absent")
+
+    def test_a_restart_beside_a_start_is_not_lost(self) -> None:
+        """It stops when its neighbour has started, and starts again after that."""
+        self.build(coder={"gpu_memory": 0.4}, chat={"gpu_memory": 0.4})
+        self.warm("coder")
+        self.servers.mode = "refuse"
+        self.fleet.backends["chat"].demand()
+        self.assertEqual(self.state("chat"), "starting")
+        waiting = self.post("backends/coder/restart?wait=1")
+        self.turn()
+        self.assertEqual((waiting.take(), self.state("coder")), (b"", "ready"))
+        self.servers.mode = "healthy"
+        self.clock.pump([1.0] * 10)
+        self.assertEqual(self.answered(waiting)[1]["state"], "ready")
+        self.assertEqual(self.world.calls.count(("ensure_started", "coder")), 2)
+
+    # -- what is shown ------------------------------------------------------------------------------
+
+    def test_a_backend_is_shown_with_what_it_needs(self) -> None:
+        """As it was read, and with how long things take."""
+        self.build(coder={"sleep": "1", "pinned": True, "priority": 3})
+        view = self.get("backends/coder")
+        self.assertEqual(
+            view["needs"],
+            {
+                "gpus": ["0"],
+                "memory": 0.6,
+                "sleep": [1],
+                "why": "gpu_memory in the settings; no GPU is named",
+                "remarks": [
+                    "To be put to sleep it needs --enable-sleep-mode and VLLM_SERVER_DEV_MODE=1 as well."
+                ],
+            },
+        )
+        self.assertEqual((view["pinned"], view["priority"], view["waits"]), (True, 3, None))
+        self.assertEqual((view["estimate"]["start"], view["estimate"]["measured"]), (60.0, []))
+        self.world.hold_starts = True
+        self.fleet.backends["coder"].demand()
+        self.clock.advance(7)
+        self.world.finish_start("coder")
+        estimate = self.get("backends/coder")["estimate"]
+        self.assertEqual((estimate["start"], estimate["measured"]), (7.0, ["start"]))
+        self.assertEqual((estimate["phases"], self.get("backends/coder")["idle_in"]), ({"create": 7.0}, None))
+
+    def test_why_tells_the_story_of_a_swap(self) -> None:
+        """Who runs, for whom it left, and what is to come."""
+        self.assertIn("Nobody has asked for it", self.why("chat"))
+        self.warm("coder")
+        told = self.why("coder")
+        self.assertIn("coder is ready, for 0.0 s.", told)
+        self.assertIn("without a request waiting", told)
+        self.assertIn("It stops in 10 m 0 s unless a request comes.", told)
+        self.assertIn("It needs 0.60 of GPU 0 (gpu_memory in the settings; no GPU is named).", told)
+        self.assertIn("A start takes about 0.0 s (measured), a stop 5.0 s (assumed).", told)
+        held = self.request("coder")
+        self.request("chat")
+        self.clock.advance(12)
+        told = self.why("chat")
+        self.assertIn("1 request waits for it, the first for 12 s.", told)
+        self.assertIn("It waits: coder is busy.", told)
+        self.assertIn("In 18 s busy ones take no new requests", told)
+        self.assertIn("Of GPU 0's 1.00 coder has 0.60, 0.40 is free.", told)
+        self.assertIn("1 request is in flight there.", self.why("coder"))
+        self.servers.requests[0].send(OK)
+        self.turn()
+        self.assertEqual(held.answer()[0], 200)
+        told = self.why("chat")
+        self.assertIn("It was started for requests that waited for it.", told)
+        self.assertIn("coder had to leave for it.", told)
+        self.assertIn("It stays for 30 s more at least, as others left for it.", told)
+        self.clock.advance(3)
+        told = self.why("coder")
+        self.assertIn("It was evicted 3.0 s ago: it makes room for chat", told)
+
+    def test_why_tells_who_was_reaped_or_stopped(self) -> None:
+        """With the reason that it had, of a sleeper, too."""
+        self.build(coder={"sleep": "1", "idle": 60.0})
+        self.warm("coder")
+        self.clock.advance(60)
+        self.turn()
+        told = self.why("coder")
+        self.assertIn("coder is sleeping at level 1", told)
+        self.assertIn("It left 0.0 s ago: idle for 60 s.", told)
+        self.assertIn("It stops in 1 h 0 m unless a request comes.", told)
+        self.assertIn("a wake", told)
+        self.answered(self.post("backends/coder/wake?wait=1"))
+        self.assertIn("It was woken without a request waiting", self.why("coder"))
+        self.post("backends/coder/stop")
+        self.turn()
+        self.assertIn("It left 0.0 s ago: stopped by the operator.", self.why("coder"))
+
+    def test_why_tells_of_failures(self) -> None:
+        """Why requests are refused, and until when."""
+        self.world.refuse_next_start("coder", "no such image")
+        self.fleet.backends["coder"].demand()
+        told = self.why("coder")
+        self.assertIn("no such image", told)
+        self.assertIn("It is tried again in 5.0 s.", told)
+
+    def test_what_was_found_is_told_as_such(self) -> None:
+        """Nobody has started it here."""
+        self.world.become_running("coder")
+        self.turn()
+        self.assertIn("It ran already when llmproxy found it.", self.why("coder"))
+
+    def test_a_plan_tells_what_a_request_would_do(self) -> None:
+        """Nothing of it is done."""
+        self.assertEqual(self.get("plan")["told"], ["Nothing is to be done, and nobody waits for room."])
+        found = self.get("plan?backend=coder")
+        self.assertEqual(found["plan"]["starts"], [{"name": "coder", "why": "it fits"}])
+        self.assertEqual(found["ready_in"], 60.0)
+        self.warm("coder")
+        self.assertIn("answered at once", self.get("plan?backend=coder")["told"][0])
+        found = self.get("plan?backend=chat")
+        (leave,) = found["plan"]["leaves"]
+        self.assertEqual((leave["name"], leave["how"], leave["for"]), ("coder", "stop", "chat"))
+        self.assertEqual(found["ready_in"], 65.0)
+        self.assertIn("chat would be ready in about 1 m 5 s.", found["told"])
+        self.assertEqual((self.state("coder"), self.state("chat")), ("ready", "absent"))
+        self.request("coder")
+        found = self.get("plan?backend=chat")
+        self.assertEqual((found["ready_in"], found["plan"]["waits"][0]["on"]), (None, ["coder"]))
+        self.assertEqual(self.refused(self.ask(b"GET", "plan?backend=nope"))[0], 404)
+        self.assertEqual(self.refused(self.ask(b"GET", "plan?backend=chat&backend=coder"))[0], 400)
+
+    def test_a_plan_tells_of_what_is_on_its_way_and_of_refusals(self) -> None:
+        """A start that goes on, one that does not fit, and a cool-down."""
+        self.build(coder={"pinned": True}, chat={})
+        self.servers.mode = "refuse"
+        self.fleet.backends["coder"].demand()
+        self.assertIn("coder is starting already.", self.get("plan?backend=coder")["told"])
+        (refusal,) = self.get("plan?backend=chat")["plan"]["refusals"]
+        self.assertFalse(refusal["forbidden"])
+        self.assertIn("pinned by coder", refusal["why"])
+        self.world.refuse_next_start("chat")
+        self.fleet.backends["coder"].stop_wanted("test", force=True)
+        self.fleet.backends["chat"].demand()
+        self.assertIn("are refused at present", self.get("plan?backend=chat")["told"][0])
+
+    def test_gpus_are_summed_up(self) -> None:
+        """In fractions where the size is not known, with what holds them."""
+        self.warm("coder")
+        found = self.get("gpus")
+        (gpu,) = found["gpus"]
+        self.assertEqual((gpu["gpu"], gpu["unit"], gpu["total"]), ("0", "fraction", 1.0))
+        self.assertEqual((gpu["claimed"], gpu["unclaimed"], gpu["measured"]), (0.6, 0.4, None))
+        self.assertEqual(gpu["claims"], [{"name": "coder", "state": "ready", "memory": 0.6}])
+        self.assertEqual(found["not_measured"], "not looked for")
+
+    def test_gpus_are_measured(self) -> None:
+        """In bytes, with the reserve, what is lent, and what a meter reads."""
+        self.build(Config(gpus={"0": Gpu(reserve=GIB)}), coder={})
+        meter = Meter(20 * GIB)
+        self.fleet.scheduler.found_meter(
+            meter, lambda enough, bound: settle(self.clock, meter, enough, bound)
+        )
+        self.answered(self.post("leases", {"memory": "4GiB", "seconds": "1h"}))
+        (gpu,) = self.get("gpus")["gpus"]
+        self.assertEqual((gpu["unit"], gpu["total"], gpu["reserve"]), ("bytes", 24 * GIB, GIB))
+        self.assertEqual((gpu["lent"], gpu["leases"]), (4 * GIB, ["lease-1"]))
+        self.assertEqual(gpu["measured"], {"total": 24 * GIB, "free": 20 * GIB})
+        self.assertIsNone(self.get("gpus")["not_measured"])
+
+    # -- leases -------------------------------------------------------------------------------------
+
+    def test_memory_is_lent_and_given_back(self) -> None:
+        """201 with the lease; it is shown, and ended by DELETE."""
+        status, lease = self.answered(self.post("leases", {"memory": 0.5, "seconds": 60, "note": "a game"}))
+        self.assertEqual((status, lease["id"], lease["held"], lease["until"]), (201, "lease-1", True, 1060.0))
+        self.assertEqual((lease["gpu"], lease["memory"], lease["note"]), ("0", 0.5, "a game"))
+        self.assertEqual([one["id"] for one in self.get("leases")["leases"]], ["lease-1"])
+        self.assertEqual(self.get("leases/lease-1"), lease)
+        status, _, message, _ = self.refused(self.post("backends/coder/start"))
+        self.assertEqual(status, 503)
+        self.assertIn("0.50 of it lent", message)
+        status, ended = self.answered(self.ask(b"DELETE", "leases/lease-1"))
+        self.assertEqual((status, ended["held"]), (200, False))
+        self.assertEqual(self.get("leases"), {"leases": []})
+        status, _, message, _ = self.refused(self.ask(b"DELETE", "leases/lease-1"))
+        self.assertEqual((status, message), (404, "There is no lease 'lease-1'. Leases: none."))
+
+    def test_a_lease_waits_for_those_who_leave(self) -> None:
+        """201 with what it waits for; with wait=1 it is answered when its memory is free."""
+        self.warm("coder")
+        self.world.hold_stops = True
+        self.request("coder")
+        status, lease = self.answered(self.post("leases", {"memory": "50%", "seconds": "40m"}))
+        self.assertEqual((status, lease["held"], lease["memory"]), (201, False, 0.5))
+        self.assertEqual(lease["waits"]["on"], ["coder"])
+        waiting = self.ask(b"GET", "leases/lease-1?wait=1")
+        self.servers.requests[-1].send(OK)
+        self.turn()
+        self.assertEqual(waiting.take(), b"")
+        self.world.finish_stop("coder")
+        self.assertTrue(self.answered(waiting)[1]["held"])
+        status, lease = self.answered(self.post("leases?wait=1", {"memory": 0.1, "seconds": 5}))
+        self.assertEqual((status, lease["held"]), (201, True))
+
+    def test_a_lease_that_never_fits_is_refused(self) -> None:
+        """503 with the sums; and so is who waited for one that ended or was refused."""
+        self.build(coder={"pinned": True}, chat={})
+        self.warm("coder")
+        body = {"memory": 0.5, "seconds": 60}
+        for query in ("", "?wait=1"):
+            status, code, message, _ = self.refused(self.post(f"leases{query}", body))
+            self.assertEqual((status, code), (503, "does_not_fit"))
+            self.assertIn("pinned by coder", message)
+        self.assertEqual(self.get("leases"), {"leases": []})
+        self.build(coder={}, chat={})
+        self.warm("coder")
+        self.request("coder")
+        waiting = self.post("leases?wait=1", body)
+        self.turn()
+        self.fleet.scheduler.release("lease-1")
+        self.assertIn("it was released", self.refused(waiting)[2])
+        waiting = self.post("leases?wait=1", body)
+        self.turn()
+        pinned = {**self.config.backends, "coder": self.spec("coder", pinned=True)}
+        self.fleet.apply(evolve(self.config, backends=pinned))
+        self.assertIn("pinned by coder", self.refused(waiting)[2])
+
+    def test_who_does_not_wait_for_a_lease_leaves_it(self) -> None:
+        """It is granted all the same."""
+        self.warm("coder")
+        self.request("coder")
+        waiting = self.post("leases?wait=1", {"memory": 0.5, "seconds": 60})
+        waiting.leave()
+        self.servers.requests[-1].send(OK)
+        self.turn()
+        self.assertTrue(self.get("leases/lease-1")["held"])
+
+    def test_a_lease_is_asked_for_properly(self) -> None:
+        """400 with what is allowed, for each field; nothing is lent."""
+        good = {"gpu": "0", "memory": "1GiB", "seconds": 60}
+        for change, allowed in (
+            ({"gpu": "7"}, "use one that backends use: 0"),
+            ({"gpu": 0}, "use one that backends use: 0"),
+            ({"memory": None}, "a percentage such as 50%"),
+            ({"memory": 14}, "a size such as 16GiB"),
+            ({"memory": "0%"}, "a fraction"),
+            ({"memory": "101%"}, "a fraction"),
+            ({"memory": 0}, "a fraction"),
+            ({"seconds": "8d"}, "up to 7d"),
+            ({"seconds": 0}, "as in 90s"),
+            ({"seconds": None}, "as in 90s"),
+            ({"note": 5}, "one line"),
+            ({"note": "a\nb"}, "one line"),
+            ({"until": 5}, "'until' is not known; use gpu, memory, seconds, note"),
+        ):
+            status, code, message, _ = self.refused(self.post("leases", {**good, **change}))
+            self.assertEqual((status, code), (400, "invalid_request"), change)
+            self.assertIn(allowed, message)
+        self.assertEqual(self.refused(self.post("leases", b"nonsense"))[0], 400)
+        self.build(coder={"gpu_memory": 0})
+        self.assertIn("no backend needs GPU memory", self.refused(self.post("leases", good))[2])
+        self.assertEqual(self.get("leases"), {"leases": []})
+
+    def test_leases_are_bounded(self) -> None:
+        """Each is looked at with every decision."""
+        for _ in range(100):
+            self.assertEqual(self.answered(self.post("leases", {"memory": 0.001, "seconds": 60}))[0], 201)
+        self.assertEqual(self.refused(self.post("leases", {"memory": 0.001, "seconds": 60}))[0], 400)
+
+    # -- advice -------------------------------------------------------------------------------------
+
+    def test_advice_needs_a_record(self) -> None:
+        """Without one it says what is missing."""
+        self.assertEqual(self.get("advice")["advice"], [])
+        self.assertIn("The record spans 0.0 s", self.get("advice")["told"])
+        self.fleet.history.started("coder", 10.0)
+        self.fleet.history.used("coder", 10.0, 10.0 + 2 * DAY)
+        self.assertIn("Nothing would have been better in the 2.0 days", self.get("advice")["told"])
+
+    def test_advice_comes_from_what_happened(self) -> None:
+        """With the settings that are in force, and what would be better."""
+        for number in range(100):
+            at = number * 1800.0
+            self.fleet.history.started("coder", at)
+            self.fleet.history.used("coder", at, at + 60.0)
+        (one,) = self.get("advice")["advice"]
+        self.assertEqual((one["backend"], one["present"] in (600.0, False)), ("coder", True))
+        self.assertIn("starts in 2 days would not have been needed", one["told"])
+        self.assertGreater(one["per_day"], 10)
+
+    # -- paths --------------------------------------------------------------------------------------
+
+    def test_paths_take_what_they_take(self) -> None:
+        """404 for others, 405 with Allow for other methods; a slash at the end changes nothing."""
+        for path in ("", "nothing", "backends/coder/dance", "backends/a/b/c", "leases/a/b", "plan/x"):
+            self.assertEqual(self.refused(self.ask(b"GET", path))[:2], (404, "route_not_found"), path)
+        for method, path, allow in (
+            (b"PUT", "leases", "GET, POST"),
+            (b"POST", "leases/lease-1", "GET, DELETE"),
+            (b"POST", "plan", "GET"),
+            (b"POST", "gpus", "GET"),
+            (b"POST", "advice", "GET"),
+            (b"POST", "backends/coder/why", "GET"),
+            (b"GET", "backends/coder/sleep", "POST"),
+        ):
+            status, _, fields = self.ask(method, path).error()
+            self.assertEqual((status, fields["allow"]), (405, allow), path)
+        self.assertEqual(self.get("leases/"), self.get("leases"))
+        status, _, body = self.ask(b"HEAD", "gpus").answer()
+        self.assertEqual((status, body), (200, b""))
+
+    def test_all_of_it_is_for_administrators(self) -> None:
+        """403 for a client's key."""
+        for path in (b"leases", b"plan", b"gpus", b"advice", b"backends/coder/why"):
+            client = self.client().get(b"/api/" + path)
+            self.assertEqual(client.error()[0], 403)
