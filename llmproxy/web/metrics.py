@@ -29,6 +29,7 @@ from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.lifecycle import State
 from llmproxy.web.histogram import Buckets, Histogram
 from llmproxy.web.resource import ProxyResource, require_admin
+from llmproxy.web.sharing import Sharing
 from llmproxy.web.starts import Starts
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ class Metrics:
 
     :param fleet: the backends; it is followed from now on, so make this before the fleet starts.
     :param version: of the proxy.
-    :ivar registry: all that is told: by this, of starts and build, and by the library of process and Python.
+    :ivar registry: all that is told: by this, of starts, of shared GPUs and build, and by the library of
+        process and Python.
     """
 
     def __init__(self, fleet: Fleet, version: str) -> None:
@@ -96,6 +98,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self.registry.register(Starts(fleet))
+        self.registry.register(Sharing(fleet))
         build = Info("llmproxy_build", "The version of llmproxy; always 1.", registry=self.registry)
         build.info({"version": version})
         ProcessCollector(registry=self.registry)

@@ -107,6 +107,9 @@ def _result(over: _Over) -> str:
     new, backend = over.transition.new, over.backend
     if new == "ready":
         return "adopted" if over.adopted else "ok"
+    if new == "sleeping":
+        # It ran, and was found to be asleep.
+        return "adopted"
     if backend is not None and backend.last_failure not in (None, over.before):
         assert backend.last_failure is not None
         return backend.last_failure.kind

@@ -35,14 +35,14 @@ class ApiTests(SynchronousTestCase):
         self.servers = Servers(mode="healthy", controls=dict(CONTROLS))
         self.build(coder={}, chat={})
 
-    def build(self, config: Config = Config(), **models: dict[str, Any]) -> None:
+    def build(self, config: Config | None = None, **models: dict[str, Any]) -> None:
         """A proxy with these backends; each claims 0.6 of GPU 0 unless it says otherwise."""
         specs = {
             name: BackendSpec(route=name, container=name, models=(name,), **{"gpu_memory": 0.6, **fields})
             for name, fields in models.items()
         }
         keys = (Key("root", "admin", admin=True), Key("me", "client"))
-        self.config = evolve(config, backends=specs, keys=keys, host_memory_for_sleep=64 * GIB)
+        self.config = evolve(config or Config(), backends=specs, keys=keys, host_memory_for_sleep=64 * GIB)
         self.fleet = Fleet(self.clock, self.servers.connect, {"docker": FakeRuntime(self.world)}, self.config)
         self.fleet.start()
         root = RootResource(self.fleet)

@@ -15,17 +15,20 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pla
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from llmproxy.config.model import BackendSpec, Config, Key
+from llmproxy.config.model import BackendSpec, Config, Gpu, Key
 from llmproxy.config.resolve import Sources, describe, read_sources
 from llmproxy.errors import ConfigError, Refusal
 from llmproxy.fleet.effects import State
 from llmproxy.fleet.fleet import Fleet
+from llmproxy.fleet.gate import Lease
+from llmproxy.fleet.surroundings import Decision
 from llmproxy.runtimes.interface import Address, Instance
 from llmproxy.web.auth import Authenticator
 from llmproxy.web.histogram import Buckets, Histogram
 from llmproxy.web.metrics import Metrics, MetricsResource
 from tests.fakes import FakeController, FakeRuntime
 from tests.inmemory import Servers
+from tests.unit.test_scheduler import CONTROLS
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3"
 SECRET = "sk-0123456789abcdef"
@@ -48,6 +51,13 @@ def spec(route: str, **fields: Any) -> BackendSpec:
     return BackendSpec(
         route=route, container=f"c-{route}", models=(f"m-{route}",), **{"gpu_memory": 0.0, **fields}
     )
+
+
+class _Waiter:
+    """Waits, and is content with whatever comes."""
+
+    def admitted(self, lease: Lease) -> None:
+        lease.release()
 
 
 class Scrape:
@@ -283,6 +293,134 @@ class MetricsTests(SynchronousTestCase):
         self.clock.advance(1)
         self.assertEqual(self.starts(), {"replaced": 1, "adopted": 1})
 
+    # -- sharing a GPU ------------------------------------------------------------------------------
+
+    def share(self, config: Config | None = None, **fields: Any) -> None:
+        """Two that do not fit together, and one that needs nothing."""
+        self.servers.controls = {**CONTROLS, **self.servers.controls}
+        backends = {
+            "a": spec("a", gpu_memory=0.6, **fields),
+            "b": spec("b", gpu_memory=0.6),
+            "c": spec("c"),
+        }
+        self.build(evolve(config or Config(), backends=backends, host_memory_for_sleep=64 * 2**30))
+
+    def evictions(self) -> dict[tuple[str, str], float]:
+        scrape = self.scrape()
+        return {
+            (about["backend"], about["reason"]): scrape.value("llmproxy_evictions_total", **about) or 0.0
+            for about in scrape.named("llmproxy_evictions_total")
+        }
+
+    def turn(self) -> None:
+        for _ in range(8):
+            self.clock.advance(0)
+
+    def test_an_eviction_is_counted_once(self) -> None:
+        """By what it was for: another model, idle or drained for it, or a lease."""
+        self.share()
+        self.fleet.backends["a"].demand()
+        self.fleet.backends["b"].demand()
+        self.turn()
+        self.assertEqual(self.evictions(), {("a", "room"): 1})
+        self.clock.advance(30)
+        busy = self.fleet.backends["b"]
+        self.assertTrue(busy.admission.enter())
+        self.fleet.backends["a"].demand()
+        self.clock.advance(30)
+        self.assertEqual(busy.state, "draining")
+        busy.admission.release()
+        self.fleet.scheduler.idle(busy)
+        self.turn()
+        self.assertEqual(self.evictions(), {("a", "room"): 1, ("b", "drained"): 1})
+        self.clock.advance(30)
+        self.fleet.scheduler.lease("0", 0.5, 60.0, "")
+        self.turn()
+        self.assertEqual(self.evictions(), {("a", "room"): 1, ("b", "drained"): 1, ("a", "lease"): 1})
+
+    def test_leaving_by_itself_is_no_eviction(self) -> None:
+        """Whether it was idle, or the operator stopped it."""
+        self.share(idle=60.0)
+        for _ in range(2):
+            self.fleet.backends["a"].demand()
+            self.clock.advance(60)
+            self.turn()
+            self.assertEqual(self.fleet.backends["a"].state, "absent")
+        self.fleet.backends["a"].demand()
+        self.fleet.backends["a"].stop_wanted("test")
+        self.assertEqual(self.evictions(), {})
+
+    def test_a_former_backend_is_evicted_by_its_route(self) -> None:
+        """One that is configured no more has no label of its own."""
+        self.share()
+        for listener in list(self.fleet._listeners):
+            listener(Decision(1.0, "a (former 7f00)", "evict", "makes room", "b"))
+        self.assertEqual(self.evictions(), {("a", "room"): 1})
+
+    def test_a_wake_is_no_start(self) -> None:
+        """It has a histogram of its own; what is found asleep is adopted."""
+        self.share(sleep="1")
+        backend = self.fleet.backends["a"]
+        backend.demand()
+        backend.sleep_wanted("test")
+        self.assertEqual(backend.state, "sleeping")
+        self.servers.controls["POST /wake_up"] = None
+        backend.demand()
+        self.clock.advance(2)
+        self.servers.controlled[-1].send(CONTROLS["POST /wake_up"])
+        self.assertEqual(backend.state, "ready")
+        self.assertEqual(self.starts(), {"ok": 1})
+        scrape = self.scrape()
+        self.assertEqual(scrape.value("llmproxy_wake_seconds_count", backend="a"), 1)
+        self.assertEqual(scrape.value("llmproxy_wake_seconds_sum", backend="a"), 2.0)
+        self.servers.controls["GET /is_sleeping"] = (
+            b'HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{"is_sleeping":true }'
+        )
+        self.share(sleep="1")
+        self.assertEqual(self.fleet.backends["a"].state, "sleeping")
+        self.assertEqual(self.starts(), {"adopted": 1})
+
+    def test_a_wake_that_fails_is_a_start(self) -> None:
+        """The cold start that follows counts, and the wake does not."""
+        self.share(sleep="1")
+        backend = self.fleet.backends["a"]
+        backend.demand()
+        backend.sleep_wanted("test")
+        self.servers.controls["POST /wake_up"] = b"HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n"
+        backend.admission.hold(cast(Any, _Waiter()), 0.0)
+        backend.demand()
+        self.turn()
+        self.assertEqual((backend.state, self.starts()), ("ready", {"ok": 2}))
+        self.assertEqual(self.scrape().named("llmproxy_wake_seconds_count"), [])
+
+    def test_gpu_memory_is_told_in_fractions_or_bytes(self) -> None:
+        """As the GPU's size is known or not; what is reserved or lent cannot be claimed."""
+        self.share()
+        self.fleet.backends["a"].demand()
+        scrape = self.scrape()
+        self.assertEqual(scrape.value("llmproxy_gpu_memory_claimed", gpu="0"), 0.6)
+        self.assertEqual(scrape.value("llmproxy_gpu_memory_capacity", gpu="0"), 1.0)
+        gib = 2**30
+        self.share(Config(gpus={"0": Gpu(20 * gib, gib), "1": Gpu(8 * gib)}))
+        self.fleet.scheduler.lease("0", 3 * gib, 60.0, "")
+        scrape = self.scrape()
+        self.assertEqual(scrape.value("llmproxy_gpu_memory_claimed", gpu="0"), 12 * gib)
+        self.assertEqual(scrape.value("llmproxy_gpu_memory_capacity", gpu="0"), 16 * gib)
+        self.assertEqual(scrape.value("llmproxy_gpu_memory_claimed", gpu="1"), 0)
+
+    def test_who_waits_for_room_is_told(self) -> None:
+        """Only of those that need any."""
+        self.share()
+        self.fleet.backends["a"].demand()
+        self.fleet.backends["a"].admission.enter()
+        self.fleet.backends["b"].demand()
+        scrape = self.scrape()
+        told = {
+            about["backend"]: scrape.value("llmproxy_waiting_for_room", **about)
+            for about in scrape.named("llmproxy_waiting_for_room")
+        }
+        self.assertEqual(told, {"a": 0, "b": 1})
+
     # -- the whole ----------------------------------------------------------------------------------
 
     def test_a_thousand_backends_are_told(self) -> None:
@@ -319,6 +457,11 @@ class MetricsTests(SynchronousTestCase):
                 ("requests", "counter"),
                 ("starts", "counter"),
                 ("start_seconds", "histogram"),
+                ("evictions", "counter"),
+                ("wake_seconds", "histogram"),
+                ("waiting_for_room", "gauge"),
+                ("gpu_memory_claimed", "gauge"),
+                ("gpu_memory_capacity", "gauge"),
                 ("hold_seconds", "histogram"),
                 ("time_to_first_byte_seconds", "histogram"),
                 ("request_seconds", "histogram"),
