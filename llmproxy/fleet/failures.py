@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from twisted.python.failure import Failure
+
 from llmproxy.engines.vllm import diagnose
 from llmproxy.errors import (
     Refusal,
@@ -11,9 +13,16 @@ from llmproxy.errors import (
     runtime_unavailable,
 )
 from llmproxy.fleet.lifecycle import StartFailure
-from llmproxy.runtimes.interface import Exit
+from llmproxy.runtimes.interface import Exit, RuntimeUnavailable, StartRefused
 
-__all__ = ["LOG_LINES", "describe_exit", "exit_failure", "overdue_failure", "refusal_for"]
+__all__ = [
+    "LOG_LINES",
+    "describe_exit",
+    "exit_failure",
+    "launch_failure",
+    "overdue_failure",
+    "refusal_for",
+]
 
 LOG_LINES = 20
 """Lines of the log that a failed start tells: vLLM's cause stands a dozen lines above its last words."""
@@ -27,6 +36,19 @@ def describe_exit(exit: Exit) -> str:
 
 def _last_lines(log: str) -> str:
     return "\n".join(line.rstrip() for line in log.splitlines()[-LOG_LINES:])
+
+
+def launch_failure(failure: Failure) -> StartFailure:
+    """The runtime did not start it.
+
+    :param failure: what it told instead.
+    """
+    cause = failure.value
+    if isinstance(cause, RuntimeUnavailable):
+        return StartFailure("unavailable", str(cause))
+    if isinstance(cause, StartRefused):
+        return StartFailure("failed", str(cause), hint=cause.hint)
+    return StartFailure("failed", f"The start failed inside llmproxy ({type(cause).__name__}).")
 
 
 def exit_failure(exit: Exit, log: str) -> StartFailure:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from attrs import define, field
 
 from llmproxy.config.model import BackendSpec
+from llmproxy.engines.needs import Needs, read_needs
 from llmproxy.engines.vllm import VllmFlags, read_flags, redact
 from llmproxy.runtimes.interface import Facts
 
@@ -21,14 +22,19 @@ class Identity:
     """What is known of one backend beside what the operator said.
 
     :ivar models: names that it serves; those of the settings when they name any.
+    :ivar needs: what it needs of the machine.
+    :ivar fingerprint: tells its configuration from another one behind the same route.
     """
 
     models: tuple[str, ...] = ()
+    needs: Needs = field(factory=Needs)
+    fingerprint: str = ""
     _flags: VllmFlags | None = None
     _secrets: tuple[str, ...] = field(default=(), repr=False)
 
     def learn(self, spec: BackendSpec, facts: Facts) -> None:
         """Take what was read from the backend itself."""
+        self.needs, self.fingerprint = read_needs(spec, facts), facts.fingerprint
         self._secrets = tuple(
             value
             for name, value in facts.environment.items()

@@ -18,6 +18,7 @@ from llmproxy.config.model import Config
 from llmproxy.errors import does_not_fit, not_allowed
 from llmproxy.fleet.backend import Backend
 from llmproxy.fleet.claims import Room, plus
+from llmproxy.fleet.conduct import Conduct
 from llmproxy.fleet.history import History
 from llmproxy.fleet.learned import Learned
 from llmproxy.fleet.leases import GpuLease, Leases
@@ -80,9 +81,9 @@ class Scheduler:
         self._host_memory = host_memory
         self._totals: dict[str, int | None] = {}
         # Starts that are decided on and have not begun, and those whose memory is waited for.
-        self._granted: set[Backend] = set()
-        self._settling: dict[Backend, Deferred[bool]] = {}
-        self._ranks: dict[Backend, tuple[int, int, bool]] = {}
+        self._granted: set[Conduct] = set()
+        self._settling: dict[Conduct, Deferred[bool]] = {}
+        self._ranks: dict[Conduct, tuple[int, int, bool]] = {}
         self._waits: dict[str, Wait] = {}
         # Somebody waits, or may not leave yet, so that any change may be the one that is waited for.
         self._unsettled = False
@@ -95,7 +96,7 @@ class Scheduler:
 
     # -- what it hears ------------------------------------------------------------------------------
 
-    def wanted(self, backend: Backend) -> None:
+    def wanted(self, backend: Conduct) -> None:
         """See :class:`~llmproxy.fleet.surroundings.IScheduler`."""
         admission = backend.admission
         rank = (backend.lifecycle.attempt, admission.urgency, admission.may_evict)
@@ -105,7 +106,7 @@ class Scheduler:
         self._ranks[backend] = rank
         self.look()
 
-    def moved(self, backend: Backend) -> None:
+    def moved(self, backend: Conduct) -> None:
         """See :class:`~llmproxy.fleet.surroundings.IScheduler`."""
         if backend.state not in ("absent", "sleeping"):
             self._granted.discard(backend)
@@ -115,7 +116,7 @@ class Scheduler:
             # What happens in the middle of carrying out a plan may be what the rest of it waits for.
             self.soon()
 
-    def idle(self, backend: Backend) -> None:
+    def idle(self, backend: Conduct) -> None:
         """See :class:`~llmproxy.fleet.surroundings.IScheduler`."""
         if backend.state == "draining":
             self.look()
@@ -340,7 +341,7 @@ class Scheduler:
 
     # -- sleeping -----------------------------------------------------------------------------------
 
-    def memory_came_back(self, backend: Backend) -> Callable[[], Deferred[bool]]:
+    def memory_came_back(self, backend: Conduct) -> Callable[[], Deferred[bool]]:
         """See :class:`~llmproxy.fleet.surroundings.IScheduler`."""
         rooms = self.rooms()
         enough: dict[str, int] = {}
@@ -414,7 +415,7 @@ class Scheduler:
         return {gpu: held.get(gpu, 0) for gpu in rooms}
 
 
-def _has_wishes(backend: Backend) -> bool:
+def _has_wishes(backend: Conduct) -> bool:
     """It waits for something to be decided."""
     return backend.state == "draining" or backend.admission.waiting > 0 or backend.wishes.any
 

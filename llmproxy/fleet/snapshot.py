@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from llmproxy.config.model import Config, Gpu
-from llmproxy.fleet.backend import Backend
 from llmproxy.fleet.claims import NOTHING, SHARES, Memory, Room
+from llmproxy.fleet.conduct import Conduct
 from llmproxy.fleet.effects import State
 from llmproxy.fleet.learned import Learned
 from llmproxy.fleet.leases import GpuLease
@@ -59,7 +59,7 @@ def _spread(gpus: Iterable[str], units: Mapping[str, int]) -> Memory:
 
 
 def model_of(
-    backend: Backend, name: str, rooms: Mapping[str, Room], learned: Learned, *, granted: bool
+    backend: Conduct, name: str, rooms: Mapping[str, Room], learned: Learned, *, granted: bool
 ) -> Model:
     """One backend as the scheduler sees it.
 
@@ -115,7 +115,7 @@ def model_of(
     )
 
 
-def _wake_seconds(backend: Backend, level: int, learned: Learned) -> float:
+def _wake_seconds(backend: Conduct, level: int, learned: Learned) -> float:
     """As measured; before that, less than a start takes: else nobody would ever be put to sleep."""
     estimate = learned.estimate(backend.name, backend.fingerprint, level)
     if "wake_seconds" in estimate.measured:

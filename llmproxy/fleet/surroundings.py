@@ -17,7 +17,7 @@ from llmproxy.fleet.probe import Connect
 from llmproxy.runtimes.interface import Address
 
 if TYPE_CHECKING:
-    from llmproxy.fleet.backend import Backend
+    from llmproxy.fleet.conduct import Conduct
 
 __all__ = ["Decision", "Event", "IScheduler", "LastStart", "Surroundings", "Transition"]
 
@@ -64,19 +64,19 @@ class LastStart:
 class IScheduler(Protocol):
     """Decides which backends run, as far as GPU memory goes; see :mod:`llmproxy.fleet.scheduler`."""
 
-    def wanted(self, backend: Backend) -> None:
+    def wanted(self, backend: Conduct) -> None:
         """Somebody waits for it: answered by ``granted``, ``refuse_waiting``, or later."""
 
-    def moved(self, backend: Backend) -> None:
+    def moved(self, backend: Conduct) -> None:
         """It is in another state."""
 
-    def idle(self, backend: Backend) -> None:
+    def idle(self, backend: Conduct) -> None:
         """Nothing is in flight there any more."""
 
     def look(self) -> None:
         """Something else has changed."""
 
-    def memory_came_back(self, backend: Backend) -> Callable[[], Deferred[bool]]:
+    def memory_came_back(self, backend: Conduct) -> Callable[[], Deferred[bool]]:
         """To be called once it sleeps: tells whether that brought its memory back."""
 
 

@@ -39,7 +39,7 @@ PURE = (
     "fleet.outlook",
     "fleet.placement",
     "fleet.present",
-    "fleet.usage",
+    "fleet.diary",
     "fleet.victims",
     "fleet.wishes",
     "fleet.learned",

@@ -1,0 +1,470 @@
+"""One backend: carries out what its lifecycle decides, and tells the lifecycle what happens.
+
+The runtime tells of the run itself by the :class:`~llmproxy.runtimes.interface.Watcher` methods, and the
+lifecycle decides by the :class:`~llmproxy.fleet.effects.Effects` methods.  What is asked of a backend from
+outside is in :mod:`llmproxy.fleet.backend`.  Everything happens in the reactor's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attrs import evolve
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from llmproxy.config.model import BackendSpec
+from llmproxy.engines.needs import Needs, read_needs
+from llmproxy.errors import Refusal
+from llmproxy.fleet.admission import Admission
+from llmproxy.fleet.diary import Diary
+from llmproxy.fleet.engine import Engine, Terms
+from llmproxy.fleet.failures import (
+    describe_exit,
+    exit_failure,
+    launch_failure,
+    overdue_failure,
+    refusal_for,
+)
+from llmproxy.fleet.gate import Gate, Waiter
+from llmproxy.fleet.identity import Identity
+from llmproxy.fleet.launch import Launcher
+from llmproxy.fleet.lifecycle import Lifecycle, StartFailure, State, Timer, cool_down
+from llmproxy.fleet.present import Present
+from llmproxy.fleet.probe import ANSWER_LIMIT
+from llmproxy.fleet.surroundings import LastStart, Surroundings, Transition
+from llmproxy.fleet.timers import Timers
+from llmproxy.fleet.wishes import Wishes, Witnesses
+from llmproxy.relay.pool import ConnectionPool
+from llmproxy.runtimes.interface import (
+    Address,
+    Exit,
+    Facts,
+    Instance,
+    IRuntime,
+    RuntimeUnavailable,
+    StartRefused,
+)
+
+__all__ = ["Conduct"]
+
+LOG_LIMIT = 2.0
+"""Seconds that a refusal waits for the log it quotes; Docker's API can stall for many more."""
+
+LAST_LOOK = 2 * ANSWER_LIMIT
+"""Seconds in which a backend that was asked seldom may still answer when its time to start is over."""
+
+DIAGNOSIS_LINES = 80
+"""Lines of log that are searched for the cause of a failed start."""
+
+IDLE_AGAIN = 1.0
+"""Seconds after which a backend that is due to leave, and may not yet, is looked at again."""
+
+
+class Conduct:
+    """One backend as its lifecycle and its runtime know it.
+
+    :param predecessor: fires when an earlier backend of the same route has ended; a start waits for it.
+    :ivar spec: what the operator asked for.
+    :ivar wishes: what is wanted of it beside requests.
+    :ivar awaited: somebody waited for it when it became ready.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        runtime: IRuntime,
+        spec: BackendSpec,
+        predecessor: Deferred[None] | None = None,
+    ) -> None:
+        self.spec = spec
+        self.runtime = runtime
+        self.admission: Admission[Waiter] = Admission(spec.max_waiting, spec.max_in_flight)
+        self.gate = Gate(surroundings.clock, self.admission, self._drained, self.suspect)
+        self.lifecycle = Lifecycle(self)
+        self.identity = Identity(spec.models or (), read_needs(spec, Facts()))
+        self.since = surroundings.clock.seconds()
+        self.last_start: LastStart | None = None
+        self.last_failure: StartFailure | None = None
+        self.last_failure_at = 0.0
+        self.surroundings = surroundings
+        self.wishes = Wishes()
+        self.awaited = False
+        self._engine = Engine(
+            spec.route,
+            surroundings.clock,
+            surroundings.connect,
+            surroundings.knock_at,
+            self.lifecycle,
+            lambda: Terms(self.spec.health, self.authorization, self.needs.sleep),
+        )
+        self._launcher = Launcher(surroundings.clock, runtime, predecessor)
+        self._timers = Timers(surroundings.clock, self._fired)
+        self._diary = Diary(
+            spec.route, surroundings.learned, surroundings.history, lambda: self.identity.fingerprint
+        )
+        self._present = Present()
+        self._witnesses = Witnesses()
+        self._found = False
+        self._failure: StartFailure | None = None
+        self._closing = False
+        self._abandoned = False
+
+    # -- what it is ---------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The route, which names the backend everywhere."""
+        return self.spec.route
+
+    @property
+    def state(self) -> State:
+        """The state that is shown."""
+        return self.lifecycle.state
+
+    @property
+    def address(self) -> Address | None:
+        """Where it answers while it is ready."""
+        return self.gate.address
+
+    @property
+    def authorization(self) -> bytes | None:
+        """The ``Authorization`` that the backend gets instead of the client's."""
+        return self.identity.authorization(self.surroundings.backend_key)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names that it serves, as far as they are known."""
+        return self.identity.models
+
+    @property
+    def needs(self) -> Needs:
+        """What it needs of the machine, as far as that is known."""
+        return self.identity.needs
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells its configuration from another one behind the same route."""
+        return self.identity.fingerprint
+
+    @property
+    def instance(self) -> Instance | None:
+        """The run that is known, if any."""
+        return self._present.known
+
+    @property
+    def level(self) -> int:
+        """Of the sleep that it is in or falls into."""
+        return self._engine.level
+
+    def logs(self, tail: int) -> Deferred[str]:
+        """The last lines of its output, secrets removed."""
+        return self.runtime.logs(self.spec, tail).addCallback(self.redacted)
+
+    def redacted(self, text: str) -> str:
+        """``text`` without secrets."""
+        return self.identity.redacted(text, self.surroundings.secrets)
+
+    def _read_facts(self) -> Deferred[None]:
+        def read(facts: Facts) -> None:
+            self.identity.learn(self.spec, facts)
+            self.surroundings.renamed()
+            self.surroundings.scheduler.moved(self)
+
+        def unread(failure: Failure) -> None:
+            # They are read again when the runtime is back, and when it runs.
+            failure.trap(RuntimeUnavailable, StartRefused)
+
+        return self.runtime.facts(self.spec).addCallbacks(read, unread)
+
+    def _refusal_for(self, failure: StartFailure) -> Refusal:
+        left = self.retry_in
+        if left is None:
+            left = cool_down(max(1, self.lifecycle.failures))
+        refusal = refusal_for(failure, start_timeout=self.spec.start_timeout, retry_after=left)
+        return refusal.about(self.name, self.state)
+
+    def _drained(self) -> None:
+        self._diary.used(self.gate.used_at)
+        self.surroundings.scheduler.idle(self)
+
+    def suspect(self) -> None:
+        """An answer was broken: see whether it is dead."""
+        if self.state == "ready":
+            self._engine.suspect()
+
+    # -- Watcher: what the runtime tells ------------------------------------------------------------
+
+    def running(self, instance: Instance) -> None:
+        """See :class:`~llmproxy.runtimes.interface.Watcher`."""
+        replaced = self._present.running(instance) if self._heeds else self._note_there(instance)
+        if replaced:
+            # The run that was known ended unheard, and another took its place.
+            self.lifecycle.died("it was restarted by someone else")
+        elif self._heeds and self._present.known is None:
+            self._adopt()
+
+    @property
+    def _heeds(self) -> bool:
+        """What the runtime tells is news, and not the echo of what it is asked for at present."""
+        return not self._closing and not self._launcher.launching
+
+    def _note_there(self, instance: Instance) -> bool:
+        self._present.there = instance
+        return False
+
+    def _adopt(self) -> None:
+        if self._present.there is not None and self.state in ("absent", "failed"):
+            self._present.known = self._present.there
+            self._launcher.adopted()
+            self._found = True
+            self.lifecycle.found()
+
+    def gone(self, run: str | None, exit: Exit) -> None:
+        """See :class:`~llmproxy.runtimes.interface.Watcher`."""
+        if exit.oom:
+            # Clients mostly hear of it as of a broken connection, before its cause is known.
+            self._log.warn("{backend} ended with {exit}", backend=self.name, exit=describe_exit(exit))
+        was_known = self._present.gone(run, exit)
+        if not self.models:
+            self._read_facts()
+        if was_known:
+            self._ended(exit)
+
+    def _ended(self, exit: Exit) -> None:
+        self._present.known = None
+        if self.state == "starting":
+            self._engine.ask_no_more()
+            attempt, changes = self.lifecycle.attempt, self._present.changes
+
+            def explained(log: str) -> None:
+                self._start_failed(attempt, exit_failure(exit, log))
+                if changes != self._present.changes:
+                    # It was replaced or removed while its log was read: that start says nothing of the next.
+                    self.lifecycle.forgive()
+
+            self._with_log(explained)
+        else:
+            self.lifecycle.died(f"it ended with {describe_exit(exit)}")
+
+    def changed(self) -> None:
+        """See :class:`~llmproxy.runtimes.interface.Watcher`."""
+        self._present.changes += 1
+        self.lifecycle.forgive()
+        self._read_facts()
+
+    def _with_log(self, use: Callable[[str], None]) -> None:
+        log = self.logs(DIAGNOSIS_LINES).addTimeout(LOG_LIMIT, self.surroundings.clock)
+        # Without a log the rest still has to be told.
+        log.addErrback(lambda _: "")
+        log.addCallback(use)
+        log.addErrback(lambda failure: self._log.failure("diagnosing a failed start", failure))
+
+    def _start_failed(self, attempt: int, failure: StartFailure) -> None:
+        self.lifecycle.start_failed(attempt, failure)
+        self._adopt()
+
+    # -- Effects: what the lifecycle decides --------------------------------------------------------
+
+    def launch(self, attempt: int) -> None:
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        self._present.known = None
+        self._found = False
+        self._launcher.start(
+            self.spec,
+            lambda instance: self._launched(instance, attempt),
+            lambda failure: self._launch_failed(failure, attempt),
+        )
+
+    def _launched(self, instance: Instance, attempt: int) -> None:
+        exit = self._present.started(instance)
+        if self.state != "starting" or attempt != self.lifecycle.attempt:
+            return
+        if exit is not None:
+            # It ended before the runtime's answer to the start was through.
+            self._ended(exit)
+        else:
+            self.lifecycle.launched(attempt)
+
+    def _launch_failed(self, failure: Failure, attempt: int) -> None:
+        if failure.check(RuntimeUnavailable, StartRefused) is None:
+            self._log.failure("starting {backend}", failure, backend=self.name)
+        told = launch_failure(failure)
+        self._start_failed(attempt, evolve(told, message=self.redacted(told.message)))
+
+    def probe(self, attempt: int) -> None:
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        known = self._present.known
+        assert known is not None, "only what runs is asked for its health"
+        patient = self._found and not self.admission.waiting and not self.spec.prewarm
+        self._engine.probe(attempt, known.addresses, found=self._found, patient=patient)
+
+    def open_gate(self) -> None:
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        address = self._engine.address
+        assert address is not None
+        self.gate.open(address, ConnectionPool(self.surroundings.clock, self.surroundings.connect(address)))
+        if not self.models:
+            self._read_facts()
+
+    def _note_start(self, now: float) -> None:
+        launcher = self._launcher
+        create, health = launcher.answered_at - launcher.asked_at, now - launcher.answered_at
+        self.last_start = LastStart(now, create + health, {"create": create, "health": health})
+        if not self._found:
+            self._diary.started(now, self.last_start.phases)
+
+    def close_gate(self) -> None:
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        self.gate.close()
+        self._engine.ask_no_more()
+
+    def cut(self, reason: str) -> None:
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        self.gate.cut(reason)
+
+    def refuse(self, failure: StartFailure) -> None:
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        if failure.kind in ("failed", "timeout"):
+            self._failure = self.last_failure = failure
+            self.last_failure_at = self.surroundings.clock.seconds()
+        refusal = self._refusal_for(failure)
+        for waiter in self.admission.dismiss():
+            waiter.refused(refusal)
+
+    def stop(self, attempt: int) -> None:
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        self._engine.leave_alone()
+        self._launcher.stop(self.spec, lambda: self._stopped(attempt))
+
+    def _stopped(self, attempt: int) -> None:
+        if self._launcher.stop_seconds is not None:
+            self._diary.stopped(self._launcher.stop_seconds)
+        self._present.stopped()
+        self.lifecycle.stopped(attempt)
+
+    def sleep(self, attempt: int, level: int) -> None:
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        freed = self.surroundings.scheduler.memory_came_back(self)
+        self._engine.sleep(attempt, level, freed, self._diary.slept)
+
+    def wake(self, attempt: int) -> None:
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        clock = self.surroundings.clock
+        self._engine.wake(attempt, lambda took: self._diary.woke(clock.seconds(), self.level, took))
+
+    # -- timers -------------------------------------------------------------------------------------
+
+    def arm(self, timer: Timer) -> None:
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        seconds: float | None
+        if timer == "idle":
+            seconds = self._idle_left()
+        elif timer == "start":
+            seconds = self.spec.start_timeout
+        elif timer == "drain":
+            around = self.surroundings
+            seconds = around.drain if self.wishes.stop is not None else around.drain_limit
+        elif timer == "sleep_idle":
+            seconds = self.spec.sleep_idle or None
+        else:
+            seconds = cool_down(self.lifecycle.failures)
+        if seconds is None:
+            self._timers.disarm(timer)
+        else:
+            self._timers.arm(timer, seconds)
+
+    def disarm(self, timer: Timer) -> None:
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        self._timers.disarm(timer)
+
+    def _fired(self, timer: Timer) -> None:
+        if timer == "idle":
+            # It is not moved with each request; when it turns out to be early it is armed again.
+            if self.due:
+                self.surroundings.scheduler.look()
+            left = self._idle_left()
+            if self.state == "ready" and left is not None:
+                self._timers.arm(timer, left or IDLE_AGAIN)
+        elif timer == "sleep_idle":
+            self.surroundings.scheduler.look()
+            if self.state == "sleeping":
+                self._timers.arm(timer, IDLE_AGAIN)
+        elif timer == "start" and self._engine.asked_patiently:
+            # It may have become healthy since it was last asked.
+            self._engine.hurry()
+            self._timers.arm("start", LAST_LOOK)
+        elif timer == "start":
+            attempt = self.lifecycle.attempt
+            self._with_log(lambda log: self.lifecycle.start_overdue(attempt, overdue_failure(log)))
+        elif timer == "drain":
+            self.lifecycle.drain_overdue()
+        else:
+            self.lifecycle.cooled()
+
+    @property
+    def due(self) -> bool:
+        """It has been idle for so long that it shall leave."""
+        now = self.surroundings.clock.seconds()
+        if self.state == "sleeping":
+            return 0 < self.spec.sleep_idle <= now - self.since
+        left = self._idle_left()
+        idle = left is not None and left <= 0
+        return self.state == "ready" and not self.gate.busy and (idle or self.wishes.sleep is not None)
+
+    @property
+    def _idle_limit(self) -> float:
+        limit = self.spec.idle
+        return min(limit, self.spec.abandon_idle) if self._abandoned and self.gate.unused else limit
+
+    @property
+    def idle_in(self) -> float | None:
+        """Seconds until it is reaped if no request comes; None when it is not going to be."""
+        return self._idle_left() if self.state == "ready" and not self.gate.busy else None
+
+    def _idle_left(self) -> float | None:
+        if self.spec.idle <= 0:
+            return None
+        limit = self._idle_limit
+        if self.gate.busy:
+            # The clock starts when the last answer has ended, which is later than now.
+            return limit
+        return max(0.0, self.gate.used_at + limit - self.surroundings.clock.seconds())
+
+    @property
+    def retry_in(self) -> float | None:
+        """Seconds until it may be started again after a failed start; None when it may now."""
+        return self._timers.left("cool_down")
+
+    def moved(self, old: State, new: State, cause: str) -> None:
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        now = self.since = self.surroundings.clock.seconds()
+        if new == "ready":
+            self.gate.used_at = now
+            self.gate.unused = True
+            self.awaited = self.admission.waiting > 0
+            self._abandoned = self.admission.abandoned
+            if old == "starting":
+                self._note_start(now)
+        elif old == "ready":
+            self._diary.over()
+        if new in ("starting", "waking") or (old == "failed" and new == "absent"):
+            self._failure = None
+        if new in ("starting", "waking", "failed"):
+            self.admission.abandoned = False
+        self.wishes.moved(old, new)
+        self.surroundings.record(Transition(now, self.name, old, new, cause))
+        self._witnesses.tell(new)
+        self.surroundings.scheduler.moved(self)
+
+    def reconsider(self) -> None:
+        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        if self._closing:
+            return
+        if self._present.there is not None and self.state == "absent":
+            self._adopt()
+        elif self.admission.waiting or self.wishes.run_since is not None:
+            self.surroundings.scheduler.wanted(self)
