@@ -374,7 +374,7 @@ class MetricsTests(SynchronousTestCase):
         self.assertEqual(scrape.value("llmproxy_wake_seconds_count", backend="a"), 1)
         self.assertEqual(scrape.value("llmproxy_wake_seconds_sum", backend="a"), 2.0)
         self.servers.controls["GET /is_sleeping"] = (
-            b'HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{"is_sleeping":true }'
+            b'HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{"is_sleeping":true}'
         )
         self.share(sleep="1")
         self.assertEqual(self.fleet.backends["a"].state, "sleeping")
