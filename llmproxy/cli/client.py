@@ -90,11 +90,45 @@ class Api:
         return self._json("GET", f"/api/backends/{quote(name, safe='')}")
 
     def act(self, name: str, verb: str, *, wait: bool, force: bool = False) -> dict[str, Any]:
-        """``start``, ``stop``, ``restart`` or ``reset``; with ``wait`` it returns when that is done."""
+        """``start``, ``stop``, ``sleep``, ``wake``, ``restart`` or ``reset``; with ``wait`` it returns when
+        that is done."""
         query = urlencode({key: 1 for key, value in (("wait", wait), ("force", force)) if value})
         path = f"/api/backends/{quote(name, safe='')}/{verb}"
         # How long a start may take is the proxy's business (start_timeout).
         return self._json("POST", f"{path}?{query}" if query else path, timeout=None if wait else TIMEOUT)
+
+    def why(self, name: str) -> dict[str, Any]:
+        """Why a backend is as it is."""
+        return self._json("GET", f"/api/backends/{quote(name, safe='')}/why")
+
+    def plan(self, name: str | None) -> dict[str, Any]:
+        """What is to be done now; with a name: what a request for that backend would do."""
+        return self._json("GET", f"/api/plan?{urlencode({'backend': name})}" if name else "/api/plan")
+
+    def gpus(self) -> dict[str, Any]:
+        """Who has the GPUs' memory."""
+        return self._json("GET", "/api/gpus")
+
+    def advice(self) -> dict[str, Any]:
+        """Which settings would have spared starts."""
+        return self._json("GET", "/api/advice")
+
+    def leases(self) -> list[dict[str, Any]]:
+        """GPU memory that is lent."""
+        found = self._json("GET", "/api/leases").get("leases")
+        return list(found) if isinstance(found, list) else []
+
+    def lease(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Lend GPU memory; it may have to wait for that."""
+        return self._json("POST", "/api/leases", body=asked)
+
+    def lease_held(self, name: str) -> dict[str, Any]:
+        """That lease, once its memory is free."""
+        return self._json("GET", f"/api/leases/{quote(name, safe='')}?wait=1", timeout=None)
+
+    def release(self, name: str) -> dict[str, Any]:
+        """End a lease."""
+        return self._json("DELETE", f"/api/leases/{quote(name, safe='')}")
 
     def logs(self, name: str, tail: int, *, follow: bool) -> Iterator[str]:
         """The lines of a backend's output; with ``follow`` also those to come."""
@@ -105,7 +139,7 @@ class Api:
                 yield line.decode("utf-8", "replace").rstrip("\r\n")
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Every transition, without end."""
+        """Every transition and decision, without end."""
         with self._open("GET", "/api/events", timeout=None) as response:
             for line in response:
                 if line.startswith(b"data:"):
@@ -113,8 +147,10 @@ class Api:
                     if isinstance(event, dict):
                         yield event
 
-    def _json(self, method: str, path: str, timeout: float | None = TIMEOUT) -> dict[str, Any]:
-        with self._open(method, path, timeout) as response:
+    def _json(
+        self, method: str, path: str, timeout: float | None = TIMEOUT, body: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        with self._open(method, path, timeout, body) as response:
             try:
                 value = json.loads(response.read())
             except ValueError:
@@ -124,11 +160,16 @@ class Api:
         return value
 
     @contextmanager
-    def _open(self, method: str, path: str, timeout: float | None) -> Iterator[HTTPResponse]:
+    def _open(
+        self, method: str, path: str, timeout: float | None, body: Mapping[str, Any] | None = None
+    ) -> Iterator[HTTPResponse]:
         headers = {"Accept": "application/json, text/plain, text/event-stream"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        request = Request(self.base + path, method=method, headers=headers)
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        data = None if body is None else json.dumps(body).encode()
+        request = Request(self.base + path, data, method=method, headers=headers)
         # No proxy of the environment: the key is for llmproxy only.
         opener = build_opener(ProxyHandler({}))
         try:

@@ -5,66 +5,30 @@ Exit status: 0 done; 1 it could not be done (the message says why); 2 wrong usag
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 import click
 from rich.markup import escape
 
 from llmproxy import __version__
-from llmproxy.cli.client import Api, ApiError, connect
+from llmproxy.cli.client import Api
+from llmproxy.cli.command import command, say_json
 from llmproxy.cli.config_command import config
+from llmproxy.cli.scheduling import COMMANDS
+from llmproxy.cli.sharing_view import lease_lines, wait_lines
 from llmproxy.cli.view import backend_lines, backends_table, console, duration, event_line, failure_lines
 
 __all__ = ["cli", "main"]
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _HELP = """Look at a running llmproxy and steer it.
 
 The proxy is found by LLMPROXY_URL [http://127.0.0.1:8000] and asks for the key in LLMPROXY_ADMIN_KEY, or
 VLLM_API_KEY; both are also read from ./.env.
 """
-
-
-class Failed(click.ClickException):
-    """The command could not do what it was asked: status 1."""
-
-    def __init__(self, message: str, hint: str | None, as_json: bool, body: dict[str, Any]) -> None:
-        super().__init__(message)
-        self._hint = hint
-        self._as_json = as_json
-        self._body = body
-
-    def show(self, file: Any = None) -> None:
-        """Tell the error: on standard error for a person, on standard output for a program."""
-        if self._as_json:
-            click.echo(json.dumps({"error": self._body or {"message": self.message, "hint": self._hint}}))
-            return
-        click.echo(f"error: {self.message}", err=True)
-        if self._hint:
-            click.echo(f"hint: {self._hint}", err=True)
-
-
-def _command(function: _Command) -> _Command:
-    """Give a command its ``--json``, and turn what the API refuses into status 1."""
-
-    @click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
-    @click.pass_context
-    @functools.wraps(function)
-    def run(context: click.Context, /, *args: Any, as_json: bool, **kwargs: Any) -> Any:
-        as_json = as_json or bool(context.find_root().params.get("as_json"))
-        try:
-            api = connect(context.find_root().params.get("url"))
-            return function(api, *args, as_json=as_json, **kwargs)
-        except ApiError as wrong:
-            raise Failed(str(wrong), wrong.hint, as_json, wrong.body) from None
-
-    return run  # type: ignore[return-value]
 
 
 @click.group(help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
@@ -75,18 +39,15 @@ def cli(url: str | None, as_json: bool) -> None:
     """The options of all commands; each reads them from the root context."""
 
 
-def _say_json(value: object) -> None:
-    click.echo(json.dumps(value))
-
-
 @cli.command()
 @click.argument("names", nargs=-1, metavar="[BACKEND]...")
-@_command
+@command
 def status(api: Api, names: tuple[str, ...], *, as_json: bool) -> None:
-    """Show all backends, or all that is known of some."""
+    """Show all backends and leases, or all that is known of some backends."""
     found = [api.backend(name) for name in names] if names else api.backends()
+    leases = [] if names else api.leases()
     if as_json:
-        _say_json({"backends": found})
+        say_json({"backends": found} if names else {"backends": found, "leases": leases})
         return
     now = time.time()
     if names:
@@ -103,6 +64,8 @@ def status(api: Api, names: tuple[str, ...], *, as_json: bool) -> None:
         if backend["state"] == "failed":
             for line in failure_lines(backend["name"], backend.get("last_failure"), tail=0):
                 out.print(escape(line), soft_wrap=True)
+    for line in (*wait_lines(found, now), *lease_lines(leases, now)):
+        out.print(escape(line), soft_wrap=True)
 
 
 def _finish(told: Iterable[tuple[dict[str, Any], str, bool]], *, as_json: bool) -> None:
@@ -117,19 +80,20 @@ def _finish(told: Iterable[tuple[dict[str, Any], str, bool]], *, as_json: bool) 
                 for more in failure_lines(backend["name"], backend.get("last_failure"))[1:]:
                     click.echo(more, err=True)
     if as_json:
-        _say_json({"backends": backends})
+        say_json({"backends": backends})
     if failed:
         sys.exit(1)
 
 
 def _started(api: Api, name: str, verb: str, wait: bool) -> tuple[dict[str, Any], str, bool]:
     began = time.monotonic()
-    before = api.backend(name)["state"] if verb == "start" else None
+    before = api.backend(name)["state"] if verb in ("start", "wake") else None
     backend = api.act(name, verb, wait=wait)
     state = backend["state"]
     took = duration(time.monotonic() - began)
     if not wait:
-        return backend, f"{name}: {state}", True
+        waits = (backend.get("waits") or {}).get("why")
+        return backend, f"{name}: {state}, waits: {waits}" if waits else f"{name}: {state}", True
     if state == "ready":
         done = "was ready already" if before == "ready" else f"ready after {took}"
         return backend, f"{name}: {done}", True
@@ -144,7 +108,7 @@ _no_wait = click.option("--no-wait", is_flag=True, help="Do not wait until it is
 @cli.command()
 @_names
 @_no_wait
-@_command
+@command
 def start(api: Api, names: tuple[str, ...], no_wait: bool, *, as_json: bool) -> None:
     """Start backends, and wait until they are ready."""
     _finish((_started(api, name, "start", not no_wait) for name in names), as_json=as_json)
@@ -153,7 +117,7 @@ def start(api: Api, names: tuple[str, ...], no_wait: bool, *, as_json: bool) -> 
 @cli.command()
 @_names
 @_no_wait
-@_command
+@command
 def restart(api: Api, names: tuple[str, ...], no_wait: bool, *, as_json: bool) -> None:
     """Stop backends and start them again; also ends the pause after a failed start."""
     _finish((_started(api, name, "restart", not no_wait) for name in names), as_json=as_json)
@@ -163,7 +127,7 @@ def restart(api: Api, names: tuple[str, ...], no_wait: bool, *, as_json: bool) -
 @_names
 @_no_wait
 @click.option("--force", is_flag=True, help="Do not let running answers finish.")
-@_command
+@command
 def stop(api: Api, names: tuple[str, ...], no_wait: bool, force: bool, *, as_json: bool) -> None:
     """Stop backends; requests that are being answered finish first."""
 
@@ -185,10 +149,54 @@ def stop(api: Api, names: tuple[str, ...], no_wait: bool, force: bool, *, as_jso
 
 
 @cli.command()
+@_names
+@_no_wait
+@command
+def sleep(api: Api, names: tuple[str, ...], no_wait: bool, *, as_json: bool) -> None:
+    """Put backends to sleep: their GPU memory is free, and they wake in seconds.
+
+    Requests that are being answered finish first. It takes vLLM with --enable-sleep-mode, and
+    VLLM_SERVER_DEV_MODE=1 in its environment.
+
+    \b
+    Example: llmproxy sleep coder
+    """
+    _finish((_slept(api, name, not no_wait) for name in names), as_json=as_json)
+
+
+def _slept(api: Api, name: str, wait: bool) -> tuple[dict[str, Any], str, bool]:
+    began = time.monotonic()
+    before = api.backend(name)["state"]
+    backend = api.act(name, "sleep", wait=wait)
+    state = backend["state"]
+    if not wait:
+        return backend, f"{name}: was {before}, now {state}", True
+    if before == state == "sleeping":
+        return backend, f"{name}: was asleep already", True
+    took = duration(time.monotonic() - began)
+    if state == "sleeping":
+        return backend, f"{name}: was {before}, asleep at level {backend.get('level')} after {took}", True
+    return backend, f"{name}: does not sleep, is {state} after {took}: see llmproxy why {name}", False
+
+
+@cli.command()
+@_names
+@_no_wait
+@command
+def wake(api: Api, names: tuple[str, ...], no_wait: bool, *, as_json: bool) -> None:
+    """Wake sleeping backends, and wait until they are ready.
+
+    \b
+    Example: llmproxy wake coder
+    """
+    _finish((_started(api, name, "wake", not no_wait) for name in names), as_json=as_json)
+
+
+@cli.command()
 @click.argument("name", metavar="BACKEND")
 @click.option("-n", "--tail", type=click.IntRange(0), default=100, show_default=True, help="Lines at first.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with the lines that come.")
-@_command
+@command
 def logs(api: Api, name: str, tail: int, follow: bool, *, as_json: bool) -> None:
     """Show a backend's output; with --json one object to a line."""
     try:
@@ -199,9 +207,9 @@ def logs(api: Api, name: str, tail: int, follow: bool, *, as_json: bool) -> None
 
 
 @cli.command()
-@_command
+@command
 def events(api: Api, *, as_json: bool) -> None:
-    """Show every change of state as it happens, and why; ends with Ctrl-C."""
+    """Show every change of state and every decision as it happens, and why; ends with Ctrl-C."""
     try:
         for event in api.events():
             click.echo(json.dumps(event) if as_json else event_line(event))
@@ -210,6 +218,8 @@ def events(api: Api, *, as_json: bool) -> None:
 
 
 cli.add_command(config)
+for _one in COMMANDS:
+    cli.add_command(_one)
 
 
 def main() -> None:

@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["backend_lines", "backends_table", "console", "duration", "event_line", "failure_lines"]
+from llmproxy.fleet.telling import duration
+
+__all__ = ["amount", "backend_lines", "backends_table", "console", "duration", "event_line", "failure_lines"]
 
 _COLOURS = {
     "ready": "green",
@@ -32,30 +34,21 @@ def console() -> Console:
     return found if found.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them.
-
-    >>> duration(0.42), duration(75), duration(3700)
-    ('0.4 s', '1 m 15 s', '1 h 1 m')
-    """
-    if seconds < 9.95:
-        return f"{max(seconds, 0):.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} m {whole % 60} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60} m"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
-
-
 def _next(backend: Mapping[str, Any]) -> str:
     if backend.get("retry_in") is not None:
         return f"retry in {duration(backend['retry_in'])}"
+    if backend.get("waits"):
+        on = ", ".join(backend["waits"].get("on") or ())
+        return f"waits for {on}" if on else "waits"
     if backend.get("idle_in") is not None:
-        return f"stops in {duration(backend['idle_in'])}"
-    return ""
+        sleeps = backend["state"] == "ready" and (backend.get("needs") or {}).get("sleep")
+        return f"{'sleeps' if sleeps else 'stops'} in {duration(backend['idle_in'])}"
+    return "pinned" if backend.get("pinned") and backend["state"] == "ready" else ""
+
+
+def _state(backend: Mapping[str, Any]) -> str:
+    level = backend.get("level")
+    return str(backend["state"]) if level is None else f"{backend['state']} (level {level})"
 
 
 def _since(backend: Mapping[str, Any], now: float) -> str:
@@ -75,7 +68,7 @@ def backends_table(backends: Iterable[Mapping[str, Any]], now: float) -> Table:
         state = str(backend["state"])
         table.add_row(
             Text(str(backend["name"])),
-            Text(state, style=_COLOURS.get(state, "")),
+            Text(_state(backend), style=_COLOURS.get(state, "")),
             Text(_since(backend, now)),
             str(backend.get("in_flight", 0)),
             str(backend.get("waiting", 0)),
@@ -104,13 +97,16 @@ def failure_lines(name: str, failure: Mapping[str, Any] | None, tail: int = 5) -
 def backend_lines(backend: Mapping[str, Any], now: float) -> list[str]:
     """All that is known of one backend."""
     pairs = [
-        ("state", f"{backend['state']} for {_since(backend, now)}"),
+        ("state", f"{_state(backend)} for {_since(backend, now)}"),
         ("next", _next(backend)),
+        ("waits", (backend.get("waits") or {}).get("why") or ""),
+        ("decided", _decided(backend.get("decision"), now)),
         ("runtime", f"{backend.get('runtime')}, engine {backend.get('engine')}"),
         ("container", backend.get("container") or ""),
         ("address", backend.get("address") or ""),
         ("reached by", backend.get("via") or ""),
         ("models", ", ".join(backend.get("models") or ())),
+        ("needs", _needs(backend.get("needs"))),
         ("in flight", str(backend.get("in_flight", 0))),
         ("waiting", str(backend.get("waiting", 0))),
     ]
@@ -124,8 +120,32 @@ def backend_lines(backend: Mapping[str, Any], now: float) -> list[str]:
     return lines + failure_lines("  last failure", backend.get("last_failure"))
 
 
+def _needs(needs: Mapping[str, Any] | None) -> str:
+    if not needs or not needs.get("gpus"):
+        return ""
+    return f"{amount(needs['memory'])} of GPU {', '.join(needs['gpus'])} ({needs.get('why')})"
+
+
+def _decided(decision: Mapping[str, Any] | None, now: float) -> str:
+    if not decision:
+        return ""
+    return f"{decision['kind']} {duration(now - decision['at'])} ago: {decision['reason']}"
+
+
+def amount(memory: float | int, unit: str = "") -> str:
+    """GPU memory: bytes, or a fraction of a GPU.
+
+    >>> amount(0.6), amount(16 * 2**30), amount(0, "bytes")
+    ('0.60', '16.0 GiB', '0.0 GiB')
+    """
+    return f"{memory / 2**30:.1f} GiB" if memory > 1 or unit == "bytes" else f"{memory:.2f}"
+
+
 def event_line(event: Mapping[str, Any]) -> str:
-    """One transition."""
+    """One transition, or one decision."""
     at = datetime.fromtimestamp(float(event.get("at") or 0)).strftime("%H:%M:%S")
     reason = f": {event['reason']}" if event.get("reason") else ""
+    if event.get("decision"):
+        whom = f" for {event['for']}" if event.get("for") else ""
+        return f"{at} {event.get('backend')} decided: {event['decision']}{whom}{reason}"
     return f"{at} {event.get('backend')} {event.get('from')} -> {event.get('to')}{reason}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,12 +16,13 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given, strategies
 
-from llmproxy.cli.client import connect, read_env_file
+from llmproxy.cli.client import Api, connect, read_env_file
 from llmproxy.cli.main import cli
 from llmproxy.cli.view import backend_lines, duration, event_line
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "secret-of-the-test"
+GIB = 2**30
 FAILURE = {
     "message": "The container exited with status 1.",
     "hint": "Lower --gpu-memory-utilization.",
@@ -54,6 +56,34 @@ def backend(name: str, state: str, **more: Any) -> dict[str, Any]:
     }
 
 
+DOCUMENTS: dict[str, dict[str, Any]] = {
+    "plan": {
+        "backend": None,
+        "ready_in": None,
+        "plan": {},
+        "told": ["coder stops: it makes room for chat.", "chat waits: until coder has left."],
+    },
+    "gpus": {
+        "gpus": [
+            {
+                "gpu": "0",
+                "unit": "bytes",
+                "total": 24 * GIB,
+                "reserve": 0,
+                "lent": 2 * GIB,
+                "claimed": 14 * GIB,
+                "unclaimed": 8 * GIB,
+                "claims": [{"name": "coder", "state": "ready", "memory": 14 * GIB}],
+                "leases": ["lease-1"],
+                "measured": {"total": 24 * GIB, "free": 9 * GIB},
+            }
+        ],
+        "not_measured": None,
+    },
+    "advice": {"days": 0.1, "advice": [], "told": "The record spans 2 h 24 m."},
+}
+
+
 class FakeProxy(ThreadingHTTPServer):
     """An admin API with two backends; ``after`` says what state a verb leads to."""
 
@@ -66,7 +96,18 @@ class FakeProxy(ThreadingHTTPServer):
             "coder": backend("coder", "ready", idle_in=90.0),
             "chat": backend("chat", "failed", last_failure=FAILURE, retry_in=20.0),
         }
-        self.after = {"start": "ready", "stop": "absent", "restart": "ready", "reset": "absent"}
+        self.after = {
+            "start": "ready",
+            "stop": "absent",
+            "sleep": "sleeping",
+            "wake": "ready",
+            "restart": "ready",
+            "reset": "absent",
+        }
+        self.leases: dict[str, dict[str, Any]] = {}
+        self.bodies: list[dict[str, Any]] = []
+        self.held = True
+        self.documents = dict(DOCUMENTS)
         self.key: str | None = KEY
 
     @property
@@ -103,19 +144,63 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, {"backends": list(fake.backends.values())})
         elif path == ["events"]:
             event = {"at": 0, "backend": "coder", "from": "absent", "input": "demand", "to": "starting"}
-            self._send(200, f": hello\n\ndata: {json.dumps({**event, 'reason': 'a request'})}\n\n")
+            told = [
+                {**event, "reason": "a request"},
+                {**event, "to": "absent", "decision": "evict", "for": "chat", "reason": "makes room"},
+            ]
+            self._send(200, ": hello\n\n" + "".join(f"data: {json.dumps(one)}\n\n" for one in told))
+        elif path[0] == "leases":
+            self._leases(path[1:])
+        elif path[0] in fake.documents:
+            self._send(200, fake.documents[path[0]])
         elif path[1] not in fake.backends:
             self._error(404, "route_not_found", f"There is no backend {path[1]!r}. Backends: chat, coder.")
+        elif path[2:] == ["why"]:
+            why = ["coder is ready, for 5.0 s.", "It needs 0.60 of GPU 0 (as it says)."]
+            self._send(200, {"backend": fake.backends[path[1]], "why": why})
         elif path[2:] == ["logs"]:
             self._send(200, "one\ntwo\n", "text/plain")
         elif len(path) == 3:
             found = fake.backends[path[1]]
             found["state"] = fake.after[path[2]]
+            found["level"] = 1 if found["state"] == "sleeping" else None
             self._send(200 if "wait" in parts.query else 202, found)
         else:
             self._send(200, fake.backends[path[1]])
 
-    do_GET = do_POST = _serve
+    def _leases(self, path: list[str]) -> None:
+        fake, leases = self.server, self.server.leases
+        if self.command == "POST":
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            fake.bodies.append(asked)
+            if asked["memory"] == "14":
+                self._error(400, "invalid_request", "memory is '14'; use a fraction.")
+                return
+            if asked["memory"] == "99GiB":
+                self._error(503, "does_not_fit", "'lease-1' does not fit.", "Unpin something.")
+                return
+            name = f"lease-{len(leases) + 1}"
+            leases[name] = {
+                "id": name,
+                "gpu": asked["gpu"],
+                "memory": 16 * GIB,
+                "note": asked["note"],
+                "held": fake.held,
+                "since": 0.0,
+                "until": time.time() + 2400,
+                "waits": None if fake.held else {"why": "until coder has left", "on": ["coder"]},
+            }
+            self._send(201, leases[name])
+        elif not path:
+            self._send(200, {"leases": list(leases.values())})
+        elif path[0] not in leases:
+            self._error(404, "route_not_found", f"There is no lease {path[0]!r}. Leases: none.")
+        elif self.command == "DELETE":
+            self._send(200, leases.pop(path[0]))
+        else:
+            self._send(200, {**leases[path[0]], "held": True, "waits": None})
+
+    do_GET = do_POST = do_DELETE = _serve
 
 
 @pytest.fixture
@@ -239,7 +324,172 @@ def test_logs(proxy: FakeProxy) -> None:
 def test_events(proxy: FakeProxy) -> None:
     """``events`` prints each transition with its reason."""
     assert "coder absent -> starting: a request" in run("events").stdout
-    assert json.loads(run("events", "--json").stdout)["to"] == "starting"
+    assert json.loads(run("events", "--json").stdout.splitlines()[0])["to"] == "starting"
+
+
+def test_events_tell_decisions(proxy: FakeProxy) -> None:
+    """With their kind, and for whom they were made."""
+    assert "coder decided: evict for chat: makes room" in run("events").stdout
+    told = [json.loads(line) for line in run("events", "--json").stdout.splitlines()]
+    assert [event.get("decision") for event in told] == [None, "evict"]
+
+
+def test_status_tells_who_waits_and_sleeps(proxy: FakeProxy) -> None:
+    """In the table, with what it waits for below it, and what is lent."""
+    now = time.time()
+    waits = {"why": "coder is busy", "on": ["coder"], "since": now - 70}
+    proxy.backends["chat"] = backend("chat", "absent", waiting=2, waits=waits)
+    proxy.backends["coder"]["pinned"], proxy.backends["coder"]["idle_in"] = True, None
+    proxy.backends["small"] = backend("small", "sleeping", level=1, idle_in=3600.0)
+    proxy.backends["deep"] = backend("deep", "ready", idle_in=60.0, needs={"sleep": [1, 2]})
+    run("lease", "--memory", "16GiB", "--for", "40m", "--note", "a game")
+    lines = run("status").stdout.splitlines()
+    coder, chat, small, deep = lines[1:5]
+    assert "pinned" in coder
+    assert "waits for coder" in chat
+    assert "sleeping (level 1)" in small
+    assert "stops in 1 h 0 m" in small
+    assert "sleeps in 1 m 0 s" in deep
+    assert lines[5] == "chat waits for 1 m 10 s: coder is busy"
+    assert lines[6].startswith("lease-1: 16.0 GiB of GPU 0 (a game), held, 4")
+    assert [one["id"] for one in json.loads(run("status", "--json").stdout)["leases"]] == ["lease-1"]
+
+
+def test_status_of_one_tells_its_needs(proxy: FakeProxy) -> None:
+    """What it needs, what was decided last, and what it waits for."""
+    needs = {"gpus": ["0", "1"], "memory": 0.6, "why": "as it says"}
+    decision = {"kind": "evict", "reason": "makes room for chat", "for": "chat", "at": time.time()}
+    waits: dict[str, Any] = {"why": "until coder has left", "on": [], "since": None}
+    proxy.backends["chat"] = backend("chat", "absent", needs=needs, decision=decision, waits=waits)
+    shown = run("status", "chat").stdout
+    assert "0.60 of GPU 0, 1 (as it says)" in shown
+    assert "evict 0.0 s ago: makes room for chat" in shown
+    assert "until coder has left" in shown
+    assert "chat waits: until coder has left" in run("status").stdout
+
+
+def test_sleep_and_wake(proxy: FakeProxy) -> None:
+    """They wait, and say what has become of the backend."""
+    result = run("sleep", "coder")
+    assert (result.exit_code, result.stdout[:38]) == (0, "coder: was ready, asleep at level 1 af")
+    assert run("sleep", "coder").stdout == "coder: was asleep already\n"
+    assert "coder: ready after" in run("wake", "coder").stdout
+    assert "coder: was ready already" in run("wake", "coder").stdout
+    proxy.after["sleep"] = "falling_asleep"
+    assert run("sleep", "coder", "--no-wait").stdout == "coder: was ready, now falling_asleep\n"
+    proxy.after["sleep"] = "absent"
+    result = run("sleep", "coder")
+    assert result.exit_code == 1
+    assert "coder: does not sleep, is absent" in result.stderr
+
+
+def test_start_that_waits_for_room(proxy: FakeProxy) -> None:
+    """``start --no-wait`` says what it waits for."""
+    proxy.after["start"] = "absent"
+    proxy.backends["coder"]["waits"] = {"why": "chat is busy", "on": ["chat"], "since": None}
+    assert run("start", "--no-wait", "coder").stdout == "coder: absent, waits: chat is busy\n"
+
+
+def test_why(proxy: FakeProxy) -> None:
+    """The sentences, one on a line; with --json the backend, too."""
+    assert run("why", "coder").stdout.splitlines()[0] == "coder is ready, for 5.0 s."
+    assert json.loads(run("why", "coder", "--json").stdout)["backend"]["name"] == "coder"
+    assert run("why", "nope").exit_code == 1
+    assert run("why").exit_code == 2
+
+
+def test_plan(proxy: FakeProxy) -> None:
+    """What is to be done, or what a request would do."""
+    assert run("plan").stdout.splitlines()[1] == "chat waits: until coder has left."
+    assert run("plan", "chat", "--json").exit_code == 0
+    assert [query for _, path, query in proxy.asked if path == "/api/plan"] == [{}, {"backend": ["chat"]}]
+
+
+def test_gpus(proxy: FakeProxy) -> None:
+    """A line for each GPU, in GiB where its size is known; why its free memory is not measured."""
+    result = run("gpus")
+    row = result.stdout.splitlines()[1]
+    assert row.split("  ")[0] == "0"
+    for part in ("24.0 GiB", "0.0 GiB", "14.0 GiB", "9.0 GiB", "coder 14.0 GiB, lease-1"):
+        assert part in row
+    (gpu,) = json.loads(run("gpus", "--json").stdout)["gpus"]
+    small = {**gpu, "unit": "fraction", "measured": None, "claims": [], "leases": []}
+    small |= {"total": 1.0, "reserve": 0, "lent": 0, "claimed": 0.6, "unclaimed": 0.4}
+    proxy.documents["gpus"] = {"gpus": [small], "not_measured": "NVML finds no GPU"}
+    shown = run("gpus").stdout
+    assert "0.60" in shown
+    assert shown.endswith("Free memory is not measured: NVML finds no GPU.\n")
+    proxy.documents["gpus"] = {"gpus": [], "not_measured": None}
+    assert run("gpus").stdout == "No backend needs GPU memory.\n"
+
+
+def test_advise(proxy: FakeProxy) -> None:
+    """The recommendations, or why there are none."""
+    assert run("advise").stdout == "The record spans 2 h 24 m.\n"
+    one = {"told": "coder: pin it: 5 of 9 starts in 2 days would not have been needed", "gain": 120.0}
+    proxy.documents["advice"] = {"days": 2.0, "advice": [one], "told": None}
+    assert run("advise").stdout.endswith("needed (saves 2 m 0 s of waiting a day)\n")
+    assert json.loads(run("advise", "--json").stdout)["days"] == 2.0
+
+
+def test_leases_are_taken_shown_and_released(proxy: FakeProxy) -> None:
+    """With what was asked for; --all ends all of them."""
+    assert run("leases").stdout == "No GPU memory is lent.\n"
+    result = run("lease", "--gpu", "1", "--memory", "16GiB", "--for", "40m", "--note", "ComfyUI")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("lease-1: 16.0 GiB of GPU 1 (ComfyUI), held, ")
+    assert proxy.bodies == [{"gpu": "1", "memory": "16GiB", "seconds": "40m", "note": "ComfyUI"}]
+    proxy.held = False
+    assert "waits until coder has left, 4" in run("lease", "--memory", "1GiB", "--for", "40m").stdout
+    rows = run("leases").stdout.splitlines()
+    assert [row.split()[0] for row in rows] == ["LEASE", "lease-1", "lease-2"]
+    assert ("held" in rows[1], "until coder has left" in rows[2]) == (True, True)
+    assert len(json.loads(run("leases", "--json").stdout)["leases"]) == 2
+    assert run("release", "lease-1").stdout == "lease-1: released\n"
+    assert run("release", "lease-1").exit_code == 1
+    assert json.loads(run("release", "--all", "--json").stdout)["leases"][0]["id"] == "lease-2"
+    assert run("release", "--all").stdout == "No GPU memory is lent.\n"
+    assert run("release").exit_code == 2
+    assert run("release", "lease-1", "--all").exit_code == 2
+
+
+def test_a_lease_is_waited_for(proxy: FakeProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--wait says what it waits for, and then that it is held; Ctrl-C gives it up."""
+    proxy.held = False
+    words = ("lease", "--memory", "50%", "--for", "1h", "--wait")
+    result = run(*words)
+    assert "waits until coder has left" in result.stderr
+    assert ", held, " in result.stdout
+    result = run(*words, "--json")
+    assert (json.loads(result.stdout)["held"], result.stderr) == (True, "")
+
+    def interrupted(api: Api, name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Api, "lease_held", interrupted)
+    result = run(*words)
+    assert result.exit_code == 1
+    assert "lease-3: given up" in result.stderr
+    assert "lease-3" not in proxy.leases
+
+
+def test_a_lease_that_is_refused(proxy: FakeProxy) -> None:
+    """What is no size is wrong usage; what can never fit is status 1 with the fix."""
+    result = run("lease", "--memory", "14", "--for", "1h")
+    assert result.exit_code == 2
+    assert "memory is '14'; use a fraction." in result.stderr
+    result = run("lease", "--memory", "99GiB", "--for", "1h")
+    assert result.exit_code == 1
+    assert "Unpin something." in result.stderr
+    assert run("lease", "--memory", "1GiB").exit_code == 2
+
+
+@pytest.mark.parametrize("words", ["why", "plan", "sleep", "wake", "lease", "release"])
+def test_help_helps(words: str) -> None:
+    """With an example."""
+    result = run(words, "--help")
+    assert result.exit_code == 0
+    assert f"Example: llmproxy {words}" in result.stdout
 
 
 def test_wrong_key(proxy: FakeProxy, monkeypatch: pytest.MonkeyPatch) -> None:
