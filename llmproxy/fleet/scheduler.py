@@ -40,6 +40,9 @@ SLEEP_BOUND = 5.0
 CAME_BACK = 0.5
 """Part of what a sleeper should give back that has to come back; vLLM has been seen to free 6 of 20 GB."""
 
+TRY_AGAIN = 1.0
+"""Seconds until the next look after one that failed."""
+
 NEVER_LONGER = 3600.0
 """Seconds between two looks at most while anything waits."""
 
@@ -53,6 +56,7 @@ class Scheduler:
     :param record: told of each decision.
     :param changed: called when leases changed.
     :param host_memory: bytes of host memory for sleepers when the operator says nothing.
+    :ivar sound: its last look has come to its end.
     """
 
     _log = Logger()
@@ -73,6 +77,7 @@ class Scheduler:
         self.meter: IGpuMeter = AbsentMeter("not looked for")
         self.settle: Settle = lambda enough, bound: settle(clock, self.meter, enough, bound)
         self.leases_changed: Callable[[], None] = lambda: None
+        self.sound = True
         self._clock = clock
         self._backends = backends
         self._record = record
@@ -150,6 +155,12 @@ class Scheduler:
                 self._carry_out(self.plan())
                 if not self._again:
                     break
+            self.sound = True
+        except Exception:
+            # A fault of our own must neither be one request's alone, nor pass for health.
+            self._log.failure("scheduling")
+            self.sound = False
+            self._look_later(self._clock.seconds() + TRY_AGAIN, self._clock.seconds())
         finally:
             self._looking = False
 

@@ -64,7 +64,7 @@ class RootResource(Resource):
         self._fleet = fleet
         self._inference = InferenceResource(fleet)
         self._routes: dict[str, BackendResource] = {}
-        self.putChild(b"healthz", HealthResource())
+        self.putChild(b"healthz", HealthResource(fleet))
         self.putChild(b"readyz", ReadyResource(fleet))
         self.putChild(b"api", ApiResource(fleet))
 
@@ -86,11 +86,18 @@ class RootResource(Resource):
 
 
 class HealthResource(ProxyResource):
-    """``/healthz``: the reactor turns, so the scheduler, which lives in it, answers."""
+    """``/healthz``: the reactor turns, and the scheduler, which lives in it, decides."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__()
+        self._fleet = fleet
 
     def serve(self, request: ProxyRequest) -> None:
         """Say so."""
-        answer_json(request, 200, {"status": "ok"})
+        if self._fleet.scheduler.sound:
+            answer_json(request, 200, {"status": "ok"})
+        else:
+            answer_json(request, 503, {"status": "the scheduler fails; the log says why"})
 
 
 class ReadyResource(ProxyResource):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from unittest.mock import Mock
 
 from attrs import evolve
 from twisted.internet.defer import Deferred
@@ -574,6 +575,22 @@ class SchedulerTests(SynchronousTestCase):
         error = self.assertRaises(Refusal, self.fleet.scheduler.lease, "0", 0.5, 600.0, "")
         self.assertEqual(error.code, "does_not_fit")
         self.assertEqual(list(self.fleet.scheduler.leases), [])
+
+    # -- faults -------------------------------------------------------------------------------------
+
+    def test_a_fault_in_a_look_is_no_end_of_the_scheduler(self) -> None:
+        """It is logged, told by its health, and the next look is tried soon."""
+        self.build(a={})
+        plan = self.fleet.scheduler.plan
+        self.fleet.scheduler.plan = Mock(side_effect=ZeroDivisionError)  # type: ignore[method-assign]
+        client = self.ask("a")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertFalse(self.fleet.scheduler.sound)
+        self.fleet.scheduler.plan = plan  # type: ignore[method-assign]
+        self.clock.advance(1)
+        self.settle()
+        self.assertTrue(client.served)
+        self.assertTrue(self.fleet.scheduler.sound)
 
     # -- the end ------------------------------------------------------------------------------------
 
