@@ -178,3 +178,64 @@ def test_following(proxy: Proxy) -> None:
     assert steps[-1] == ("stopping", "absent")
     assert "Shutting down" in told["logs -f -n 0 a"]
     assert "startup complete" not in told["logs -f -n 0 a"]
+
+
+def test_two_models_on_one_gpu(kind: str, tmp_path: Path) -> None:
+    """They make room for each other, sleep and wake, and lend the GPU; the command tells of all of it."""
+    gpu = tmp_path / "gpu"
+    gpu.mkdir()
+    shares = ("--gpu", str(gpu), "--gpu-memory-utilization", "0.6", "--start-delay", "0.2")
+    settings = {"gpu_memory": 0.6, "min_residency": 0}
+    backends = {
+        "coder": demo(*shares, "--enable-sleep-mode", environment={"VLLM_SERVER_DEV_MODE": "1"}, **settings),
+        "chat": demo(*shares, **settings),
+    }
+    with running(kind, tmp_path, backends, host_memory_for_sleep="64GiB") as proxy:
+
+        def told(*words: str, status: int = 0) -> str:
+            done = llmproxy(proxy, *words)
+            assert done.returncode == status, done
+            return done.stdout if status == 0 else done.stderr
+
+        assert "coder would be ready in about" in told("plan", "coder")
+        assert proxy.chat("coder").status == 200
+        assert "It was started for requests that waited for it." in told("why", "coder")
+        assert "coder falls asleep at level 1: makes room for chat" in told("plan", "chat")
+        assert proxy.chat("chat").status == 200
+        assert proxy.state("coder") == "sleeping"
+        assert "sleeping (level 1)" in told("status")
+        why = told("why", "coder")
+        assert "It was evicted" in why
+        assert "it makes room for chat" in why
+        assert "coder had to leave for it." in told("why", "chat")
+        assert "cannot sleep" in told("sleep", "chat", status=1)
+
+        assert told("wake", "coder").startswith("coder: ready after")
+        assert proxy.state("chat") == "absent"
+        assert "asleep at level 1 after" in told("sleep", "coder")
+        assert "coder is absent" not in told("why", "coder")
+        assert told("start", "chat").startswith("chat: ready after")
+        row = told("gpus").splitlines()[1]
+        assert "chat 0.60" in row
+        assert "coder 0.0" in row
+
+        lent = told("lease", "--memory", "50%", "--for", "40m", "--note", "a game", "--wait")
+        assert lent.startswith("lease-1: 0.50 of GPU 0 (a game), held, 4")
+        assert proxy.state("chat") == "absent"
+        assert "a game" in told("leases")
+        refused = told("start", "chat", status=1)
+        assert "0.50 of it lent" in refused
+        assert "llmproxy release" in refused
+        assert proxy.chat("chat").error["code"] == "does_not_fit"
+        assert "lease-1" in told("status")
+        assert told("release", "--all") == "lease-1: released\n"
+        assert told("start", "chat").startswith("chat: ready after")
+        assert "use one that backends use: 0" in told(
+            "lease", "--gpu", "7", "--memory", "0.5", "--for", "1m", status=2
+        )
+        assert "The record spans" in told("advise")
+        metrics = proxy.ask("GET", "/metrics", key=None).body.decode()
+        assert 'llmproxy_evictions_total{backend="coder",reason="room"}' in metrics
+        assert 'llmproxy_evictions_total{backend="chat",reason="lease"} 1.0' in metrics
+        assert 'llmproxy_wake_seconds_count{backend="coder"} 1.0' in metrics
+        assert not (gpu / "faults").exists()

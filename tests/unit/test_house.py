@@ -46,7 +46,7 @@ PURE = (
     "fleet.names",
     "web.histogram",
     "web.unread",
-    "fleet.names",
+    "fleet.telling",
     "runtimes.interface",
 )
 # Reads the files that the others are given as texts; prints.

@@ -74,8 +74,9 @@ def _wait_view(fleet: Fleet, backend: Backend) -> dict[str, Any] | None:
     return {"why": wait.why, "on": list(wait.on), "since": wanted_since(backend)}
 
 
-def _decision_view(decision: Decision | None) -> dict[str, Any] | None:
-    if decision is None:
+def _decision_view(decision: Decision | None, *, waits: bool) -> dict[str, Any] | None:
+    if decision is None or (decision.kind == "wait" and not waits):
+        # It waits no more, and was not told so.
         return None
     return {"kind": decision.kind, "reason": decision.reason, "for": decision.whom, "at": decision.at}
 
@@ -86,7 +87,7 @@ def backend_view(fleet: Fleet, backend: Backend, now: float) -> dict[str, Any]:
     :param now: POSIX seconds.
     """
     start, failure, address, needs = backend.last_start, backend.last_failure, backend.address, backend.needs
-    instance, unfit = backend.instance, backend.wishes.unfit
+    instance, unfit, waits = backend.instance, backend.wishes.unfit, _wait_view(fleet, backend)
     return {
         "name": backend.name,
         "route": backend.name,
@@ -99,7 +100,7 @@ def backend_view(fleet: Fleet, backend: Backend, now: float) -> dict[str, Any]:
         "via": None if address is None else address.via,
         "in_flight": backend.admission.in_flight,
         "waiting": backend.admission.waiting,
-        "waits": _wait_view(fleet, backend),
+        "waits": waits,
         "models": list(backend.models),
         "container": backend.spec.container,
         "run": None if instance is None else instance.run,
@@ -113,7 +114,7 @@ def backend_view(fleet: Fleet, backend: Backend, now: float) -> dict[str, Any]:
         "pinned": backend.spec.pinned,
         "priority": backend.spec.priority,
         "estimate": _estimate_view(fleet, backend),
-        "decision": _decision_view(fleet.scheduler.decided(backend.name)),
+        "decision": _decision_view(fleet.scheduler.decided(backend.name), waits=waits is not None),
         "refused": None if unfit is None else unfit.message,
         "last_start": None
         if start is None
