@@ -38,7 +38,8 @@ def redact(text: str, secrets: Iterable[str]) -> str:
 
 _CAUSES: tuple[tuple[str, str], ...] = (
     (
-        r"Free memory on device.*(?:less than desired|Desired GPU memory utilization).*",
+        # With "Actual usage is" it is an ordinary start's remark on --kv-cache-memory (gpu_worker.py).
+        r"Free memory on device(?!.*Actual usage is).*(?:less than desired|Desired GPU memory utilization).*",
         "Free GPU memory first (stop what else uses the GPU), or lower --gpu-memory-utilization.",
     ),
     (

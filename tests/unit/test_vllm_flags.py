@@ -259,3 +259,14 @@ def test_the_last_run_counts() -> None:
     """A container's log holds its earlier runs as well."""
     lines = ("torch.OutOfMemoryError: CUDA", "No available memory for the cache blocks 1", "shutting down")
     assert diagnose(1, False, log(*lines))[0] == lines[1]
+
+
+def test_the_remark_of_an_ordinary_start_is_no_cause() -> None:
+    """vLLM tells what memory it has used in words like those of a GPU that is full."""
+    remark = (
+        "INFO 11-23 09:15:10 [gpu_worker.py:400] Free memory on device (22.1/23.7 GiB) on startup. Desired GPU"
+        " memory utilization is (0.9, 21.3 GiB). Actual usage is 5.2 GiB for weight. Replace"
+        " gpu_memory_utilization config with `--kv-cache-memory=1`"
+    )
+    cause, hint = diagnose(1, False, f"{remark}\nValueError: something else")
+    assert (cause, hint) == ("ValueError: something else", None)
