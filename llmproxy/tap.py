@@ -209,6 +209,8 @@ class _Assembly:
 
         def found(meter: IGpuMeter) -> None:
             if is_absent(meter):
+                # It knows why.
+                self._fleet.scheduler.meter = meter
                 lane.close()
                 return
 
