@@ -12,7 +12,7 @@ from llmproxy.fleet.learned import Learned
 from llmproxy.fleet.leases import GpuLease
 from llmproxy.fleet.outlook import Model, Phase
 
-__all__ = ["lease_model", "model_of", "rooms_for"]
+__all__ = ["SUPPOSED_WAKE", "lease_model", "model_of", "rooms_for"]
 
 _PHASES: Mapping[State, Phase] = {
     "absent": "absent",

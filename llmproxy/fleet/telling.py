@@ -170,7 +170,8 @@ def _origin(story: Story) -> list[str]:
 def _departure(story: Story) -> list[str]:
     left = story.left
     if left is None:
-        never = story.state == "absent" and not story.begun
+        wanted = story.waiting or story.wait is not None
+        never = story.state == "absent" and not story.begun and not wanted
         return ["Nobody has asked for it since llmproxy knows it."] if never else []
     ago = duration(story.now - left.at)
     if left.whom is not None:

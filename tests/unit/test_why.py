@@ -62,6 +62,7 @@ def test_who_left_is_told_why() -> None:
     assert told("draining", left=Left(1099.0, "idle for 60 s"))[1] == "It left 1.0 s ago: idle for 60 s."
     assert told("absent")[1] == "Nobody has asked for it since llmproxy knows it."
     assert "Nobody" not in " ".join(told("absent", begun="wanted") + told("stopping"))
+    assert "Nobody" not in " ".join(told("absent", waiting=1))
     assert told("falling_asleep")[0] == "chat is falling asleep, for 1 m 40 s."
     assert told("sleeping", level=2)[0] == "chat is sleeping at level 2, for 1 m 40 s."
 

@@ -12,6 +12,7 @@ from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.learned import Estimate
 from llmproxy.fleet.leases import GpuLease
 from llmproxy.fleet.outlook import Plan
+from llmproxy.fleet.snapshot import SUPPOSED_WAKE
 from llmproxy.fleet.surroundings import Decision, Transition
 from llmproxy.fleet.telling import GpuSum, Left, Story
 
@@ -41,7 +42,11 @@ def estimate_of(fleet: Fleet, backend: Backend) -> Estimate:
     """What is to be expected of it; of a wake: from the sleep that it is in, or would fall into."""
     asleep = backend.state in ("sleeping", "falling_asleep", "waking")
     level = backend.level if asleep else min(backend.needs.sleep, default=1)
-    return fleet.learned.estimate(backend.name, backend.fingerprint, level)
+    found = fleet.learned.estimate(backend.name, backend.fingerprint, level)
+    if "wake_seconds" in found.measured:
+        return found
+    # As the scheduler supposes it, too.
+    return evolve(found, wake_seconds=min(found.wake_seconds, found.reload_seconds * SUPPOSED_WAKE[level]))
 
 
 def _estimate_view(fleet: Fleet, backend: Backend) -> dict[str, Any]:
