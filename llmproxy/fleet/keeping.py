@@ -30,4 +30,7 @@ def remember(fleet: Fleet, clock: IReactorTime, folder: str) -> StateFile:
     fleet.history.load(found.get("history"))
     fleet.scheduler.leases_changed = state.changed
     fleet.follow(lambda _: state.changed())
+    if leases.next_end() is not None:
+        # Those who waited for their memory go on waiting, and the others end in time.
+        fleet.scheduler.soon()
     return state

@@ -149,6 +149,7 @@ class Scheduler:
             self._again = True
             return
         self._looking = True
+        self._expire()
         try:
             while not self._closed:
                 self._again = False
@@ -347,7 +348,6 @@ class Scheduler:
 
     def _look_when_due(self) -> None:
         self._later = None
-        self._expire()
         self.look()
 
     # -- sleeping -----------------------------------------------------------------------------------

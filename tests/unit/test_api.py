@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llmproxy.config.model import BackendSpec, Config, Gpu, Key, Limits
 from llmproxy.fleet.fleet import Fleet
+from llmproxy.fleet.keeping import remember
 from llmproxy.runtimes.gpus import settle
 from llmproxy.runtimes.interface import Facts
 from llmproxy.runtimes.url import UrlRuntime
@@ -504,6 +505,34 @@ class ApiTests(SynchronousTestCase):
         self.build(coder={"gpu_memory": 0})
         self.assertIn("no backend needs GPU memory", self.refused(self.post("leases", good))[2])
         self.assertEqual(self.get("leases"), {"leases": []})
+
+    def test_leases_outlive_the_proxy_and_end_in_time(self) -> None:
+        """One that was held is held, one that waited goes on waiting, and one whose time is over has ended,
+        though nothing else happens."""
+        folder = self.mktemp()
+        state = remember(self.fleet, self.clock, folder)
+        self.warm("coder")
+        self.request("coder")
+        self.answered(self.post("leases", {"memory": 0.3, "seconds": 60}))
+        self.answered(self.post("leases", {"memory": 0.5, "seconds": 600}))
+        self.fleet.close()
+        state.close()
+        self.build(coder={}, chat={})
+        self.addCleanup(remember(self.fleet, self.clock, folder).close)
+        self.assertEqual([one["held"] for one in self.get("leases")["leases"]], [True, False])
+        self.assertEqual(self.state("coder"), "ready")
+        self.turn()
+        self.assertEqual([one["held"] for one in self.get("leases")["leases"]], [True, True])
+        self.assertEqual(self.state("coder"), "absent")
+        self.clock.advance(60)
+        self.assertEqual([one["id"] for one in self.get("leases")["leases"]], ["lease-2"])
+
+    def test_what_ended_unseen_is_in_nobodys_way(self) -> None:
+        """A lease whose time is over counts no more, whenever that is noticed."""
+        dumped = {"name": "lease-1", "gpu": "0", "memory": 0.9, "until": 1010.0, "held": True}
+        self.fleet.scheduler.leases.load([dumped])
+        self.clock.advance(20)
+        self.warm("coder")
 
     def test_leases_are_bounded(self) -> None:
         """Each is looked at with every decision."""
