@@ -264,8 +264,8 @@ def test_the_last_run_counts() -> None:
 def test_the_remark_of_an_ordinary_start_is_no_cause() -> None:
     """vLLM tells what memory it has used in words like those of a GPU that is full."""
     remark = (
-        "INFO 11-23 09:15:10 [gpu_worker.py:400] Free memory on device (22.1/23.7 GiB) on startup. Desired GPU"
-        " memory utilization is (0.9, 21.3 GiB). Actual usage is 5.2 GiB for weight. Replace"
+        "INFO 11-23 09:15:10 [gpu_worker.py:400] Free memory on device (22.1/23.7 GiB) on startup. Desired"
+        " GPU memory utilization is (0.9, 21.3 GiB). Actual usage is 5.2 GiB for weight. Replace"
         " gpu_memory_utilization config with `--kv-cache-memory=1`"
     )
     cause, hint = diagnose(1, False, f"{remark}\nValueError: something else")
