@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from attrs import evolve
+from twisted.internet.interfaces import IReactorThreads
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import directlyProvides
 
 from llmproxy.config.model import BackendSpec, Config, Gpu, Key, Limits
 from llmproxy.fleet.fleet import Fleet
@@ -24,6 +28,25 @@ from tests.unit.test_front import ADMIN, OK, Client, Log
 from tests.unit.test_scheduler import CONTROLS, GIB, Meter
 
 DAY = 86400.0
+
+
+class Threaded(Clock):
+    """A clock that says that it has threads, and does at once what they are to do.
+
+    :ivar ran: how often that was.
+    """
+
+    ran = 0
+
+    def getThreadPool(self) -> Threaded:
+        return self
+
+    def callInThreadWithCallback(self, done: Callable[[bool, Any], None], work: Callable[[], Any]) -> None:
+        self.ran += 1
+        done(True, work())
+
+    def callFromThread(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+        call(*arguments, **named)
 
 
 class ApiTests(SynchronousTestCase):
@@ -509,8 +532,9 @@ class ApiTests(SynchronousTestCase):
     def test_leases_outlive_the_proxy_and_end_in_time(self) -> None:
         """One that was held is held, one that waited goes on waiting, and one whose time is over has ended,
         though nothing else happens."""
-        folder = self.mktemp()
-        state = remember(self.fleet, self.clock, folder)
+        kept = TemporaryDirectory()
+        self.addCleanup(kept.cleanup)
+        state = remember(self.fleet, self.clock, kept.name)
         self.warm("coder")
         self.request("coder")
         self.answered(self.post("leases", {"memory": 0.3, "seconds": 60}))
@@ -518,7 +542,7 @@ class ApiTests(SynchronousTestCase):
         self.fleet.close()
         state.close()
         self.build(coder={}, chat={})
-        self.addCleanup(remember(self.fleet, self.clock, folder).close)
+        self.addCleanup(remember(self.fleet, self.clock, kept.name).close)
         self.assertEqual([one["held"] for one in self.get("leases")["leases"]], [True, False])
         self.assertEqual(self.state("coder"), "ready")
         self.turn()
@@ -560,6 +584,45 @@ class ApiTests(SynchronousTestCase):
         self.assertEqual((one["backend"], one["present"] in (600.0, False)), ("coder", True))
         self.assertIn("starts in 2 days would not have been needed", one["told"])
         self.assertGreater(one["per_day"], 10)
+
+    # -- faults -------------------------------------------------------------------------------------
+
+    def test_a_cool_down_is_told_and_reset(self) -> None:
+        """A start within it is refused with the failure; after a reset it is tried again."""
+        self.world.refuse_next_start("coder", "no such image")
+        self.fleet.backends["coder"].demand()
+        status, code, message, _ = self.refused(self.post("backends/coder/start?wait=1"))
+        self.assertEqual((status, code), (503, "backend_start_failed"))
+        self.assertIn("no such image", message)
+        self.assertEqual(self.answered(self.post("backends/coder/reset?wait=1"))[1]["state"], "absent")
+        self.assertEqual(self.answered(self.post("backends/coder/start?wait=1"))[1]["state"], "ready")
+
+    def test_logs_that_cannot_be_read_are_told(self) -> None:
+        """503 while the engine is away, 400 for what is no number."""
+        self.assertEqual(self.refused(self.ask(b"GET", "backends/coder/logs?tail=many"))[0], 400)
+        self.world.go_away("no engine here")
+        status, code, message, _ = self.refused(self.ask(b"GET", "backends/coder/logs"))
+        self.assertEqual((status, code, message), (503, "runtime_unavailable", "no engine here"))
+
+    def test_a_fault_in_a_thread_is_answered(self) -> None:
+        """500 without its text, and the log has it."""
+
+        class Broken(Meter):
+            def free(self, gpu: str) -> int | None:
+                raise ZeroDivisionError("a fault")
+
+        self.fleet.scheduler.meter = Broken()
+        status, code, message, _ = self.refused(self.ask(b"GET", "gpus"))
+        self.assertEqual((status, code), (500, "error"))
+        self.assertNotIn("a fault", message)
+
+    def test_what_may_block_is_done_in_a_thread(self) -> None:
+        """Of the reactor's own, where it has any."""
+        self.site.clock = reactor = Threaded()
+        directlyProvides(reactor, IReactorThreads)
+        reactor.advance(1000.0)
+        self.assertEqual(self.get("advice")["advice"], [])
+        self.assertEqual(reactor.ran, 1)
 
     # -- paths --------------------------------------------------------------------------------------
 
