@@ -114,6 +114,8 @@ def lease(api: Api, gpu: str, memory: str, seconds: str, note: str, wait: bool, 
         return
     for line in lease_lines([found], time.time()):
         click.echo(line)
+    if found.get("remark"):
+        click.echo(f"note: {found['remark']}", err=True)
 
 
 def _wait_for(api: Api, name: str) -> dict[str, Any]:

@@ -81,6 +81,7 @@ class Story:
 
     :ivar now: POSIX seconds, as all times here.
     :ivar since: when it came into its state.
+    :ivar elsewhere: it is never started or stopped here.
     :ivar begun: the reason of its last start or wake; empty: it was not seen.
     :ivar woken: that was a wake.
     :ivar awaited: somebody waited for it then.
@@ -101,6 +102,7 @@ class Story:
     since: float
     needs: Needs
     start: Estimate
+    elsewhere: bool = False
     begun: str = ""
     woken: bool = False
     awaited: bool = False
@@ -132,7 +134,8 @@ def tell_why(story: Story) -> list[str]:
     if story.state in ("ready", "sleeping"):
         lines += _stay(story)
     lines += _needs(story)
-    lines.append(_times(story))
+    if not story.elsewhere:
+        lines.append(_times(story))
     return [*lines, *story.needs.remarks]
 
 

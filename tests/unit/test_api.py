@@ -493,6 +493,13 @@ class ApiTests(SynchronousTestCase):
         self.fleet.apply(evolve(self.config, backends=pinned))
         self.assertIn("pinned by coder", self.refused(waiting)[2])
 
+    def test_bytes_of_a_gpu_of_unknown_size_are_all_of_it(self) -> None:
+        """Which is told, as it is not what was meant."""
+        lease = self.answered(self.post("leases", {"memory": "4GiB", "seconds": 60}))[1]
+        self.assertIn("all of it is lent: lend a fraction, or set gpus.0.memory.", lease["remark"])
+        self.assertIsNone(self.answered(self.ask(b"DELETE", "leases/lease-1"))[1]["waits"])
+        self.assertIsNone(self.answered(self.post("leases", {"memory": 0.1, "seconds": 60}))[1]["remark"])
+
     def test_who_does_not_wait_for_a_lease_leaves_it(self) -> None:
         """It is granted all the same."""
         self.warm("coder")

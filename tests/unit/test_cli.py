@@ -189,6 +189,7 @@ class Handler(BaseHTTPRequestHandler):
                 "since": 0.0,
                 "until": time.time() + 2400,
                 "waits": None if fake.held else {"why": "until coder has left", "on": ["coder"]},
+                "remark": "All of it is lent." if asked["note"] == "big" else None,
             }
             self._send(201, leases[name])
         elif not path:
@@ -449,6 +450,9 @@ def test_leases_are_taken_shown_and_released(proxy: FakeProxy) -> None:
     assert run("release", "lease-1").exit_code == 1
     assert json.loads(run("release", "--all", "--json").stdout)["leases"][0]["id"] == "lease-2"
     assert run("release", "--all").stdout == "No GPU memory is lent.\n"
+    assert (
+        "note: All of it is lent." in run("lease", "--memory", "1GiB", "--for", "1m", "--note", "big").stderr
+    )
     assert run("release").exit_code == 2
     assert run("release", "lease-1", "--all").exit_code == 2
 

@@ -99,6 +99,7 @@ def test_needs_and_times_are_told_with_where_they_come_from() -> None:
     assert "It needs no GPU memory (it runs elsewhere)." in told(
         "absent", needs=Needs(why="it runs elsewhere")
     )
+    assert told("ready", needs=Needs(), elsewhere=True)[-1] == "It needs no GPU memory."
     assert "It needs no GPU memory." in told("absent", needs=Needs())
     start = Estimate(reload_seconds=75.0, wake_seconds=2.5, measured=frozenset({"reload_seconds"}))
     known = Room(24 * GIB, known=True)

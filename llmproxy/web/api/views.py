@@ -28,6 +28,9 @@ __all__ = [
 ]
 
 
+_WHOLE = "GPU {gpu}'s size is not known, so all of it is lent: lend a fraction, or set gpus.{gpu}.memory."
+
+
 def leaves_in(backend: Backend, now: float) -> float | None:
     """Seconds until it leaves if nobody uses it; None when it does not by itself."""
     if backend.spec.pinned:
@@ -142,6 +145,8 @@ def backend_view(fleet: Fleet, backend: Backend, now: float) -> dict[str, Any]:
 def lease_view(fleet: Fleet, lease: GpuLease) -> dict[str, Any]:
     """One lease of GPU memory; ``waits`` says what is in its way while it is not held yet."""
     wait = fleet.scheduler.waits(lease.name)
+    room = fleet.scheduler.rooms()[lease.gpu] if fleet.scheduler.leases.get(lease.name) else Room(known=True)
+    whole = isinstance(lease.memory, int) and not room.known
     return {
         "id": lease.name,
         "gpu": lease.gpu,
@@ -151,6 +156,7 @@ def lease_view(fleet: Fleet, lease: GpuLease) -> dict[str, Any]:
         "since": lease.since,
         "until": lease.until,
         "waits": None if wait is None or lease.held else {"why": wait.why, "on": list(wait.on)},
+        "remark": _WHOLE.format(gpu=lease.gpu) if whole else None,
     }
 
 
@@ -241,6 +247,7 @@ def story_of(fleet: Fleet, backend: Backend, now: float) -> Story:
         backend.since,
         backend.needs,
         estimate_of(fleet, backend),
+        elsewhere=backend.spec.runtime == "url",
         awaited=backend.awaited,
         in_flight=backend.admission.in_flight,
         waiting=backend.admission.waiting,
