@@ -87,7 +87,7 @@ class Story:
     :ivar awaited: somebody waited for it then.
     :ivar made_room: those who left for it then.
     :ivar wait: what it waits for.
-    :ivar drain_at: when busy ones begin to drain for those who wait.
+    :ivar drain_at: when busy ones begin to drain for those who wait, at the earliest.
     :ivar refused: why requests are refused at present.
     :ivar unfit: why it was not started when it was wanted last.
     :ivar stays_until: until when it stays after others have left for it.
@@ -194,7 +194,7 @@ def _queue(story: Story) -> list[str]:
         lines.append(f"It waits: {story.wait.why}.")
         if story.drain_at is not None and story.drain_at > story.now:
             left = duration(story.drain_at - story.now)
-            lines.append(f"In {left} busy ones take no new requests, and leave when they have drained.")
+            lines.append(f"In {left} at the earliest busy ones take no new requests, and leave when drained.")
         lines += [str(one) for one in story.gpus]
     if story.refused:
         again = "" if story.retry_in is None else f" It is tried again in {duration(story.retry_in)}."

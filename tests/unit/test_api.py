@@ -332,7 +332,7 @@ class ApiTests(SynchronousTestCase):
         told = self.why("chat")
         self.assertIn("1 request waits for it, the first for 12 s.", told)
         self.assertIn("It waits: coder is busy.", told)
-        self.assertIn("In 18 s busy ones take no new requests", told)
+        self.assertIn("In 18 s at the earliest busy ones take no new requests", told)
         self.assertIn("Of GPU 0's 1.00 coder has 0.60, 0.40 is free.", told)
         self.assertIn("1 request is in flight there.", self.why("coder"))
         self.servers.requests[0].send(OK)

@@ -74,7 +74,7 @@ def test_who_waits_is_told_for_whom_and_how_long() -> None:
     start = lines.index("3 requests wait for it, the first for 12 s.")
     assert lines[start + 1 : start + 4] == [
         "It waits: coder is busy.",
-        "In 18 s busy ones take no new requests, and leave when they have drained.",
+        "In 18 s at the earliest busy ones take no new requests, and leave when drained.",
         "Of GPU 0's 1.00 coder has 0.60, 0.40 is free.",
     ]
     lines = told("absent", waiting_since=1090.0, wait=wait, drain_at=1095.0)

@@ -233,12 +233,16 @@ def plan_view(found: Plan) -> dict[str, Any]:
     }
 
 
+def _stays_until(backend: Backend) -> float:
+    return backend.since + backend.spec.min_residency if backend.wishes.swapped_in else 0.0
+
+
 def story_of(fleet: Fleet, backend: Backend, now: float) -> Story:
     """All that is known of why it is as it is."""
     scheduler, refusal = fleet.scheduler, backend.refusal
     wait, since = scheduler.waits(backend.name), wanted_since(backend)
     ahead = () if wait is None else tuple(fleet.backends[name] for name in wait.on if name in fleet.backends)
-    busy = any(one.state == "ready" and one.gate.busy for one in ahead)
+    stays = [_stays_until(one) for one in ahead if one.state == "ready" and one.gate.busy]
     limit = fleet.config.scheduler.max_wait_before_drain
     story = Story(
         backend.name,
@@ -253,12 +257,12 @@ def story_of(fleet: Fleet, backend: Backend, now: float) -> Story:
         waiting=backend.admission.waiting,
         waiting_since=since,
         wait=wait,
-        drain_at=since + limit if busy and since is not None else None,
+        drain_at=max(since + limit, *stays) if stays and since is not None else None,
         refused="" if refusal is None else refusal.message,
         unfit="" if backend.wishes.unfit is None else backend.wishes.unfit.message,
         retry_in=backend.retry_in,
         pinned=backend.spec.pinned,
-        stays_until=backend.since + backend.spec.min_residency if backend.wishes.swapped_in else 0.0,
+        stays_until=_stays_until(backend),
         leaves_in=leaves_in(backend, now),
         level=backend.level,
         gpus=[one for one in gpu_sums(fleet) if one.gpu in backend.needs.gpus],
