@@ -264,6 +264,16 @@ class ApiTests(SynchronousTestCase):
         )
         self.assertEqual(self.refused(waiting)[:2], (503, "does_not_fit"))
 
+    def test_a_start_that_is_wanted_no_more_is_told(self) -> None:
+        """Who waits for a start that somebody stops before it has begun is answered, and it waits no more."""
+        self.warm("coder")
+        self.request("coder")
+        waiting = self.post("backends/chat/start?wait=1")
+        self.turn()
+        self.post("backends/chat/stop")
+        status, view = self.answered(waiting)
+        self.assertEqual((status, view["state"], view["waits"]), (200, "absent", None))
+
     def test_a_start_ends_with_its_route(self) -> None:
         """Who waits for a backend that is configured no more is answered."""
         self.warm("coder")

@@ -10,7 +10,7 @@ from twisted.internet.task import deferLater
 from llmproxy.fleet.backend import Backend
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.web.api.answers import answer_json, conflict, flag
-from llmproxy.web.api.until import until
+from llmproxy.web.api.until import Waiting
 from llmproxy.web.api.views import backend_view
 from llmproxy.web.request import ProxyRequest
 
@@ -19,18 +19,22 @@ __all__ = ["VERBS", "act"]
 VERBS = ("start", "stop", "sleep", "wake", "restart", "reset")
 
 
-def act(request: ProxyRequest, fleet: Fleet, backend: Backend, verb: str) -> None:
+def act(request: ProxyRequest, fleet: Fleet, waiting: Waiting, backend: Backend, verb: str) -> None:
     """Do it, and answer at once (202), or with ``wait=1`` when it is done (200).
 
     :raises llmproxy.errors.Refusal: it cannot be done.
     """
-    _Act(request, fleet, backend).do(verb)
+    _Act(request, fleet, waiting, backend).do(verb)
+    # What is wanted no more shall not be told as waiting.
+    fleet.scheduler.soon()
+    waiting.look(backend.name)
 
 
 class _Act:
-    def __init__(self, request: ProxyRequest, fleet: Fleet, backend: Backend) -> None:
+    def __init__(self, request: ProxyRequest, fleet: Fleet, waiting: Waiting, backend: Backend) -> None:
         self._request = request
         self._fleet = fleet
+        self._waiting = waiting
         self._backend = backend
         self._force = flag(request, b"force")
         self._wait = flag(request, b"wait")
@@ -94,7 +98,7 @@ class _Act:
     def _until(self, over: Callable[[], bool]) -> Deferred[None]:
         # A backend that is configured no more ends all that waits for a state of it.
         closed = self._backend.when()
-        return until(self._request.site.clock, self._fleet, self._backend.name, over, closed)
+        return self._waiting.until(self._request.site.clock, self._backend.name, over, closed)
 
     def _stop(self) -> Deferred[None]:
         self._must_run_here("does not stop it")

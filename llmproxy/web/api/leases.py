@@ -12,7 +12,7 @@ from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.leases import LONGEST, GpuLease
 from llmproxy.http.openai import parse_body
 from llmproxy.web.api.answers import answer_json, flag, not_found
-from llmproxy.web.api.until import until
+from llmproxy.web.api.until import Waiting
 from llmproxy.web.api.views import lease_view
 from llmproxy.web.request import ProxyRequest
 
@@ -34,11 +34,11 @@ def show_leases(request: ProxyRequest, fleet: Fleet) -> None:
     answer_json(request, 200, {"leases": views})
 
 
-def show_lease(request: ProxyRequest, fleet: Fleet, name: str) -> None:
+def show_lease(request: ProxyRequest, fleet: Fleet, waiting: Waiting, name: str) -> None:
     """One of them; with ``wait=1`` when its memory is free for it."""
     lease = _lease(fleet, name)
     if flag(request, b"wait"):
-        _wait(request, fleet, lease, 200)
+        _wait(request, fleet, waiting, lease, 200)
     else:
         answer_json(request, 200, lease_view(fleet, lease))
 
@@ -51,7 +51,7 @@ def end_lease(request: ProxyRequest, fleet: Fleet, name: str) -> None:
     answer_json(request, 200, {**view, "held": False, "waits": None})
 
 
-def take_lease(request: ProxyRequest, fleet: Fleet) -> None:
+def take_lease(request: ProxyRequest, fleet: Fleet, waiting: Waiting) -> None:
     """Lend memory; with ``wait=1`` it is answered when that is free.
 
     :raises llmproxy.errors.Refusal: ``invalid_request``; ``does_not_fit``: it could never be had.
@@ -66,12 +66,12 @@ def take_lease(request: ProxyRequest, fleet: Fleet) -> None:
         raise invalid_request(f"There are {MOST_LEASES} leases already.", hint="llmproxy release ID")
     lease = fleet.scheduler.lease(gpu, memory, seconds, note)
     if flag(request, b"wait"):
-        _wait(request, fleet, lease, 201)
+        _wait(request, fleet, waiting, lease, 201)
     else:
         answer_json(request, 201, lease_view(fleet, lease))
 
 
-def _wait(request: ProxyRequest, fleet: Fleet, lease: GpuLease, status: int) -> None:
+def _wait(request: ProxyRequest, fleet: Fleet, waiting: Waiting, lease: GpuLease, status: int) -> None:
     scheduler = fleet.scheduler
 
     def over() -> bool:
@@ -85,9 +85,9 @@ def _wait(request: ProxyRequest, fleet: Fleet, lease: GpuLease, status: int) -> 
         why = decided.reason if decided is not None and decided.kind == "refuse" else "it was released"
         request.refuse(does_not_fit(lease.name, why, retry_after=None))
 
-    waiting = until(request.site.clock, fleet, lease.name, over)
-    request.when_gone = waiting.cancel
-    waiting.addBoth(answer)
+    held = waiting.until(request.site.clock, lease.name, over)
+    request.when_gone = held.cancel
+    held.addBoth(answer)
 
 
 def _lease(fleet: Fleet, name: str) -> GpuLease:

@@ -10,6 +10,7 @@ from llmproxy.web.api.backends import VERBS, act
 from llmproxy.web.api.following import Events, Logs
 from llmproxy.web.api.leases import end_lease, show_lease, show_leases, take_lease
 from llmproxy.web.api.scheduling import show_advice, show_gpus, show_plan, show_why
+from llmproxy.web.api.until import Waiting
 from llmproxy.web.api.views import backend_view
 from llmproxy.web.request import ProxyRequest
 from llmproxy.web.resource import ProxyResource, require_admin
@@ -23,6 +24,7 @@ class ApiResource(ProxyResource):
     def __init__(self, fleet: Fleet) -> None:
         super().__init__()
         self._fleet = fleet
+        self._waiting = Waiting(fleet)
 
     def serve(self, request: ProxyRequest) -> None:
         """See :class:`~llmproxy.web.resource.ProxyResource`."""
@@ -68,14 +70,14 @@ class ApiResource(ProxyResource):
                 show_why(request, fleet, self._backend(name))
             case [name, verb] if verb in VERBS:
                 need(request, b"POST")
-                act(request, fleet, self._backend(name), verb)
+                act(request, fleet, self._waiting, self._backend(name), verb)
             case _:
                 raise _no_such_path()
 
     def _leases(self, request: ProxyRequest, path: list[str]) -> None:
         match path, request.method:
             case [], b"POST":
-                take_lease(request, self._fleet)
+                take_lease(request, self._fleet, self._waiting)
             case [], _:
                 need(request, b"GET", b"POST")
                 show_leases(request, self._fleet)
@@ -83,7 +85,7 @@ class ApiResource(ProxyResource):
                 end_lease(request, self._fleet, name)
             case [name], _:
                 need(request, b"GET", b"DELETE")
-                show_lease(request, self._fleet, name)
+                show_lease(request, self._fleet, self._waiting, name)
             case _:
                 raise _no_such_path()
 
