@@ -38,6 +38,7 @@ PURE = (
     "fleet.identity",
     "fleet.outlook",
     "fleet.placement",
+    "fleet.turns",
     "fleet.present",
     "fleet.diary",
     "fleet.victims",

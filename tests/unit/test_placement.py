@@ -14,7 +14,17 @@ from bench.simulation.loads import Kind, Request
 from bench.simulation.policies import Placement
 from bench.simulation.world import World
 from llmproxy.fleet.claims import SHARES, Memory, Room, fits, minus, plus
-from llmproxy.fleet.placement import Leave, Model, Plan, Refuse, Rules, Start, plan
+from llmproxy.fleet.placement import (
+    PATIENCE,
+    Leave,
+    Model,
+    Plan,
+    Refuse,
+    Rules,
+    Start,
+    plan,
+)
+from llmproxy.fleet.turns import LEAST_STEP
 
 TENTH = SHARES // 10
 NOW = 1_700_000_000.25
@@ -78,6 +88,18 @@ def test_busy_ones_drain_once_it_has_waited() -> None:
     assert [(one.name, one.drain) for one in late.leaves] == [("b", True)]
 
 
+def test_a_busy_one_has_time_to_become_idle_after_its_residency() -> None:
+    """After a swap an overdue demand waits for the residency and a little longer before it has a busy one
+    drain; an idle one leaves as soon as it need not stay."""
+    busy = model("b", "ready", 5, busy=True, stays_until=NOW + 3.0)
+    first = look(wanted("a", 9, waited=40.0), busy)
+    assert (first.leaves, first.look_again) == ((), NOW + 3.0)
+    second = look(wanted("a", 9, waited=40.0), busy, now=NOW + 3.0)
+    assert (second.leaves, second.look_again) == ((), NOW + 3.0 + PATIENCE)
+    assert names(look(wanted("a", 9, waited=40.0), evolve(busy, busy=False), now=NOW + 3.0).leaves) == ["b"]
+    assert names(look(wanted("a", 9, waited=40.0), busy, now=NOW + 3.0 + PATIENCE).leaves) == ["b"]
+
+
 @pytest.mark.parametrize("limit", [0.1, 0.3, 30.0, 33.3])
 @pytest.mark.parametrize("since", [NOW + 0.3, NOW + 1 / 3, 12345.678, 0.1])
 def test_at_the_time_that_it_named_it_acts(limit: float, since: float) -> None:
@@ -95,6 +117,34 @@ def test_aging_where_nobody_waits_for_a_busy_one() -> None:
     rules = Rules(max_wait_before_drain=0.0)
     old, new = wanted("old", 9, waited=10.0), wanted("new", 9, waited=1.0, urgency=5)
     assert names(look(old, new, rules=rules).starts) == ["old"]
+
+
+def test_whose_turn_it_is() -> None:
+    """The more urgent; then the one that most wait for, for the shortest start; unless another has waited for
+    that much longer."""
+
+    def first(*models: Model) -> str:
+        return names(look(*models).starts)[0]
+
+    assert first(wanted("a", 9), wanted("b", 9, urgency=1)) == "b"
+    assert first(wanted("a", 9, waited=20.0), evolve(wanted("b", 9), waiting=2)) == "b"
+    assert first(wanted("a", 9, waited=20.0), wanted("b", 9, reload=20.0)) == "b"
+    assert first(wanted("a", 9, waited=20.0), wanted("b", 9)) == "a"
+    assert first(wanted("a", 9, waited=31.0), evolve(wanted("b", 9), waiting=99)) == "a"
+    assert first(wanted("a", 9, waited=59.0), wanted("b", 9, urgency=1)) == "b"
+    assert first(wanted("a", 9, waited=61.0), wanted("b", 9, urgency=1)) == "a"
+
+
+def test_one_that_drained_for_another_comes_after_it() -> None:
+    """However many ask for it meanwhile: else it would be started again at once."""
+    drained = evolve(wanted("b", 9, waited=20.0), waiting=50)
+    assert names(look(wanted("a", 9, waited=50.0), drained).starts) == ["a"]
+
+
+def test_a_sleeper_keeps_no_more_than_it_had() -> None:
+    """Where what it keeps asleep is estimated as more than what it claims, sleep frees nothing."""
+    small = model("b", "ready", 1, sleeps=(1, 2), kept=gpu(2))
+    assert [one.how for one in look(wanted("a", 10), small).leaves] == ["stop"]
 
 
 def test_a_pinned_one_that_is_wanted_is_like_any_other() -> None:
@@ -421,15 +471,16 @@ def play(story: Story) -> tuple[World, Watched]:
 def bound(story: Story, world: World) -> float:
     """Seconds after which any request has been handed over.
 
-    Until it has aged past the most urgent, each step is ``max_wait_before_drain``.  Then each of the other
+    Until it has aged past the most urgent, step by step, others may come first.  Then each of the other
     models is served before it at most once, and its own may have to leave first; each such turn is the
-    residency of who is there, the end of its answers, its leaving, and starts: those that were under way on
-    the GPUs that are needed, and the one itself.  What happens from outside costs turns.
+    residency of who is there, the patience with it, the end of its answers, its leaving, and starts: those
+    that were under way on the GPUs that are needed, and the one itself.  What happens from outside costs
+    turns.
     """
     start, leave, answer = (world.longest.get(key, 0.0) for key in ("start", "leave", "answer"))
     count = len(story.kinds)
-    turn = story.min_residency + answer + count * leave + 3 * start
-    step = max(story.rules.max_wait_before_drain, 1.0)
+    turn = story.min_residency + PATIENCE + answer + count * leave + 3 * start
+    step = max(story.rules.max_wait_before_drain, LEAST_STEP)
     return (3 + 1) * step + (count + 1 + 2 * len(story.troubles)) * turn
 
 

@@ -40,7 +40,9 @@ def fleets(draw: st.DrawFn) -> list[Exit]:
             host = draw(st.integers(1, 5)) if how == "1" else 0
             cost = draw(st.floats(0.001, 100.0) | st.sampled_from([1.0, 2.0, 3.0]))
             found.append(
-                Exit(f"m{number}", how, {gpu: units - kept for gpu, units in held.items()}, cost, host)
+                Exit(
+                    f"m{number}", how, {gpu: max(0, units - kept) for gpu, units in held.items()}, cost, host
+                )
             )
     return found
 
