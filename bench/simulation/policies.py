@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from attrs import define, field
 
 from bench.simulation.world import Policy, Server, World
@@ -130,10 +128,3 @@ class FirstCome(Policy):
                 _evict(world, lack, idle)
             break
         return None
-
-
-POLICIES: Mapping[str, type[Placement] | type[LeastRecent] | type[FirstCome]] = {
-    "llmproxy": Placement,
-    "least recently used": LeastRecent,
-    "first come": FirstCome,
-}

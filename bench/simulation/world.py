@@ -111,7 +111,6 @@ class World:
 
     :ivar parallel: requests that one model answers at once; more wait.
     :ivar waits: of each model, how long each of its requests waited until it was handed over.
-    :ivar ahead: of each of these, how many other models were waited for when it came.
     :ivar idle: seconds in which a GPU answered nobody while somebody waited, of all GPUs together.
     :ivar longest: seconds of the longest ``start``, ``leave`` and ``answer`` that there were.
     """
@@ -125,7 +124,6 @@ class World:
     servers: dict[str, Server] = field(init=False)
     waiting: dict[str, Server] = field(factory=dict, init=False)
     waits: dict[str, list[float]] = field(factory=dict, init=False)
-    ahead: dict[str, list[int]] = field(factory=dict, init=False)
     refused: dict[str, int] = field(factory=dict, init=False)
     loads: int = field(default=0, init=False)
     swaps: int = field(default=0, init=False)
@@ -136,7 +134,6 @@ class World:
     _looks: IDelayedCall | None = field(default=None, init=False)
     _looking: bool = field(default=False, init=False)
     _dice: dict[str, Random] = field(factory=dict, init=False)
-    _came: dict[int, int] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.servers = {kind.name: Server(kind) for kind in self.kinds}
@@ -220,7 +217,6 @@ class World:
 
     def _arrive(self, request: Request, more: Iterator[Request]) -> None:
         server = self.servers[request.model]
-        self._came[id(request)] = sum(name != server.name for name in self.waiting)
         server.queue.append(request)
         self.waiting[server.name] = server
         if self.policy.batches:
@@ -238,7 +234,6 @@ class World:
         ):
             request = server.queue.popleft()
             self.waits.setdefault(server.name, []).append(self.now - request.at)
-            self.ahead.setdefault(server.name, []).append(self._came.pop(id(request)))
             self.longest["answer"] = max(self.longest.get("answer", 0.0), request.seconds)
             call = self.later(request.seconds, self._answered, server)
             server.flying.add(call)
@@ -261,8 +256,6 @@ class World:
         """All who wait for it are told that it cannot be."""
         server = self.servers[name]
         self.refused[name] = self.refused.get(name, 0) + len(server.queue)
-        for request in server.queue:
-            del self._came[id(request)]
         server.queue.clear()
         self.waiting.pop(name, None)
 
@@ -284,9 +277,10 @@ class World:
             raise Broken(f"{name} is started where there is no room")
         if (other := self.beside(kind.claim, "starting", "leaving")) is not None:
             raise Broken(f"{name} is started beside {other.name}, which is {other.phase}")
-        seconds = self._takes(kind, "start", kind.reload)
         if server.phase == "asleep":
             seconds = self._takes(kind, "wake", kind.wake if server.level == 1 else 3 * kind.wake)
+        else:
+            seconds = self._takes(kind, "start", kind.reload)
         server.phase, server.held, server.served, server.leaves_as = "starting", kind.claim, False, ""
         self.loads += 1
         server.timer = self.later(seconds, self._started, server, stays)
