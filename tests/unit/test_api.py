@@ -8,6 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from attrs import evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.internet.interfaces import IReactorThreads
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -49,8 +51,8 @@ class Threaded(Clock):
         call(*arguments, **named)
 
 
-class ApiTests(SynchronousTestCase):
-    """One fleet, one story each."""
+class ApiCase(SynchronousTestCase):
+    """A proxy in memory, and an administrator who talks to it."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -121,6 +123,10 @@ class ApiTests(SynchronousTestCase):
 
     def why(self, name: str) -> str:
         return "\n".join(self.get(f"backends/{name}/why")["why"])
+
+
+class ApiTests(ApiCase):
+    """One fleet, one story each."""
 
     # -- sleeping and waking ------------------------------------------------------------------------
 
@@ -667,3 +673,73 @@ class ApiTests(SynchronousTestCase):
         for path in (b"leases", b"plan", b"gpus", b"advice", b"backends/coder/why"):
             client = self.client().get(b"/api/" + path)
             self.assertEqual(client.error()[0], 403)
+
+
+VERBS = ("start", "stop", "sleep", "wake", "restart", "reset")
+LOOKS = ("backends", "plan", "gpus", "leases", "backends/a/why", "plan?backend=b", "backends/c/why")
+NAMES = st.sampled_from("abc")
+DEEDS = st.one_of(
+    st.tuples(st.just("act"), NAMES, st.sampled_from(VERBS)),
+    st.tuples(st.just("ask"), NAMES),
+    st.tuples(st.just("die"), NAMES),
+    st.tuples(st.just("look"), st.sampled_from(LOOKS)),
+    st.tuples(st.just("lend"), st.sampled_from([0.1, 0.3, 0.6]), st.sampled_from([10, 100])),
+    st.tuples(st.just("pass"), st.sampled_from([0.0, 0.1, 5.0, 31.0, 100.0])),
+    st.tuples(st.sampled_from(["release", "answer", "spoil wakes", "end stops"])),
+)
+
+
+class AnyOrderTests(ApiCase):
+    """Whatever is asked in whatever order."""
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.lists(DEEDS, min_size=10, max_size=80), st.booleans(), st.sampled_from([0.0, 30.0]))
+    def test_everybody_is_answered(self, deeds: list[Any], slow: bool, residency: float) -> None:
+        """Who waits for a verb or a lease is answered in the end, by what is allowed for it."""
+        self.clock, self.world = Clock(), FakeController(hold_stops=slow)
+        self.servers = Servers(mode="healthy", controls=dict(CONTROLS))
+        self.build(
+            a={"sleep": "1", "min_residency": residency},
+            b={"gpu_memory": 0.5, "sleep": "2"},
+            c={"gpu_memory": 0.3, "idle": 60.0},
+        )
+        self.finished = 0
+        waiting = [client for deed in deeds if (client := self.do(*deed)) is not None]
+        self.servers.controls["POST /wake_up"] = CONTROLS["POST /wake_up"]
+        for _ in range(60):
+            self.do("end stops")
+            self.do("answer")
+            self.do("pass", 20.0)
+        for client in waiting:
+            self.assertIn(client.answer()[0], (200, 201, 400, 409, 503))
+
+    def do(self, deed: str, *about: Any) -> Client | None:
+        """Do it; gives who waits for it."""
+        match deed, about:
+            case "act", (name, verb):
+                return self.post(f"backends/{name}/{verb}?wait=1")
+            case "lend", (memory, seconds):
+                return self.post("leases?wait=1", {"memory": memory, "seconds": seconds})
+            case "ask", (name,):
+                self.request(name)
+            case "die", (name,) if self.world.is_running(name):
+                self.world.exit(name, 1)
+            case "look", (path,):
+                self.get(path)
+            case "pass", (seconds,):
+                self.clock.advance(seconds)
+                self.turn()
+            case "release", ():
+                for lease in self.get("leases")["leases"]:
+                    self.ask(b"DELETE", f"leases/{lease['id']}")
+            case "answer", ():
+                asked = self.servers.requests[self.finished :]
+                self.finished += len(asked)
+                for far in asked:
+                    far.send(OK)
+            case "spoil wakes", ():
+                self.servers.controls["POST /wake_up"] = b"HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n"
+            case "end stops", ():
+                for name in self.world.stopping():
+                    self.world.finish_stop(name)
+        return None
