@@ -19,11 +19,12 @@ __all__ = ["DockerWorld"]
 class DockerWorld:
     """See :class:`tests.integration.world.World`.
 
-    Besides the settings of a backend, :meth:`spec` takes ``options``, words for ``docker create``, and
-    ``created``: the container is left to the proxy, which gets an image instead of a name that exists.
+    Besides the settings of a backend, :meth:`spec` takes ``options``, words for ``docker create``;
+    ``created``: the container is left to the proxy, which gets an image instead of a name that exists; and
+    ``plain``: no shell stands before the server, so that the proxy can read its flags.
 
     Each start of a demo server adds a line to a file in ``folder``, which its containers share.  A file
-    ``broken-<route>`` there makes every start of that route exit with status 3.
+    ``broken-<route>`` there makes every start of that route exit with status 3, unless it is ``plain``.
 
     :ivar host: the engine, in ``DOCKER_HOST`` form; the environment's or the default one if ``None``.
     :ivar bridge: whether containers get a network of their own; else they listen on the host's loopback.
@@ -51,12 +52,15 @@ class DockerWorld:
         wrapper: Sequence[str] = settings.pop("wrapper", ())
         options: Sequence[str] = settings.pop("options", ())
         created = settings.pop("created", False)
+        plain = settings.pop("plain", False)
         key = (route, arguments, tuple(environment.items()), tuple(wrapper), tuple(options))
         known = key in self._made
         name = self._made.setdefault(key, f"{self.prefix}-{route}-{len(self._made)}")
         self._current[route] = name
         port = 8000 if self.bridge else self.free_port(name)
         command = self._command(route, port, wrapper, arguments)
+        if not plain:
+            command = [*self._breakable(route), *command]
         variables = {"LLMPROXY_DEMO_STARTS": f"/starts/{self._starts(route).name}", **environment}
         found = {"container": name, "port": port, "models": [f"{route}-model"], **settings}
         if created:
@@ -74,9 +78,11 @@ class DockerWorld:
 
     def _command(self, route: str, port: int, wrapper: Sequence[str], more: Sequence[str]) -> list[str]:
         host = "0.0.0.0" if self.bridge else "127.0.0.1"
-        broken = ("/bin/sh", "-c", f'test ! -e /starts/broken-{route} || exit 3; exec "$@"', "sh")
         demo = ("python3", "-m", "llmproxy.demo", "--host", host, "--port", str(port))
-        return [*broken, *wrapper, *demo, "--model", f"{route}-model", *more]
+        return [*wrapper, *demo, "--model", f"{route}-model", *more]
+
+    def _breakable(self, route: str) -> list[str]:
+        return ["/bin/sh", "-c", f'test ! -e /starts/broken-{route} || exit 3; exec "$@"', "sh"]
 
     def make(self, name: str, command: Sequence[str], *options: str) -> None:
         """Create a container; ``name`` has to begin with :attr:`prefix`."""
