@@ -18,6 +18,7 @@ from llmproxy.runtimes.interface import Address
 
 __all__ = ["Far", "FarTransport", "Servers"]
 
+NO_SUCH_PATH = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 HEALTHY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 SICK = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
 
@@ -89,7 +90,7 @@ class Servers:
     probes: int = 0
     requests: list[Far] = field(factory=list)
     pending: list[Deferred[Any]] = field(factory=list)
-    controls: dict[str, bytes | None] = field(factory=dict)
+    controls: dict[str, bytes | None] = field(factory=lambda: {"GET /is_sleeping": NO_SUCH_PATH})
     asked: list[str] = field(factory=list)
     controlled: list[Far] = field(factory=list)
 

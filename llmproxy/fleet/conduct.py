@@ -99,7 +99,7 @@ class Conduct:
             surroundings.connect,
             surroundings.knock_at,
             self.lifecycle,
-            lambda: Terms(self.spec.health, self.authorization, self.needs.sleep),
+            lambda: Terms(self.spec.health, self.authorization, self.needs.sleep, self._may_sleep()),
         )
         self._launcher = Launcher(surroundings.clock, runtime, predecessor)
         self._timers = Timers(surroundings.clock, self._fired)
@@ -159,6 +159,10 @@ class Conduct:
     def level(self) -> int:
         """Of the sleep that it is in or falls into."""
         return self._engine.level
+
+    def _may_sleep(self) -> bool:
+        unknown = self.spec.engine == "vllm" and self.spec.sleep != "off" and self.spec.runtime != "url"
+        return bool(self.needs.sleep) or (unknown and not self.identity.known)
 
     def logs(self, tail: int) -> Deferred[str]:
         """The last lines of its output, secrets removed."""

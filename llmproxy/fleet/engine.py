@@ -28,11 +28,13 @@ class Terms:
     :ivar health: its health path.
     :ivar authorization: its own key, which some of its controls ask for.
     :ivar sleeps: levels of sleep that it offers.
+    :ivar may_sleep: it offers some, or nobody knows yet whether it does.
     """
 
     health: str
     authorization: bytes | None
     sleeps: tuple[int, ...]
+    may_sleep: bool
 
 
 class Engine:
@@ -77,7 +79,7 @@ class Engine:
 
         def healthy(address: Address) -> None:
             self.address = address
-            if found and self._terms().sleeps:
+            if found and self._terms().may_sleep:
                 # Asleep it is as healthy as awake, and requests would hang.
                 self._carry_out(self._look_whether_asleep(attempt))
             else:
@@ -195,7 +197,7 @@ class Engine:
     async def _look_whether_asleep(self, attempt: int) -> None:
         if await self._power().asleep():
             # Nobody says from which level; to load the weights again is right for both.
-            self.level = max(self._terms().sleeps)
+            self.level = max(self._terms().sleeps, default=2)
             self._lifecycle.found_asleep(attempt)
         else:
             self._lifecycle.healthy(attempt)

@@ -23,11 +23,13 @@ class Identity:
 
     :ivar models: names that it serves; those of the settings when they name any.
     :ivar needs: what it needs of the machine.
+    :ivar known: something was read from the backend itself.
     :ivar fingerprint: tells its configuration from another one behind the same route.
     """
 
     models: tuple[str, ...] = ()
     needs: Needs = field(factory=Needs)
+    known: bool = False
     fingerprint: str = ""
     _flags: VllmFlags | None = None
     _secrets: tuple[str, ...] = field(default=(), repr=False)
@@ -35,6 +37,7 @@ class Identity:
     def learn(self, spec: BackendSpec, facts: Facts) -> None:
         """Take what was read from the backend itself."""
         self.needs, self.fingerprint = read_needs(spec, facts), facts.fingerprint
+        self.known = True
         self._secrets = tuple(
             value
             for name, value in facts.environment.items()

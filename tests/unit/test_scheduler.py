@@ -510,6 +510,24 @@ class SchedulerTests(SynchronousTestCase):
         self.serve("a")
         self.assertEqual(self.servers.asked, ["GET /is_sleeping", "POST /wake_up"])
 
+    def test_one_that_is_found_asleep_before_anything_was_read_from_it(self) -> None:
+        """It is asked whether it sleeps, as nobody knows yet that it cannot."""
+        self.build(a={"gpu_memory": None})
+        self.fleet.close()
+        self.world = FakeController(hold_facts=True, hold_stops=True)
+        args = ("vllm", "serve", "m", "--enable-sleep-mode", "--gpu-memory-utilization", "0.6")
+        self.world.set_facts("a", Facts(args, {"VLLM_SERVER_DEV_MODE": "1"}))
+        self.world.become_running("a")
+        self.servers.controls["GET /is_sleeping"] = answer(b'{"is_sleeping":true}')
+        self.fleet = Fleet(self.clock, self.servers.connect, {"docker": FakeRuntime(self.world)}, self.config)
+        started = self.fleet.start()
+        self.settle()
+        self.world.finish_facts()
+        self.successResultOf(started)
+        self.assertEqual(self.states(), {"a": "sleeping"})
+        self.serve("a")
+        self.assertEqual(self.servers.asked[1], "POST /wake_up?tags=weights")
+
     def test_a_request_in_the_middle_of_falling_asleep(self) -> None:
         """Is served as soon as it can be woken."""
         self.build(a=self.sleeper(idle=10))
