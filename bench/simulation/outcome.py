@@ -11,7 +11,6 @@ from rich.table import Table
 from bench.figures import percentile
 from bench.simulation.loads import Request
 from bench.simulation.world import World
-from llmproxy.fleet.placement import PATIENCE
 from llmproxy.fleet.turns import LEAST_STEP
 
 __all__ = ["Outcome", "Waits", "bound", "by_model", "comparison", "outcome"]
@@ -80,11 +79,11 @@ def bound(world: World, requests: Iterable[Request], *, max_wait: float, min_res
     It is ``(1 + steps) * max_wait + (models + 1) * turn``: until it has waited for so much longer than those
     that come that their priority, by so many steps, is worth no more; then each of the other models comes
     first at most once, one turn may be under way, and there is its own.  A turn is what a swap takes at most:
-    the residency of who is there, the patience with it, its longest answer, its leaving, and two starts, as
+    the residency of who is there, its longest answer, its leaving, and two starts, as
     one may be under way beside it.
     """
     start, leave, answer = (world.longest.get(key, 0.0) for key in ("start", "leave", "answer"))
-    turn = min_residency + PATIENCE + answer + leave + 2 * start
+    turn = min_residency + answer + leave + 2 * start
     levels = [one.priority for one in requests] or [0]
     steps = 1 + max(levels) - min(levels)
     return steps * max(max_wait, LEAST_STEP) + (len(world.servers) + 1) * turn

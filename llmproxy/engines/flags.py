@@ -151,8 +151,11 @@ def read_command(
     for index, word in enumerate(words[:-1]):
         # -c, and what it is combined with, as in -lc and -ec.
         if re.fullmatch("-[a-z]*c", word) and index and words[index - 1].rpartition("/")[2] in _SHELLS:
+            # Behind the script stand its name and its parameters (POSIX sh, -c).
+            parameters = words[index + 3 :]
             for command in _commands(words[index + 1], environment):
-                words = _take_assignments(command, own)
+                filled = [one for word in command for one in (parameters if word == "$@" else [word])]
+                words = _take_assignments(filled, own)
                 # Of several, the one that speaks of vLLM.
                 if "vllm" in " ".join(words):
                     return words, own

@@ -18,6 +18,10 @@ __all__ = ["Admission"]
 
 W = TypeVar("W")
 
+STILL = 5.0
+"""Seconds without a waiter after which a demand is another one.  A client that gives up and asks again must
+not make it look young, or it would never have waited for long enough to have others leave for it."""
+
 RETRY_AFTER = 1.0
 """Seconds after which one that found the queue full may try again."""
 
@@ -53,6 +57,9 @@ class Admission(Generic[W]):
     # By priority.  An ordinary dict looks for its first key from the start, over all that have gone.
     _queues: dict[int, OrderedDict[W, _Place]] = field(factory=dict)
     _evictors: int = 0
+    # Since when somebody waits, but for short breaks, and when the last break began.
+    _wanted_since: float | None = None
+    _left_at: float = 0.0
 
     def enter(self) -> bool:
         """Whether one may go on at once; it is in flight then."""
@@ -69,17 +76,20 @@ class Admission(Generic[W]):
         """
         if self.waiting >= self.max_waiting:
             raise queue_full(self.max_waiting, RETRY_AFTER)
+        if self._wanted_since is None or (not self.waiting and now - self._left_at > STILL):
+            self._wanted_since = now
         self._queues.setdefault(priority, OrderedDict())[waiter] = _Place(now, may_evict)
         self.waiting += 1
         self._evictors += may_evict
         self.abandoned = False
 
-    def leave(self, waiter: W) -> None:
+    def leave(self, waiter: W, now: float) -> None:
         """Give up the place of a held waiter; nothing happens when it is not held."""
         for priority, queue in self._queues.items():
             place = queue.pop(waiter, None)
             if place is not None:
                 self._left(priority, place)
+                self._left_at = now
                 if not self.waiting and not self.open:
                     self.abandoned = True
                 return
@@ -97,6 +107,7 @@ class Admission(Generic[W]):
         priority = max(self._queues)
         waiter, place = self._queues[priority].popitem(last=False)
         self._left(priority, place)
+        self._wanted_since = self._oldest()
         self.in_flight += 1
         return waiter
 
@@ -108,11 +119,15 @@ class Admission(Generic[W]):
         """All who wait, in order; nobody waits afterwards."""
         queues, self._queues = self._queues, {}
         self.waiting = self._evictors = 0
+        self._wanted_since = None
         return [waiter for priority in sorted(queues, reverse=True) for waiter in queues[priority]]
 
     @property
     def waiting_since(self) -> float | None:
-        """Since when the first of them waits; None when nobody does."""
+        """Since when somebody waits, also if it was another one at first; None when nobody does."""
+        return self._wanted_since if self.waiting else None
+
+    def _oldest(self) -> float | None:
         firsts = [next(iter(queue.values())).since for queue in self._queues.values()]
         return min(firsts, default=None)
 

@@ -72,7 +72,7 @@ class Backend(Conduct):
 
     def leave(self, waiter: Waiter) -> None:
         """A held waiter gives up its place; the start goes on."""
-        self.admission.leave(waiter)
+        self.admission.leave(waiter, self.surroundings.clock.seconds())
 
     @property
     def refusal(self) -> Refusal | None:

@@ -160,6 +160,11 @@ class Conduct:
         """Of the sleep that it is in or falls into."""
         return self._engine.level
 
+    @property
+    def half_awake(self) -> bool:
+        """It sleeps, and may have all of its memory: whoever put it to sleep may have begun to wake it."""
+        return self.state == "sleeping" and self._engine.doubtful
+
     def _may_sleep(self) -> bool:
         unknown = self.spec.engine == "vllm" and self.spec.sleep != "off" and self.spec.runtime != "url"
         return bool(self.needs.sleep) or (unknown and not self.identity.known)

@@ -8,6 +8,7 @@ from typing import Any
 from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -19,6 +20,9 @@ from llmproxy.fleet.probe import Connect, Prober, probe_once
 from llmproxy.runtimes.interface import Address
 
 __all__ = ["Engine", "Terms"]
+
+ASK_AGAIN = 0.25
+"""Seconds after which an engine that did not say whether it sleeps is asked again."""
 
 
 @frozen
@@ -43,6 +47,7 @@ class Engine:
     :param terms: asked anew each time, since they change with the settings.
     :ivar address: where it was last healthy.
     :ivar level: of the sleep that it is in or falls into.
+    :ivar doubtful: it was found asleep, and may be half awake with all of its memory.
     """
 
     _log = Logger()
@@ -58,6 +63,7 @@ class Engine:
     ) -> None:
         self.address: Address | None = None
         self.level = 1
+        self.doubtful = False
         self._name = name
         self._clock = clock
         self._connect = connect
@@ -153,6 +159,7 @@ class Engine:
     def leave_alone(self) -> None:
         """It ends: nothing more is asked of it."""
         self.ask_no_more()
+        self.doubtful = False
         powering, self._powering = self._powering, None
         if powering is not None:
             powering.cancel()
@@ -182,6 +189,7 @@ class Engine:
             self._lifecycle.sleep_failed(attempt, f"it did not fall asleep: {cause}")
             return
         done(self._clock.seconds() - begun)
+        self.doubtful = False
         self._lifecycle.slept(attempt)
 
     async def _wake_up(self, attempt: int, done: Callable[[float], None]) -> None:
@@ -195,9 +203,15 @@ class Engine:
         self._lifecycle.woken(attempt)
 
     async def _look_whether_asleep(self, attempt: int) -> None:
-        if await self._power().asleep():
+        while (asleep := await self._power().asleep()) is None:
+            # It falls asleep or wakes; its time to start bounds how long it is asked.
+            await deferLater(self._clock, ASK_AGAIN)
+            if self._lifecycle.state != "starting" or self._lifecycle.attempt != attempt:
+                return
+        if asleep:
             # Nobody says from which level; to load the weights again is right for both.
             self.level = max(self._terms().sleeps, default=2)
+            self.doubtful = True
             self._lifecycle.found_asleep(attempt)
         else:
             self._lifecycle.healthy(attempt)

@@ -25,14 +25,7 @@ from llmproxy.fleet.outlook import Leave, Model, Plan, Refuse, Rules, Start, Wai
 from llmproxy.fleet.turns import in_turn
 from llmproxy.fleet.victims import Exit, cheapest, weight
 
-__all__ = ["PATIENCE", "Leave", "Model", "Plan", "Refuse", "Room", "Rules", "Start", "Wait", "plan"]
-
-PATIENCE = 20.0
-"""Seconds that a busy model has, after it had to stay, to become idle by itself before it is drained for an
-overdue demand.  After a swap every other demand is overdue, since the swap takes longer than
-``max_wait_before_drain``; to drain at once would turn away those who ask it meanwhile, and they would wait
-for a swap each way.  Nine of ten answers take less, so that a model that is idle now and then gets there.  In
-``python -m bench.simulate`` it spares up to an eighth of all waiting, and 30 s spare no more."""
+__all__ = ["Leave", "Model", "Plan", "Refuse", "Room", "Rules", "Start", "Wait", "plan"]
 
 
 def plan(models: Iterable[Model], rooms: Mapping[str, Room], rules: Rules, now: float) -> Plan:
@@ -296,7 +289,7 @@ class _Planner:
         now_idle = [one for one in residents if self._may_leave(one) and not one.busy]
         chosen = self._cheapest(lack, now_idle)
         if chosen is None and overdue:
-            chosen = self._cheapest(lack, [one for one in residents if self._may_drain(one)])
+            chosen = self._cheapest(lack, [one for one in residents if self._may_leave(one)])
         if chosen is None:
             self._wait_for_residents(model, residents, overdue=overdue, need=need)
             return
@@ -338,13 +331,6 @@ class _Planner:
         """It has been started, has served, and has stayed for as long as it may."""
         return model.phase != "starting" and model.served and model.stays_until <= self.now
 
-    def _may_drain(self, model: Model) -> bool:
-        """It may leave, even if that means to turn its requests away: see :data:`PATIENCE`."""
-        return self._may_leave(model) and (not model.busy or self._patient_until(model) <= self.now)
-
-    def _patient_until(self, model: Model) -> float:
-        return model.stays_until + PATIENCE if model.stays_until else 0.0
-
     def _wait_for_residents(
         self, model: Model, residents: Sequence[Model], *, overdue: bool, need: Memory
     ) -> None:
@@ -357,8 +343,6 @@ class _Planner:
                 self.looks.append(one.stays_until)
             elif one.busy:
                 held.append(f"{one.name} is busy")
-                if self._patient_until(one) > self.now:
-                    self.looks.append(self._patient_until(one))
         if overdue:
             # Nobody else takes what becomes free from now on.
             self._keep(need, model)

@@ -57,12 +57,12 @@ class Power:
             limit=limit,
         )
 
-    async def asleep(self) -> bool:
-        """Whether it sleeps; an engine that does not say is taken to be awake."""
+    async def asleep(self) -> bool | None:
+        """Whether it sleeps; None: it does not say, as while it falls asleep or wakes."""
         try:
             status, body = await self._ask(sleep.is_sleeping(), ASK_LIMIT)
         except NoAnswer:
-            return False
+            return None
         return bool(sleep.asleep(status, body))
 
     async def sleep(self, level: int, freed: Callable[[], Deferred[bool]]) -> None:

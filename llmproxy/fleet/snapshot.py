@@ -91,7 +91,7 @@ def model_of(
         name,
         phase=phase,
         claim=claim,
-        held=NOTHING if phase == "absent" else kept if asleep else claim,
+        held=NOTHING if phase == "absent" else kept if asleep and not backend.half_awake else claim,
         rest=rest,
         sleeps=needs.sleep,
         kept=kept,

@@ -407,5 +407,5 @@ def test_schema_and_parser_agree(
 def test_a_file_that_is_nested_too_deeply_is_refused() -> None:
     """It is an error like any other, and no crash of the parser."""
     for text in ("[" * 100_000, "{" * 3000, "- " * 5000):
-        with pytest.raises(ConfigError, match="not valid YAML|nesting"):
+        with pytest.raises(ConfigError, match=r"not valid YAML|nesting"):
             read_file(text, "llmproxy.yaml", {})

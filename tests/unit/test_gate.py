@@ -115,7 +115,7 @@ def test_order_and_limit_hold(
     waiters = crowd.wait(count)
     for number in leaving:
         if number < count:
-            crowd.admission.leave(waiters[number])
+            crowd.admission.leave(waiters[number], 0.0)
     stay = [number for number in range(count) if number not in leaving]
     crowd.open()
     for index in ends:

@@ -15,7 +15,6 @@ from bench.simulation.policies import Placement
 from bench.simulation.world import World
 from llmproxy.fleet.claims import SHARES, Memory, Room, fits, minus, plus
 from llmproxy.fleet.placement import (
-    PATIENCE,
     Leave,
     Model,
     Plan,
@@ -88,16 +87,13 @@ def test_busy_ones_drain_once_it_has_waited() -> None:
     assert [(one.name, one.drain) for one in late.leaves] == [("b", True)]
 
 
-def test_a_busy_one_has_time_to_become_idle_after_its_residency() -> None:
-    """After a swap an overdue demand waits for the residency and a little longer before it has a busy one
-    drain; an idle one leaves as soon as it need not stay."""
+def test_a_busy_one_drains_after_its_residency() -> None:
+    """After a swap an overdue demand waits for the residency of who is there, and no longer."""
     busy = model("b", "ready", 5, busy=True, stays_until=NOW + 3.0)
     first = look(wanted("a", 9, waited=40.0), busy)
     assert (first.leaves, first.look_again) == ((), NOW + 3.0)
     second = look(wanted("a", 9, waited=40.0), busy, now=NOW + 3.0)
-    assert (second.leaves, second.look_again) == ((), NOW + 3.0 + PATIENCE)
-    assert names(look(wanted("a", 9, waited=40.0), evolve(busy, busy=False), now=NOW + 3.0).leaves) == ["b"]
-    assert names(look(wanted("a", 9, waited=40.0), busy, now=NOW + 3.0 + PATIENCE).leaves) == ["b"]
+    assert [(one.name, one.drain) for one in second.leaves] == [("b", True)]
 
 
 @pytest.mark.parametrize("limit", [0.1, 0.3, 30.0, 33.3])
@@ -473,13 +469,13 @@ def bound(story: Story, world: World) -> float:
 
     Until it has aged past the most urgent, step by step, others may come first.  Then each of the other
     models is served before it at most once, and its own may have to leave first; each such turn is the
-    residency of who is there, the patience with it, the end of its answers, its leaving, and starts: those
+    residency of who is there, the end of its answers, its leaving, and starts: those
     that were under way on the GPUs that are needed, and the one itself.  What happens from outside costs
     turns.
     """
     start, leave, answer = (world.longest.get(key, 0.0) for key in ("start", "leave", "answer"))
     count = len(story.kinds)
-    turn = story.min_residency + PATIENCE + answer + count * leave + 3 * start
+    turn = story.min_residency + answer + count * leave + 3 * start
     step = max(story.rules.max_wait_before_drain, LEAST_STEP)
     return (3 + 1) * step + (count + 1 + 2 * len(story.troubles)) * turn
 

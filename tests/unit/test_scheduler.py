@@ -332,6 +332,19 @@ class SchedulerTests(SynchronousTestCase):
         self.settle()
         self.assertTrue(stays.served)
 
+    def test_clients_that_give_up_and_ask_again_do_not_wait_for_ever(self) -> None:
+        """It is the demand that has waited, whoever it is that waits."""
+        self.build(a={}, b={})
+        self.ask("a")
+        self.settle()
+        for _ in range(3):
+            impatient = self.ask("b")
+            self.clock.advance(9.5)
+            self.fleet.backends["b"].leave(impatient)
+            self.clock.advance(0.5)
+        self.ask("b")
+        self.assertEqual(self.states()["a"], "draining")
+
     def test_a_start_that_fails_makes_way(self) -> None:
         """Its room is free for whoever waits."""
         self.build(a={}, b={})
@@ -527,6 +540,53 @@ class SchedulerTests(SynchronousTestCase):
         self.assertEqual(self.states(), {"a": "sleeping"})
         self.serve("a")
         self.assertEqual(self.servers.asked[1], "POST /wake_up?tags=weights")
+
+    def find_on_its_way(self) -> None:
+        """One that an earlier proxy left falling asleep: meanwhile it does not say whether it sleeps."""
+        self.build(a=self.sleeper())
+        self.servers.controls["GET /is_sleeping"] = None
+        self.world.become_running("a")
+        self.settle()
+        self.clock.advance(power.ASK_LIMIT)
+        self.settle()
+        self.assertEqual(self.states(), {"a": "starting"})
+
+    def test_one_that_is_found_on_its_way_to_sleep(self) -> None:
+        """It is asked until it says whether it sleeps: asleep, requests would hang."""
+        self.find_on_its_way()
+        self.servers.controls["GET /is_sleeping"] = answer(b'{"is_sleeping":true}')
+        self.clock.advance(1.0)
+        self.settle()
+        self.assertEqual(self.states(), {"a": "sleeping"})
+        self.serve("a")
+        self.assertEqual(self.servers.asked[-1], "POST /wake_up")
+
+    def test_one_that_is_found_and_never_says_whether_it_sleeps(self) -> None:
+        """Its time to start bounds how long it is asked."""
+        self.find_on_its_way()
+        for _ in range(700):
+            self.clock.advance(0.5)
+            self.settle()
+        self.assertEqual(self.states(), {"a": "absent"})
+
+    def test_one_that_is_found_on_its_way_and_ends(self) -> None:
+        """It is asked no more."""
+        self.find_on_its_way()
+        self.world.exit("a")
+        self.settle()
+        asked = len(self.servers.asked)
+        for _ in range(20):
+            self.clock.advance(0.5)
+        self.assertEqual(len(self.servers.asked), asked)
+
+    def test_one_that_is_found_asleep_may_be_half_awake(self) -> None:
+        """So that it counts in full until it was woken, or put to sleep by us; it may have to stop."""
+        self.build(a=self.sleeper(), b={})
+        self.servers.controls["GET /is_sleeping"] = answer(b'{"is_sleeping":true}')
+        self.world.become_running("a")
+        self.settle()
+        self.serve("b")
+        self.assertEqual(self.states(), {"a": "absent", "b": "ready"})
 
     def test_a_request_in_the_middle_of_falling_asleep(self) -> None:
         """Is served as soon as it can be woken."""

@@ -270,3 +270,12 @@ def test_the_remark_of_an_ordinary_start_is_no_cause() -> None:
     )
     cause, hint = diagnose(1, False, f"{remark}\nValueError: something else")
     assert (cause, hint) == ("ValueError: something else", None)
+
+
+def test_the_parameters_of_a_script_are_its_command() -> None:
+    """As in images whose entrypoint prepares something and then becomes what it was given."""
+    script = 'mkdir -p /cache && exec "$@"'
+    flags = read_flags(
+        ["sh", "-c", script, "sh", "vllm", "serve", "m", "--gpu-memory-utilization", "0.4"], {}
+    )
+    assert (flags.model, flags.gpu_memory_utilization) == ("m", 0.4)

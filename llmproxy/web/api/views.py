@@ -12,7 +12,6 @@ from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.learned import Estimate
 from llmproxy.fleet.leases import GpuLease
 from llmproxy.fleet.outlook import Plan
-from llmproxy.fleet.placement import PATIENCE
 from llmproxy.fleet.snapshot import SUPPOSED_WAKE
 from llmproxy.fleet.surroundings import Decision, Transition
 from llmproxy.fleet.telling import GpuSum, Left, Story
@@ -243,7 +242,7 @@ def story_of(fleet: Fleet, backend: Backend, now: float) -> Story:
     scheduler, refusal = fleet.scheduler, backend.refusal
     wait, since = scheduler.waits(backend.name), wanted_since(backend)
     ahead = () if wait is None else tuple(fleet.backends[name] for name in wait.on if name in fleet.backends)
-    stays = [_stays_until(one) + PATIENCE for one in ahead if one.state == "ready" and one.gate.busy]
+    stays = [_stays_until(one) for one in ahead if one.state == "ready" and one.gate.busy]
     limit = fleet.config.scheduler.max_wait_before_drain
     story = Story(
         backend.name,
