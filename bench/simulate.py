@@ -1,7 +1,7 @@
 """``python -m bench.simulate``: what llmproxy's scheduling makes of a load, beside two other ways.
 
 Nothing is started and no time passes: models are simulated on a clock of their own, and decisions are those
-of :mod:`llmproxy.fleet.placement`.  The same arguments give the same figures, on any machine.
+of :mod:`llmproxy.scheduling.placement`.  The same arguments give the same figures, on any machine.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from bench.simulation.loads import LOADS, Request, kinds, made_up, trace
 from bench.simulation.outcome import Outcome, bound, by_model, comparison, outcome
 from bench.simulation.policies import FirstCome, LeastRecent, Placement
 from bench.simulation.world import Policy, World
-from llmproxy.fleet.claims import SHARES, Room
-from llmproxy.fleet.placement import Rules
+from llmproxy.scheduling.claims import SHARES, Room
+from llmproxy.scheduling.placement import Rules
 
 __all__ = ["POLICIES", "main", "simulate"]
 

@@ -19,6 +19,7 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 
 from llmproxy import __version__
+from llmproxy.backend.knock import knock_at
 from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.loader import Loader
 from llmproxy.config.model import Config
@@ -26,7 +27,6 @@ from llmproxy.config.resolve import CommandLine
 from llmproxy.errors import ConfigError
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.keeping import remember
-from llmproxy.fleet.knock import knock_at
 from llmproxy.garbage import tune_collector
 from llmproxy.reactors import install_unless_chosen
 from llmproxy.relay.endpoints import endpoint_for

@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import frozen
 
-from llmproxy.fleet.claims import NOTHING, SHARES, Memory
+from llmproxy.scheduling.claims import NOTHING, SHARES, Memory
 
 __all__ = ["LOADS", "Kind", "Request", "kinds", "made_up", "trace"]
 

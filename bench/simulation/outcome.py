@@ -11,7 +11,7 @@ from rich.table import Table
 from bench.figures import percentile
 from bench.simulation.loads import Request
 from bench.simulation.world import World
-from llmproxy.fleet.turns import LEAST_STEP
+from llmproxy.scheduling.turns import LEAST_STEP
 
 __all__ = ["Outcome", "Waits", "bound", "by_model", "comparison", "outcome"]
 

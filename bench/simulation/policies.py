@@ -5,16 +5,16 @@ from __future__ import annotations
 from attrs import define, field
 
 from bench.simulation.world import Policy, Server, World
-from llmproxy.fleet.claims import Memory, fits, minus, plus
-from llmproxy.fleet.outlook import Plan, Rules
-from llmproxy.fleet.placement import plan
+from llmproxy.scheduling.claims import Memory, fits, minus, plus
+from llmproxy.scheduling.outlook import Plan, Rules
+from llmproxy.scheduling.placement import plan
 
 __all__ = ["FirstCome", "LeastRecent", "Placement"]
 
 
 @define
 class Placement(Policy):
-    """llmproxy: asks :func:`llmproxy.fleet.placement.plan` and does what it says.
+    """llmproxy: asks :func:`llmproxy.scheduling.placement.plan` and does what it says.
 
     :ivar min_residency: seconds that a model stays after somebody was evicted for it.
     """

@@ -16,8 +16,8 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import Clock
 
 from bench.simulation.loads import Kind, Request
-from llmproxy.fleet.claims import NOTHING, Memory, Room, fits, minus
-from llmproxy.fleet.outlook import Model, Phase
+from llmproxy.scheduling.claims import NOTHING, Memory, Room, fits, minus
+from llmproxy.scheduling.outlook import Model, Phase
 
 __all__ = ["Broken", "Policy", "Server", "World"]
 

@@ -11,16 +11,16 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from llmproxy.backend.backend import Backend
+from llmproxy.backend.knock import Knock
+from llmproxy.backend.probe import Connect
+from llmproxy.backend.surroundings import Decision, Event, Surroundings
 from llmproxy.config.model import BackendSpec, Config
-from llmproxy.fleet.backend import Backend
-from llmproxy.fleet.history import History
-from llmproxy.fleet.knock import Knock
-from llmproxy.fleet.learned import Learned
 from llmproxy.fleet.names import index_names
-from llmproxy.fleet.probe import Connect
 from llmproxy.fleet.scheduler import Scheduler
-from llmproxy.fleet.surroundings import Decision, Event, Surroundings
 from llmproxy.runtimes.interface import Address, IRuntime
+from llmproxy.scheduling.history import History
+from llmproxy.scheduling.learned import Learned
 
 __all__ = ["EVENTS_KEPT", "Fleet"]
 

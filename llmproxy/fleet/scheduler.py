@@ -1,8 +1,8 @@
 """Decides which backends run, as far as GPU memory goes: asks the placement, and carries its plan out.
 
 It looks at the whole fleet whenever something has changed, and when time alone may have changed something;
-:mod:`llmproxy.fleet.placement` says what is to be done.  A request to a backend that is ready never comes
-here.
+:mod:`llmproxy.scheduling.placement` says what is to be done.  A request to a backend that is ready never
+comes here.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
+from llmproxy.backend.backend import Backend
+from llmproxy.backend.conduct import Conduct
+from llmproxy.backend.surroundings import Decision
 from llmproxy.config.model import Config
 from llmproxy.errors import does_not_fit, not_allowed
-from llmproxy.fleet.backend import Backend
-from llmproxy.fleet.claims import Room, plus
-from llmproxy.fleet.conduct import Conduct
-from llmproxy.fleet.history import History
-from llmproxy.fleet.learned import Learned
-from llmproxy.fleet.leases import GpuLease, Leases
-from llmproxy.fleet.outlook import Leave, Model, Plan, Refuse, Rules, Start, Wait
-from llmproxy.fleet.placement import plan
 from llmproxy.fleet.snapshot import lease_model, model_of, rooms_for
-from llmproxy.fleet.surroundings import Decision
 from llmproxy.runtimes.gpus import AbsentMeter, IGpuMeter, is_absent, settle
+from llmproxy.scheduling.claims import Room, plus
+from llmproxy.scheduling.history import History
+from llmproxy.scheduling.learned import Learned
+from llmproxy.scheduling.leases import GpuLease, Leases
+from llmproxy.scheduling.outlook import Leave, Model, Plan, Refuse, Rules, Start, Wait
+from llmproxy.scheduling.placement import plan
 
 __all__ = ["Scheduler"]
 
@@ -102,7 +102,7 @@ class Scheduler:
     # -- what it hears ------------------------------------------------------------------------------
 
     def wanted(self, backend: Conduct) -> None:
-        """See :class:`~llmproxy.fleet.surroundings.IScheduler`."""
+        """See :class:`~llmproxy.backend.surroundings.IScheduler`."""
         admission = backend.admission
         rank = (backend.lifecycle.attempt, admission.urgency, admission.may_evict)
         if admission.waiting > 1 and self._ranks.get(backend) == rank:
@@ -112,7 +112,7 @@ class Scheduler:
         self.look()
 
     def moved(self, backend: Conduct) -> None:
-        """See :class:`~llmproxy.fleet.surroundings.IScheduler`."""
+        """See :class:`~llmproxy.backend.surroundings.IScheduler`."""
         if backend.state not in ("absent", "sleeping"):
             self._granted.discard(backend)
             self._ranks.pop(backend, None)
@@ -122,7 +122,7 @@ class Scheduler:
             self.soon()
 
     def idle(self, backend: Conduct) -> None:
-        """See :class:`~llmproxy.fleet.surroundings.IScheduler`."""
+        """See :class:`~llmproxy.backend.surroundings.IScheduler`."""
         if backend.state == "draining":
             self.look()
         elif self._waits:
@@ -144,7 +144,7 @@ class Scheduler:
         self.look()
 
     def look(self) -> None:
-        """See :class:`~llmproxy.fleet.surroundings.IScheduler`."""
+        """See :class:`~llmproxy.backend.surroundings.IScheduler`."""
         if self._looking:
             self._again = True
             return
@@ -353,7 +353,7 @@ class Scheduler:
     # -- sleeping -----------------------------------------------------------------------------------
 
     def memory_came_back(self, backend: Conduct) -> Callable[[], Deferred[bool]]:
-        """See :class:`~llmproxy.fleet.surroundings.IScheduler`."""
+        """See :class:`~llmproxy.backend.surroundings.IScheduler`."""
         rooms = self.rooms()
         enough: dict[str, int] = {}
         if not is_absent(self.meter):
@@ -420,7 +420,7 @@ class Scheduler:
         return self._told.get(name)
 
     def claimed(self) -> dict[str, int]:
-        """Units that are held on each GPU, see :mod:`llmproxy.fleet.claims`."""
+        """Units that are held on each GPU, see :mod:`llmproxy.scheduling.claims`."""
         rooms = self.rooms()
         held = plus(*(model.held for model in self.models(rooms)))
         return {gpu: held.get(gpu, 0) for gpu in rooms}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from llmproxy.backend.conduct import Conduct
+from llmproxy.backend.effects import State
 from llmproxy.config.model import Config, Gpu
-from llmproxy.fleet.claims import NOTHING, SHARES, Memory, Room
-from llmproxy.fleet.conduct import Conduct
-from llmproxy.fleet.effects import State
-from llmproxy.fleet.learned import Learned
-from llmproxy.fleet.leases import GpuLease
-from llmproxy.fleet.outlook import Model, Phase
+from llmproxy.scheduling.claims import NOTHING, SHARES, Memory, Room
+from llmproxy.scheduling.learned import Learned
+from llmproxy.scheduling.leases import GpuLease
+from llmproxy.scheduling.outlook import Model, Phase
 
 __all__ = ["SUPPOSED_WAKE", "lease_model", "model_of", "rooms_for"]
 

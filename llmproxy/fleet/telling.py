@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from attrs import field, frozen
 
 from llmproxy.engines.needs import Needs
-from llmproxy.fleet.claims import Room
-from llmproxy.fleet.learned import Estimate
-from llmproxy.fleet.outlook import Leave, Plan, Wait
+from llmproxy.scheduling.claims import Room
+from llmproxy.scheduling.learned import Estimate
+from llmproxy.scheduling.outlook import Leave, Plan, Wait
 
 __all__ = ["GpuSum", "Left", "Story", "duration", "ready_in", "tell_plan", "tell_why"]
 

@@ -26,9 +26,9 @@ from llmproxy.relay.upstream import Broken, ResponseHead, UpstreamConnection
 from llmproxy.web.auth import may_use
 
 if TYPE_CHECKING:
-    from llmproxy.fleet.backend import Backend
+    from llmproxy.backend.backend import Backend
+    from llmproxy.backend.gate import Lease
     from llmproxy.fleet.fleet import Fleet
-    from llmproxy.fleet.gate import Lease
     from llmproxy.web.request import ProxyRequest
 
 __all__ = ["Exchange"]
@@ -158,34 +158,34 @@ class Exchange:
 
     @property
     def priority(self) -> int:
-        """See :class:`~llmproxy.fleet.gate.Waiter`."""
+        """See :class:`~llmproxy.backend.gate.Waiter`."""
         return self._request.key.priority
 
     @property
     def may_evict(self) -> bool:
-        """See :class:`~llmproxy.fleet.gate.Waiter`."""
+        """See :class:`~llmproxy.backend.gate.Waiter`."""
         return self._request.key.may_evict
 
     def admitted(self, lease: Lease) -> None:
-        """See :class:`~llmproxy.fleet.gate.Waiter`."""
+        """See :class:`~llmproxy.backend.gate.Waiter`."""
         self._hold_over()
         self._lease = lease
         self._connect(fresh=False)
 
     def refused(self, refusal: Refusal) -> None:
-        """See :class:`~llmproxy.fleet.gate.Waiter`."""
+        """See :class:`~llmproxy.backend.gate.Waiter`."""
         self._hold_over()
         self._fail(refusal, "refused")
 
     def cut(self, reason: str) -> None:
-        """See :class:`~llmproxy.fleet.gate.Waiter`."""
+        """See :class:`~llmproxy.backend.gate.Waiter`."""
         if self._done:
             return
         self._let_go_upstream()
         self._broke(reason, suspicious=False)
 
     def handed_on(self, route: str | None) -> None:
-        """See :class:`~llmproxy.fleet.gate.Waiter`."""
+        """See :class:`~llmproxy.backend.gate.Waiter`."""
         self._hold_over()
         backend = None if route is None else self._fleet.route(route)
         if backend is None:

@@ -24,9 +24,9 @@ from prometheus_client import exposition as plain
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 
+from llmproxy.backend.lifecycle import State
 from llmproxy.errors import Refusal
 from llmproxy.fleet.fleet import Fleet
-from llmproxy.fleet.lifecycle import State
 from llmproxy.web.histogram import Buckets, Histogram
 from llmproxy.web.resource import ProxyResource, require_admin
 from llmproxy.web.sharing import Sharing

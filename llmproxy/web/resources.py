@@ -7,6 +7,7 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
+from llmproxy.backend.backend import Backend
 from llmproxy.config.model import Key
 from llmproxy.errors import (
     Refusal,
@@ -16,7 +17,6 @@ from llmproxy.errors import (
     not_running,
     route_not_found,
 )
-from llmproxy.fleet.backend import Backend
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.http.openai import (
     glance_at,

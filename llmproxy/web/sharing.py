@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from llmproxy.fleet.claims import Room
+from llmproxy.backend.surroundings import Decision, Event, Transition
 from llmproxy.fleet.fleet import Fleet
-from llmproxy.fleet.surroundings import Decision, Event, Transition
+from llmproxy.scheduling.claims import Room
 from llmproxy.web.histogram import Buckets, Histogram
 
 __all__ = ["Sharing"]

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from attrs import frozen
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
-from llmproxy.fleet.backend import Backend
+from llmproxy.backend.backend import Backend
+from llmproxy.backend.lifecycle import StartFailure
+from llmproxy.backend.surroundings import Event, Transition
 from llmproxy.fleet.fleet import Fleet
-from llmproxy.fleet.lifecycle import StartFailure
-from llmproxy.fleet.surroundings import Event, Transition
 from llmproxy.web.histogram import Buckets, Histogram
 
 __all__ = ["Starts"]

@@ -9,8 +9,8 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.fleet.advice import LEAST_DAYS, LEAST_SAVED, LEAST_STARTS, Advice, Present, advise
-from llmproxy.fleet.history import Entry
+from llmproxy.scheduling.advice import LEAST_DAYS, LEAST_SAVED, LEAST_STARTS, Advice, Present, advise
+from llmproxy.scheduling.history import Entry
 
 NOW = 1_760_000_000.0
 MINUTE = 60.0

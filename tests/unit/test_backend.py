@@ -10,17 +10,17 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from llmproxy.backend.backend import Backend
+from llmproxy.backend.gate import Lease
+from llmproxy.backend.knock import Knock
+from llmproxy.backend.probe import INTERVAL, PATIENCE_FIRST, PATIENCE_MOST, Prober
+from llmproxy.backend.surroundings import Decision, Surroundings, Transition
 from llmproxy.config.model import BackendSpec, Config
 from llmproxy.errors import Refusal
-from llmproxy.fleet.backend import Backend
-from llmproxy.fleet.gate import Lease
-from llmproxy.fleet.history import History
-from llmproxy.fleet.knock import Knock
-from llmproxy.fleet.learned import Learned
-from llmproxy.fleet.probe import INTERVAL, PATIENCE_FIRST, PATIENCE_MOST, Prober
 from llmproxy.fleet.scheduler import Scheduler
-from llmproxy.fleet.surroundings import Decision, Surroundings, Transition
 from llmproxy.runtimes.interface import Address, Exit, Facts
+from llmproxy.scheduling.history import History
+from llmproxy.scheduling.learned import Learned
 from tests.fakes import FakeController, FakeRuntime
 from tests.inmemory import Servers
 
@@ -594,7 +594,7 @@ TestAnyOrder = AnyOrder.TestCase
 
 def test_exit_is_told_in_words() -> None:
     """The way a run ended reads as a person would say it."""
-    from llmproxy.fleet.failures import describe_exit
+    from llmproxy.backend.failures import describe_exit
 
     assert describe_exit(Exit(1)) == "exit status 1"
     assert describe_exit(Exit(137, oom=True)) == "exit status 137, killed for lack of memory"

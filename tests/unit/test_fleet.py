@@ -9,12 +9,12 @@ from attrs import evolve
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from llmproxy.backend.gate import Lease
+from llmproxy.backend.probe import INTERVAL
+from llmproxy.backend.surroundings import Event, Transition
 from llmproxy.config.model import BackendSpec, Config, Key
 from llmproxy.errors import Refusal
 from llmproxy.fleet.fleet import Fleet
-from llmproxy.fleet.gate import Lease
-from llmproxy.fleet.probe import INTERVAL
-from llmproxy.fleet.surroundings import Event, Transition
 from tests.fakes import FakeController, FakeRuntime
 from tests.inmemory import Servers
 

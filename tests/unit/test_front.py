@@ -15,9 +15,9 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from llmproxy.backend.probe import INTERVAL
 from llmproxy.config.model import BackendSpec, Config, Key, Limits
 from llmproxy.fleet.fleet import Fleet
-from llmproxy.fleet.probe import INTERVAL
 from llmproxy.web import exchange
 from llmproxy.web.accesslog import AccessLog, Entry
 from llmproxy.web.auth import Authenticator

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from llmproxy.fleet.admission import Admission
-from llmproxy.fleet.gate import SLICE, Gate, Lease, Waiter
+from llmproxy.backend.admission import Admission
+from llmproxy.backend.gate import SLICE, Gate, Lease, Waiter
 from llmproxy.runtimes.interface import Address
 
 HERE = Address("127.0.0.1", 1, "process")

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.fleet.history import MERGE, MOST, OLDEST, Entry, History
+from llmproxy.scheduling.history import MERGE, MOST, OLDEST, Entry, History
 from tests.unit.test_learned import JSON
 
 NOW = 1_760_000_000.0

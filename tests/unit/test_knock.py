@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from llmproxy.fleet.knock import knock_at
+from llmproxy.backend.knock import knock_at
 from llmproxy.runtimes.interface import Address
 
 

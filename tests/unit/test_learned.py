@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.fleet.learned import KEPT, MOST, MOST_PHASES, RELOAD, SLEEP, STOP, WAKE, Estimate, Learned
+from llmproxy.scheduling.learned import KEPT, MOST, MOST_PHASES, RELOAD, SLEEP, STOP, WAKE, Estimate, Learned
 
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

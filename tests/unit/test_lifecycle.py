@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.fleet.lifecycle import COOL_DOWN_FIRST, COOL_DOWN_MOST, Lifecycle, StartFailure, cool_down
+from llmproxy.backend.lifecycle import COOL_DOWN_FIRST, COOL_DOWN_MOST, Lifecycle, StartFailure, cool_down
 
 FAILED = StartFailure("failed", "it broke", exit_code=1)
 TIMEOUT = StartFailure("timeout", "too slow")

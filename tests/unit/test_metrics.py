@@ -15,13 +15,13 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pla
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from llmproxy.backend.effects import State
+from llmproxy.backend.gate import Lease
+from llmproxy.backend.surroundings import Decision
 from llmproxy.config.model import BackendSpec, Config, Gpu, Key
 from llmproxy.config.resolve import Sources, describe, read_sources
 from llmproxy.errors import ConfigError, Refusal
-from llmproxy.fleet.effects import State
 from llmproxy.fleet.fleet import Fleet
-from llmproxy.fleet.gate import Lease
-from llmproxy.fleet.surroundings import Decision
 from llmproxy.runtimes.interface import Address, Instance
 from llmproxy.web.auth import Authenticator
 from llmproxy.web.histogram import Buckets, Histogram

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
+from llmproxy.backend.backend import Backend
 from llmproxy.config.model import BackendSpec, Config
-from llmproxy.fleet.backend import Backend
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.runtimes.interface import Facts
 from tests.fakes import FakeController, FakeRuntime

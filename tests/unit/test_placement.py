@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from bench.simulation.loads import Kind, Request
 from bench.simulation.policies import Placement
 from bench.simulation.world import World
-from llmproxy.fleet.claims import SHARES, Memory, Room, fits, minus, plus
-from llmproxy.fleet.placement import (
+from llmproxy.scheduling.claims import SHARES, Memory, Room, fits, minus, plus
+from llmproxy.scheduling.placement import (
     Leave,
     Model,
     Plan,
@@ -23,7 +23,7 @@ from llmproxy.fleet.placement import (
     Start,
     plan,
 )
-from llmproxy.fleet.turns import LEAST_STEP
+from llmproxy.scheduling.turns import LEAST_STEP
 
 TENTH = SHARES // 10
 NOW = 1_700_000_000.25

@@ -11,12 +11,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from llmproxy.backend import power
+from llmproxy.backend.gate import Lease
+from llmproxy.backend.surroundings import Decision
 from llmproxy.config.model import BackendSpec, Config, Gpu, Scheduler
 from llmproxy.errors import Refusal
-from llmproxy.fleet import power
 from llmproxy.fleet.fleet import Fleet
-from llmproxy.fleet.gate import Lease
-from llmproxy.fleet.surroundings import Decision
 from llmproxy.runtimes.interface import Facts
 from tests.fakes import FakeController, FakeRuntime
 from tests.inmemory import Servers

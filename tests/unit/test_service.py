@@ -9,10 +9,10 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
+from llmproxy.backend.probe import INTERVAL
 from llmproxy.config.model import BackendSpec, Config, Key
 from llmproxy.errors import ConfigError
 from llmproxy.fleet.fleet import Fleet
-from llmproxy.fleet.probe import INTERVAL
 from llmproxy.service import DRAIN_LOOK, ProxyService
 from llmproxy.web.auth import Authenticator
 from llmproxy.web.resources import RootResource

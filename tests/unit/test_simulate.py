@@ -12,7 +12,7 @@ from bench.simulation.loads import LOADS, Kind, Request, kinds, made_up, trace
 from bench.simulation.outcome import bound
 from bench.simulation.policies import FirstCome, LeastRecent, Placement
 from bench.simulation.world import Broken, World
-from llmproxy.fleet.claims import SHARES, Room
+from llmproxy.scheduling.claims import SHARES, Room
 
 NAMES = [f"m{number}" for number in range(8)]
 RATE = 12.0

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from llmproxy.backend.probe import INTERVAL
 from llmproxy.config.model import BackendSpec, Config, Key, Limits
 from llmproxy.fleet.fleet import Fleet
-from llmproxy.fleet.probe import INTERVAL
 from llmproxy.web.auth import Authenticator
 from llmproxy.web.resources import RootResource
 from llmproxy.web.site import ProxySite

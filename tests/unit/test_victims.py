@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmproxy.fleet.claims import Memory, fits, minus, plus
-from llmproxy.fleet.victims import Exit, cheapest, weight
+from llmproxy.scheduling.claims import Memory, fits, minus, plus
+from llmproxy.scheduling.victims import Exit, cheapest, weight
 
 GPUS = ("0", "1", "2")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from llmproxy.engines.needs import Needs
-from llmproxy.fleet.claims import Room
-from llmproxy.fleet.learned import Estimate
-from llmproxy.fleet.outlook import Leave, Plan, Refuse, Start, Wait
 from llmproxy.fleet.telling import GpuSum, Left, Story, ready_in, tell_plan, tell_why
+from llmproxy.scheduling.claims import Room
+from llmproxy.scheduling.learned import Estimate
+from llmproxy.scheduling.outlook import Leave, Plan, Refuse, Start, Wait
 
 GIB = 2**30
 NEEDS = Needs(("0",), 0.6, (), "as it says")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from llmproxy.fleet.backend import Backend
+from llmproxy.backend.backend import Backend
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.web.api.answers import answer_json, conflict, flag
 from llmproxy.web.api.until import Waiting

@@ -7,10 +7,10 @@ from typing import Any
 
 from twisted.python.failure import Failure
 
+from llmproxy.backend.backend import Backend
+from llmproxy.backend.surroundings import Decision, Event
 from llmproxy.errors import runtime_unavailable
-from llmproxy.fleet.backend import Backend
 from llmproxy.fleet.fleet import Fleet
-from llmproxy.fleet.surroundings import Decision, Event
 from llmproxy.runtimes.interface import RuntimeUnavailable
 from llmproxy.web.api.answers import flag, number
 from llmproxy.web.request import ProxyRequest

@@ -9,8 +9,8 @@ from typing import Any
 from llmproxy.config.units import DURATION_ALLOWED, duration, format_duration, fraction_or_size
 from llmproxy.errors import does_not_fit, invalid_request
 from llmproxy.fleet.fleet import Fleet
-from llmproxy.fleet.leases import LONGEST, GpuLease
 from llmproxy.http.openai import parse_body
+from llmproxy.scheduling.leases import LONGEST, GpuLease
 from llmproxy.web.api.answers import answer_json, flag, not_found
 from llmproxy.web.api.until import Waiting
 from llmproxy.web.api.views import lease_view

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from llmproxy.backend.backend import Backend
 from llmproxy.errors import invalid_request
-from llmproxy.fleet.backend import Backend
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.web.api.answers import answer_json, need, not_found
 from llmproxy.web.api.backends import VERBS, act

@@ -8,12 +8,12 @@ from typing import Any
 from attrs import asdict
 from twisted.python.failure import Failure
 
-from llmproxy.fleet.advice import LEAST_DAYS, Advice, Present, advise
-from llmproxy.fleet.backend import Backend
+from llmproxy.backend.backend import Backend
 from llmproxy.fleet.fleet import Fleet
-from llmproxy.fleet.history import Entry
 from llmproxy.fleet.telling import duration, ready_in, tell_plan, tell_why
 from llmproxy.runtimes.gpus import AbsentMeter, IGpuMeter
+from llmproxy.scheduling.advice import LEAST_DAYS, Advice, Present, advise
+from llmproxy.scheduling.history import Entry
 from llmproxy.web.api.answers import answer_json, in_thread
 from llmproxy.web.api.views import backend_view, estimate_of, gpu_sums, plan_view, story_of, sum_view
 from llmproxy.web.request import ProxyRequest

@@ -8,8 +8,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
+from llmproxy.backend.surroundings import Event
 from llmproxy.fleet.fleet import Fleet
-from llmproxy.fleet.surroundings import Event
 
 __all__ = ["Waiting"]
 

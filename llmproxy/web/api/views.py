@@ -6,15 +6,15 @@ from typing import Any
 
 from attrs import evolve
 
-from llmproxy.fleet.backend import Backend
-from llmproxy.fleet.claims import Room
+from llmproxy.backend.backend import Backend
+from llmproxy.backend.surroundings import Decision, Transition
 from llmproxy.fleet.fleet import Fleet
-from llmproxy.fleet.learned import Estimate
-from llmproxy.fleet.leases import GpuLease
-from llmproxy.fleet.outlook import Plan
 from llmproxy.fleet.snapshot import SUPPOSED_WAKE
-from llmproxy.fleet.surroundings import Decision, Transition
 from llmproxy.fleet.telling import GpuSum, Left, Story
+from llmproxy.scheduling.claims import Room
+from llmproxy.scheduling.learned import Estimate
+from llmproxy.scheduling.leases import GpuLease
+from llmproxy.scheduling.outlook import Plan
 
 __all__ = [
     "backend_view",

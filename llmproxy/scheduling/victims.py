@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from attrs import frozen
 
-from llmproxy.fleet.claims import Memory
+from llmproxy.scheduling.claims import Memory
 
 __all__ = ["Exit", "cheapest", "weight"]
 

@@ -1,8 +1,8 @@
 """One backend: carries out what its lifecycle decides, and tells the lifecycle what happens.
 
 The runtime tells of the run itself by the :class:`~llmproxy.runtimes.interface.Watcher` methods, and the
-lifecycle decides by the :class:`~llmproxy.fleet.effects.Effects` methods.  What is asked of a backend from
-outside is in :mod:`llmproxy.fleet.backend`.  Everything happens in the reactor's thread.
+lifecycle decides by the :class:`~llmproxy.backend.effects.Effects` methods.  What is asked of a backend from
+outside is in :mod:`llmproxy.backend.backend`.  Everything happens in the reactor's thread.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from llmproxy.config.model import BackendSpec
-from llmproxy.engines.needs import Needs, read_needs
-from llmproxy.errors import Refusal
-from llmproxy.fleet.admission import Admission
-from llmproxy.fleet.diary import Diary
-from llmproxy.fleet.engine import Engine, Terms
-from llmproxy.fleet.failures import (
+from llmproxy.backend.admission import Admission
+from llmproxy.backend.diary import Diary
+from llmproxy.backend.engine import Engine, Terms
+from llmproxy.backend.failures import (
     describe_exit,
     exit_failure,
     launch_failure,
     overdue_failure,
     refusal_for,
 )
-from llmproxy.fleet.gate import Gate, Waiter
-from llmproxy.fleet.identity import Identity
-from llmproxy.fleet.launch import Launcher
-from llmproxy.fleet.lifecycle import Lifecycle, StartFailure, State, Timer, cool_down
-from llmproxy.fleet.present import Present
-from llmproxy.fleet.probe import ANSWER_LIMIT
-from llmproxy.fleet.surroundings import LastStart, Surroundings, Transition
-from llmproxy.fleet.timers import Timers
-from llmproxy.fleet.wishes import Wishes, Witnesses
+from llmproxy.backend.gate import Gate, Waiter
+from llmproxy.backend.identity import Identity
+from llmproxy.backend.launch import Launcher
+from llmproxy.backend.lifecycle import Lifecycle, StartFailure, State, Timer, cool_down
+from llmproxy.backend.present import Present
+from llmproxy.backend.probe import ANSWER_LIMIT
+from llmproxy.backend.surroundings import LastStart, Surroundings, Transition
+from llmproxy.backend.timers import Timers
+from llmproxy.backend.wishes import Wishes, Witnesses
+from llmproxy.config.model import BackendSpec
+from llmproxy.engines.needs import Needs, read_needs
+from llmproxy.errors import Refusal
 from llmproxy.relay.pool import ConnectionPool
 from llmproxy.runtimes.interface import (
     Address,
@@ -279,7 +279,7 @@ class Conduct:
     # -- Effects: what the lifecycle decides --------------------------------------------------------
 
     def launch(self, attempt: int) -> None:
-        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        """See :class:`~llmproxy.backend.effects.Effects`."""
         self._present.known = None
         self._found = False
         self._launcher.start(
@@ -305,14 +305,14 @@ class Conduct:
         self._start_failed(attempt, evolve(told, message=self.redacted(told.message)))
 
     def probe(self, attempt: int) -> None:
-        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        """See :class:`~llmproxy.backend.effects.Effects`."""
         known = self._present.known
         assert known is not None, "only what runs is asked for its health"
         patient = self._found and not self.admission.waiting and not self.spec.prewarm
         self._engine.probe(attempt, known.addresses, found=self._found, patient=patient)
 
     def open_gate(self) -> None:
-        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        """See :class:`~llmproxy.backend.effects.Effects`."""
         address = self._engine.address
         assert address is not None
         self.gate.open(address, ConnectionPool(self.surroundings.clock, self.surroundings.connect(address)))
@@ -327,16 +327,16 @@ class Conduct:
             self._diary.started(now, self.last_start.phases)
 
     def close_gate(self) -> None:
-        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        """See :class:`~llmproxy.backend.effects.Effects`."""
         self.gate.close()
         self._engine.ask_no_more()
 
     def cut(self, reason: str) -> None:
-        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        """See :class:`~llmproxy.backend.effects.Effects`."""
         self.gate.cut(reason)
 
     def refuse(self, failure: StartFailure) -> None:
-        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        """See :class:`~llmproxy.backend.effects.Effects`."""
         if failure.kind in ("failed", "timeout"):
             self._failure = self.last_failure = failure
             self.last_failure_at = self.surroundings.clock.seconds()
@@ -345,7 +345,7 @@ class Conduct:
             waiter.refused(refusal)
 
     def stop(self, attempt: int) -> None:
-        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        """See :class:`~llmproxy.backend.effects.Effects`."""
         self._engine.leave_alone()
         self._launcher.stop(self.spec, lambda: self._stopped(attempt))
 
@@ -356,19 +356,19 @@ class Conduct:
         self.lifecycle.stopped(attempt)
 
     def sleep(self, attempt: int, level: int) -> None:
-        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        """See :class:`~llmproxy.backend.effects.Effects`."""
         freed = self.surroundings.scheduler.memory_came_back(self)
         self._engine.sleep(attempt, level, freed, self._diary.slept)
 
     def wake(self, attempt: int) -> None:
-        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        """See :class:`~llmproxy.backend.effects.Effects`."""
         clock = self.surroundings.clock
         self._engine.wake(attempt, lambda took: self._diary.woke(clock.seconds(), self.level, took))
 
     # -- timers -------------------------------------------------------------------------------------
 
     def arm(self, timer: Timer) -> None:
-        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        """See :class:`~llmproxy.backend.effects.Effects`."""
         seconds: float | None
         if timer == "idle":
             seconds = self._idle_left()
@@ -387,7 +387,7 @@ class Conduct:
             self._timers.arm(timer, seconds)
 
     def disarm(self, timer: Timer) -> None:
-        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        """See :class:`~llmproxy.backend.effects.Effects`."""
         self._timers.disarm(timer)
 
     def _fired(self, timer: Timer) -> None:
@@ -449,7 +449,7 @@ class Conduct:
         return self._timers.left("cool_down")
 
     def moved(self, old: State, new: State, cause: str) -> None:
-        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        """See :class:`~llmproxy.backend.effects.Effects`."""
         now = self.since = self.surroundings.clock.seconds()
         if new == "ready":
             self.gate.used_at = now
@@ -470,7 +470,7 @@ class Conduct:
         self.surroundings.scheduler.moved(self)
 
     def reconsider(self) -> None:
-        """See :class:`~llmproxy.fleet.effects.Effects`."""
+        """See :class:`~llmproxy.backend.effects.Effects`."""
         if self._closing:
             return
         if self._present.there is not None and self.state == "absent":

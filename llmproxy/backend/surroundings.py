@@ -9,15 +9,15 @@ from attrs import field, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from llmproxy.fleet.effects import State
-from llmproxy.fleet.history import History
-from llmproxy.fleet.knock import Knock
-from llmproxy.fleet.learned import Learned
-from llmproxy.fleet.probe import Connect
+from llmproxy.backend.effects import State
+from llmproxy.backend.knock import Knock
+from llmproxy.backend.probe import Connect
 from llmproxy.runtimes.interface import Address
+from llmproxy.scheduling.history import History
+from llmproxy.scheduling.learned import Learned
 
 if TYPE_CHECKING:
-    from llmproxy.fleet.conduct import Conduct
+    from llmproxy.backend.conduct import Conduct
 
 __all__ = ["Decision", "Event", "IScheduler", "LastStart", "Surroundings", "Transition"]
 

@@ -7,7 +7,7 @@ nobody uses, then by priority, then by what it costs to load them again and how 
 Each recommendation is judged by itself, with all other settings as they are.
 
 A full history takes about a second: it is meant to run in a thread, which
-:attr:`~llmproxy.fleet.history.History.entries` and frozen settings are fit for.
+:attr:`~llmproxy.scheduling.history.History.entries` and frozen settings are fit for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Literal
 from attrs import define, evolve, field, frozen
 
 from llmproxy.config.units import format_duration
-from llmproxy.fleet.history import Entry
+from llmproxy.scheduling.history import Entry
 
 __all__ = [
     "IDLE_TIMES",

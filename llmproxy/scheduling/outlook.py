@@ -1,6 +1,6 @@
 """What the scheduler sees of each backend, and what it decides.  Pure.
 
-:func:`llmproxy.fleet.placement.plan` makes the one into the other, and offers these names.
+:func:`llmproxy.scheduling.placement.plan` makes the one into the other, and offers these names.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Literal
 
 from attrs import field, frozen
 
-from llmproxy.fleet.claims import NOTHING, Memory
+from llmproxy.scheduling.claims import NOTHING, Memory
 
 __all__ = ["Leave", "Model", "Phase", "Plan", "Refuse", "Rules", "Start", "Wait"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from llmproxy.fleet.lifecycle import Timer
+from llmproxy.backend.lifecycle import Timer
 
 __all__ = ["Timers"]
 

@@ -1,8 +1,8 @@
 r"""The states of one backend: every transition, and nothing that does I/O.
 
-Inputs say what happened or what is wanted; effects are commands that :mod:`llmproxy.fleet.backend` carries
-out; :mod:`llmproxy.fleet.effects` has both.  It is an Automat ``TypeMachineBuilder`` machine;
-:mod:`llmproxy.fleet.lifecycle` in front of it settles what a table of transitions cannot express: whether
+Inputs say what happened or what is wanted; effects are commands that :mod:`llmproxy.backend.backend` carries
+out; :mod:`llmproxy.backend.effects` has both.  It is an Automat ``TypeMachineBuilder`` machine;
+:mod:`llmproxy.backend.lifecycle` in front of it settles what a table of transitions cannot express: whether
 news belongs to the present attempt.
 
 ::
@@ -27,7 +27,7 @@ from typing import Any
 from attrs import define
 from automat import TypeMachineBuilder
 
-from llmproxy.fleet.effects import Effects, Inputs, StartFailure, State
+from llmproxy.backend.effects import Effects, Inputs, StartFailure, State
 
 __all__ = ["Core", "machine"]
 

@@ -1,4 +1,4 @@
-"""What happened to the backends, for :mod:`llmproxy.fleet.advice`.  Pure; times are POSIX seconds."""
+"""What happened to the backends, for :mod:`llmproxy.scheduling.advice`.  Pure; times are POSIX seconds."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 """The lifecycle of one backend, as its surroundings see it: what happens is told here.
 
-:mod:`llmproxy.fleet.machine` has the states and every transition.  News of an attempt that is over is dropped
-here, so that an old start cannot make a new one ready.
+:mod:`llmproxy.backend.machine` has the states and every transition.  News of an attempt that is over is
+dropped here, so that an old start cannot make a new one ready.
 """
 
 from __future__ import annotations
 
-from llmproxy.fleet.effects import Effects, StartFailure, State, Timer
-from llmproxy.fleet.machine import Core, machine
+from llmproxy.backend.effects import Effects, StartFailure, State, Timer
+from llmproxy.backend.machine import Core, machine
 
 __all__ = [
     "COOL_DOWN_FIRST",

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.python.failure import Failure
 
-from llmproxy.fleet.knock import Knock
+from llmproxy.backend.knock import Knock
 from llmproxy.http.headers import authority
 from llmproxy.relay.upstream import UPSTREAM, Broken, ResponseHead, UpstreamConnection
 from llmproxy.runtimes.interface import Address

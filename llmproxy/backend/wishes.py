@@ -5,8 +5,8 @@ from __future__ import annotations
 from attrs import define, field
 from twisted.internet.defer import Deferred, succeed
 
+from llmproxy.backend.effects import State
 from llmproxy.errors import Refusal
-from llmproxy.fleet.effects import State
 
 __all__ = ["Wishes", "Witnesses"]
 

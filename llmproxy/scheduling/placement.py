@@ -4,10 +4,11 @@
 again after each change and at :attr:`Plan.look_again`.  It keeps nothing between two looks, so that there is
 nothing that could get stuck.
 
-A demand is a model that somebody waits for; :func:`llmproxy.fleet.turns.in_turn` says whose turn it is.  Each
-in its turn starts where there is room; else the cheapest set of idle models leaves for it; and once it has
-waited for ``max_wait_before_drain``, busy ones take no new requests and leave when they have drained.  From
-then on what room there is is kept for it.  Before anybody leaves it is certain that the demand fits then.
+A demand is a model that somebody waits for; :func:`llmproxy.scheduling.turns.in_turn` says whose turn it is.
+Each in its turn starts where there is room; else the cheapest set of idle models leaves for it; and once it
+has waited for ``max_wait_before_drain``, busy ones take no new requests and leave when they have drained.
+From then on what room there is is kept for it.  Before anybody leaves it is certain that the demand fits
+then.
 
 A GPU has to be quiet for a start, and for a leaving: so where one has got its turn and waits for nothing else
 than that, nobody after it starts.  Else those that need two GPUs would wait for ever while the others start
@@ -20,10 +21,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import define, field
 
-from llmproxy.fleet.claims import NOTHING, Memory, Room, fits, minus, plus
-from llmproxy.fleet.outlook import Leave, Model, Plan, Refuse, Rules, Start, Wait
-from llmproxy.fleet.turns import in_turn
-from llmproxy.fleet.victims import Exit, cheapest, weight
+from llmproxy.scheduling.claims import NOTHING, Memory, Room, fits, minus, plus
+from llmproxy.scheduling.outlook import Leave, Model, Plan, Refuse, Rules, Start, Wait
+from llmproxy.scheduling.turns import in_turn
+from llmproxy.scheduling.victims import Exit, cheapest, weight
 
 __all__ = ["Leave", "Model", "Plan", "Refuse", "Room", "Rules", "Start", "Wait", "plan"]
 

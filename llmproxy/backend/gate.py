@@ -9,8 +9,8 @@ from attrs import define
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
+from llmproxy.backend.admission import Admission
 from llmproxy.errors import Refusal
-from llmproxy.fleet.admission import Admission
 from llmproxy.relay.pool import ConnectionPool
 from llmproxy.runtimes.interface import Address
 

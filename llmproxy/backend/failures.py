@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from twisted.python.failure import Failure
 
+from llmproxy.backend.lifecycle import StartFailure
 from llmproxy.engines.vllm import diagnose
 from llmproxy.errors import (
     Refusal,
@@ -12,7 +13,6 @@ from llmproxy.errors import (
     not_running,
     runtime_unavailable,
 )
-from llmproxy.fleet.lifecycle import StartFailure
 from llmproxy.runtimes.interface import Exit, RuntimeUnavailable, StartRefused
 
 __all__ = [

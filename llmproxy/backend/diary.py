@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 from attrs import define
 
-from llmproxy.fleet.history import History
-from llmproxy.fleet.learned import Learned
+from llmproxy.scheduling.history import History
+from llmproxy.scheduling.learned import Learned
 
 __all__ = ["PAUSE", "Diary"]
 

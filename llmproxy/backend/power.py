@@ -7,10 +7,10 @@ from collections.abc import Callable
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from llmproxy.backend.control import Answer, NoAnswer, ask
+from llmproxy.backend.probe import Connect, probe_once
 from llmproxy.engines import sleep
 from llmproxy.engines.sleep import Call
-from llmproxy.fleet.control import Answer, NoAnswer, ask
-from llmproxy.fleet.probe import Connect, probe_once
 from llmproxy.runtimes.interface import Address
 
 __all__ = ["SLEEP_LIMIT", "WAKE_LIMIT", "Power"]

@@ -12,11 +12,11 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from llmproxy.fleet.control import NoAnswer
-from llmproxy.fleet.knock import Knock
-from llmproxy.fleet.lifecycle import Lifecycle
-from llmproxy.fleet.power import Power
-from llmproxy.fleet.probe import Connect, Prober, probe_once
+from llmproxy.backend.control import NoAnswer
+from llmproxy.backend.knock import Knock
+from llmproxy.backend.lifecycle import Lifecycle
+from llmproxy.backend.power import Power
+from llmproxy.backend.probe import Connect, Prober, probe_once
 from llmproxy.runtimes.interface import Address
 
 __all__ = ["Engine", "Terms"]

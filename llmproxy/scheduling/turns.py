@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from llmproxy.fleet.outlook import Model, Rules
+from llmproxy.scheduling.outlook import Model, Rules
 
 __all__ = ["LEAST_STEP", "in_turn"]
 

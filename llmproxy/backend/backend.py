@@ -1,19 +1,19 @@
 """One backend, as requests, the operator and the scheduler see it.
 
-Requests enter by :meth:`Backend.enter` and are told by the :class:`~llmproxy.fleet.gate.Waiter` protocol.
-What is decided is carried out in :mod:`llmproxy.fleet.conduct`.
+Requests enter by :meth:`Backend.enter` and are told by the :class:`~llmproxy.backend.gate.Waiter` protocol.
+What is decided is carried out in :mod:`llmproxy.backend.conduct`.
 """
 
 from __future__ import annotations
 
 from twisted.internet.defer import Deferred
 
+from llmproxy.backend.conduct import Conduct
+from llmproxy.backend.effects import State
+from llmproxy.backend.gate import Waiter
 from llmproxy.config.model import BackendSpec
 from llmproxy.errors import Refusal, shutting_down
-from llmproxy.fleet.conduct import Conduct
-from llmproxy.fleet.effects import State
-from llmproxy.fleet.gate import Waiter
-from llmproxy.fleet.outlook import Leave
+from llmproxy.scheduling.outlook import Leave
 
 __all__ = ["Backend"]
 
