@@ -13,6 +13,7 @@ asks: with other streams flowing, give it a thread to read in (``run``).
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -36,6 +37,9 @@ __all__ = [
 
 EVERY = 0.08
 """Seconds between two readings: what is noticed later than it could be is lost in a start of many seconds."""
+
+_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
+"""What a driver's library talks to: on Linux, and in WSL2."""
 
 PATIENCE = 20.0
 """Seconds that NVML may take to initialise; a GPU that sleeps takes some of them to wake."""
@@ -120,13 +124,25 @@ class NvmlMeter:
         return handle
 
 
-def open_nvml(load: Callable[[], Any] = lambda: importlib.import_module("pynvml")) -> IGpuMeter:
+def _load() -> Any:
+    """The module, which is large, where there is a driver that it could ask.
+
+    :raises LookupError: there is none.
+    """
+    if not any(os.path.exists(device) for device in _DEVICES):
+        raise LookupError("there is no NVIDIA driver here (" + " or ".join(_DEVICES) + ")")
+    return importlib.import_module("pynvml")
+
+
+def open_nvml(load: Callable[[], Any] = _load) -> IGpuMeter:
     """A meter that reads by NVML, or one that knows nothing.  Blocks, possibly for seconds; never raises.
 
     :param load: gives the module ``pynvml``.
     """
     try:
         nvml = load()
+    except LookupError as error:
+        return AbsentMeter(str(error.args[0]))
     except ImportError:
         return AbsentMeter("nvidia-ml-py is not installed (pip install 'llmproxy[nvml]')")
     except Exception as error:

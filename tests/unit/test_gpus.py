@@ -156,7 +156,7 @@ def test_the_real_library() -> None:
     pytest.importorskip("pynvml")
     meter = open_nvml()
     if isinstance(meter, AbsentMeter):
-        assert meter.reason.startswith("NVML ")
+        assert "NVML " in meter.reason or "driver" in meter.reason
         assert meter.free("0") is None
     else:
         assert isinstance(meter, NvmlMeter)
