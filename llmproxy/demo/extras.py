@@ -14,7 +14,7 @@ from twisted.web.http import Request
 from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
-__all__ = ["Flood", "digest", "tunnel"]
+__all__ = ["Flood", "digest", "switch", "tunnel"]
 
 _BLOCK = bytes(range(256)) * 256  # 64 KiB
 _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
@@ -74,11 +74,8 @@ class _Echo(Protocol):
         self.transport.write(data)
 
 
-def tunnel(request: Request) -> bytes | int:
-    """Take the connection over as a WebSocket handshake asks, and echo raw bytes from then on.
-
-    Frames come back as they came, masked: enough for a proxy's test, not a WebSocket server.
-    """
+def switch(request: Request, echo: Protocol) -> bytes | int:
+    """Take the connection over as a WebSocket handshake asks, and give it to another protocol."""
     key = request.getHeader(b"sec-websocket-key")
     upgrade = (request.getHeader(b"upgrade") or b"").lower()
     if upgrade != b"websocket" or not key or request.channel is None:
@@ -96,8 +93,15 @@ def tunnel(request: Request) -> bytes | int:
         head.append(b"Sec-WebSocket-Protocol: " + chosen.split(b",")[0].strip())
     channel.setTimeout(None)
     transport.unregisterProducer()  # the HTTP channel is registered with its own transport
-    echo = _Echo()
     transport.protocol = echo
     echo.makeConnection(transport)
     transport.write(b"\r\n".join(head) + b"\r\n\r\n")
     return NOT_DONE_YET
+
+
+def tunnel(request: Request) -> bytes | int:
+    """A WebSocket handshake, and raw bytes echoed from then on.
+
+    Frames come back as they came, masked: enough for a proxy's test, not a WebSocket server.
+    """
+    return switch(request, _Echo())

@@ -15,7 +15,7 @@ from twisted.web.http import Request
 from zope.interface import implementer
 
 from llmproxy.demo.faults import Faults
-from llmproxy.demo.shapes import DONE, Plan, aborted, answer, engine_error, event, events, garbled
+from llmproxy.demo.shapes import Plan, engine_error, garbled
 
 __all__ = ["Generation", "Owner", "abort"]
 
@@ -78,20 +78,26 @@ class Generation:
             self._later(self._pause * len(self._plan.pieces), self._whole)
             return
         self._request.setHeader(b"content-type", b"text/event-stream; charset=utf-8")
-        self._events = events(self._plan)
+        self._events = self._plan.form.events(self._plan)
         self._request.registerProducer(self, True)
         self._request.write(b"")
         self._later(0, self._step)
 
     def break_off(self) -> None:
-        """The engine has died: vLLM's error event, ``[DONE]`` and a clean end; 500 when not streaming."""
+        """The engine has died: vLLM's error event and a clean end, where the API has such an event; 500 when
+        not streaming."""
         if self._over:
             return
+        form = self._plan.form
         if self._plan.stream:
-            self._request.write(event(engine_error()) + DONE)
+            last = form.died()
+            if last is None:
+                _close(self._request)
+                return
+            self._request.write(last)
         else:
             self._request.setResponseCode(500)
-            self._json(json.dumps(engine_error()).encode())
+            self._json(json.dumps(form.error(engine_error())).encode())
         self._finish()
 
     def silence(self) -> None:
@@ -106,13 +112,13 @@ class Generation:
         if self._over:
             return
         if self._plan.stream:
-            for data in aborted(self._plan, self._written):
+            for data in self._plan.form.aborted(self._plan, self._written):
                 self._request.write(data)
         else:
             self._cancel()
             missing = ceil(self._left / self._pause) if self._pause and self._after_pause else None
-            pieces = self._plan.pieces[: -missing if missing else 0]
-            self._json(json.dumps(answer(evolve(self._plan, pieces=pieces, finish="abort"))).encode())
+            cut = evolve(self._plan, pieces=self._plan.pieces[: -missing if missing else 0], finish="abort")
+            self._json(json.dumps(cut.form.answer(cut)).encode())
         self._finish()
 
     def freeze(self) -> None:
@@ -128,7 +134,7 @@ class Generation:
         self._frozen = False
         if garble:
             self._plan = garbled(self._plan)
-            self._events = islice(events(self._plan), self._taken, None)
+            self._events = islice(self._plan.form.events(self._plan), self._taken, None)
         left, self._left = self._left, 0.0
         if self._after_pause is not None and self._call is None and not (self._over or self._paused):
             self._call = self._owner.reactor.callLater(left, self._run)
@@ -172,7 +178,7 @@ class Generation:
                 self.silence()
 
     def _whole(self) -> None:
-        body = json.dumps(answer(self._plan)).encode()
+        body = json.dumps(self._plan.form.answer(self._plan)).encode()
         if self._faults.mid_stream in ("error-event", "die-mid-stream", "exit-mid-stream", "stall"):
             self._fail()
         elif self._faults.mid_stream == "close-mid-body":

@@ -6,6 +6,7 @@
 ``GET /big?bytes=N[&chunked=1]``  N bytes, with back-pressure
 ``POST /upload``                  the body's length and SHA-256
 ``GET /ws...``                    a WebSocket handshake, then raw bytes are echoed
+``GET /websocket``                a WebSocket: each message is echoed
 ``POST /demo/sleep-faults``       see :mod:`llmproxy.demo.faults`
 ================================  =======================================================================
 """
@@ -15,7 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import count
 from typing import Any, NoReturn
 
@@ -25,13 +27,14 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 from twisted.web.server import Request as SiteRequest
 
-from llmproxy.demo import faults, shapes
+from llmproxy.demo import completions, faults, messages, responses, shapes, singles
 from llmproxy.demo.control import Control
 from llmproxy.demo.extras import Flood, digest, tunnel
 from llmproxy.demo.generation import Generation, abort
 from llmproxy.demo.memory import Memory
 from llmproxy.demo.power import Power
 from llmproxy.demo.settings import Settings
+from llmproxy.demo.websocket import websocket
 from llmproxy.demo.work import Requests, Stats
 
 __all__ = ["DemoRequest", "DemoResource", "Stats", "exhaust_memory", "site"]
@@ -39,6 +42,17 @@ __all__ = ["DemoRequest", "DemoResource", "Stats", "exhaust_memory", "site"]
 # The paths that vLLM guards with its key (facts of vLLM 0.32: everything else is open).
 _GUARDED = (b"/v1", b"/v2", b"/inference", b"/cohere")
 _EXHAUST_LIMIT = 8 * 1024**3
+
+_Planner = Callable[[Mapping[str, Any], Sequence[str], str, int], shapes.Plan]
+_GENERATED: Mapping[bytes, _Planner] = {
+    b"/v1/chat/completions": completions.plan_chat,
+    b"/v1/completions": completions.plan_text,
+    b"/v1/messages": messages.plan_message,
+    b"/v1/responses": responses.plan_response,
+    b"/v1/embeddings": singles.plan_embeddings,
+    b"/v1/rerank": singles.plan_rerank,
+    b"/v1/score": singles.plan_score,
+}
 
 
 def exhaust_memory() -> NoReturn:
@@ -73,10 +87,11 @@ def _flag(request: Request, name: bytes) -> bytes:
     return values[0] if values else b""
 
 
-def _refuse(request: Request, status: int, message: str) -> None:
+def _refuse(request: Request, what: shapes.Plan, status: int, message: str) -> None:
     request.setResponseCode(status)
     request.setHeader(b"content-type", b"application/json")
-    request.write(json.dumps(shapes.error(status, "InternalServerError", message)).encode())
+    error = what.form.error(shapes.error(status, "InternalServerError", message))
+    request.write(json.dumps(error).encode())
     request.finish()
 
 
@@ -128,8 +143,9 @@ class DemoResource(Resource):
         }
         self._post: dict[bytes, Callable[[Request], object]] = {
             b"/ping": self._health,
-            b"/v1/chat/completions": lambda request: self._complete(request, chat=True),
-            b"/v1/completions": lambda request: self._complete(request, chat=False),
+            **{path: partial(self._generate, how) for path, how in _GENERATED.items()},
+            b"/v1/audio/transcriptions": self._transcribe,
+            b"/v1/messages/count_tokens": self._count_tokens,
             b"/tokenize": self._tokenize,
             b"/upload": digest,
             b"/demo/sleep-faults": control.arm,
@@ -163,6 +179,8 @@ class DemoResource(Resource):
             return self._echo(request)
         if path == b"/ws" or path.startswith(b"/ws/"):
             return tunnel(request)
+        if path == b"/websocket":
+            return websocket(request)
         table = {b"GET": self._get, b"POST": self._post}.get(method, {})
         if method == b"HEAD" and path in (b"/metrics", b"/big"):  # vLLM answers 405 to HEAD elsewhere
             table = self._get
@@ -270,8 +288,19 @@ class DemoResource(Resource):
         numbers = [int.from_bytes(hashlib.sha256(token.encode()).digest()[:2], "big") for token in found]
         return {"count": len(numbers), "max_model_len": 131072, "tokens": numbers, "token_strs": None}
 
-    def _complete(self, request: Request, *, chat: bool) -> int:
-        body = self._body(request)
+    def _count_tokens(self, request: Request) -> Mapping[str, object]:
+        return messages.count_tokens(self._body(request), self._settings.models)
+
+    def _transcribe(self, request: Request) -> int:
+        form = {name.decode("latin-1"): values[0] for name, values in (request.args or {}).items()}
+        sound = form.pop("file", None)
+        asked = {name: value.decode("utf-8", "replace") for name, value in form.items()}
+        return self._begin_later(request, singles.plan_transcript, {**asked, "file": sound})
+
+    def _generate(self, how: _Planner, request: Request) -> int:
+        return self._begin_later(request, how, self._body(request))
+
+    def _begin_later(self, request: Request, how: _Planner, body: Mapping[str, Any]) -> int:
         given = request.getHeader(b"x-demo-fault") or str(body.get("demo_fault") or "").encode()
         wrong = faults.parse(given.decode("latin-1"))
         pace = request.getHeader(b"x-demo-token-delay") or body.get("demo_token_delay")
@@ -282,11 +311,8 @@ class DemoResource(Resource):
                 400, "BadRequestError", "The token delay is no number.", "demo_token_delay"
             ) from None
         asked = request.getHeader(b"x-request-id")
-        name = asked.decode("latin-1") if asked else f"{next(self._numbers):016x}"
-        ident = f"{'chatcmpl' if chat else 'cmpl'}-{name}"
-        what = shapes.plan(
-            body, self._settings.models, chat=chat, ident=ident, created=int(self._reactor.seconds())
-        )
+        ident = asked.decode("latin-1") if asked else f"{next(self._numbers):016x}"
+        what = how(body, self._settings.models, ident, int(self._reactor.seconds()))
 
         def begin() -> None:
             if request.channel is not None:
@@ -306,9 +332,9 @@ class DemoResource(Resource):
         elif wrong.at_once == "die-before-head":
             abort(request)
         elif wrong.status is not None:
-            _refuse(request, wrong.status, "This fault was asked for.")
+            _refuse(request, what, wrong.status, "This fault was asked for.")
         elif self.work.dead:
-            _refuse(request, 500, shapes.ENGINE_DEAD)
+            _refuse(request, what, 500, shapes.ENGINE_DEAD)
         else:
             asleep = self.power.paused  # what it will say depends on how it wakes
             if self.power.spoilt and not asleep:

@@ -1,29 +1,35 @@
-"""What the demo server says: deterministic text in the JSON shapes of vLLM 0.32.  Pure."""
+"""What the demo server says: deterministic text, and what all of vLLM 0.32's APIs have in common.  Pure.
+
+Each API's own shapes are in a module of their own: :mod:`llmproxy.demo.completions`,
+:mod:`llmproxy.demo.messages`, :mod:`llmproxy.demo.responses` and :mod:`llmproxy.demo.singles`.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, Protocol
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 __all__ = [
     "DONE",
     "ENGINE_DEAD",
     "BadRequest",
+    "Form",
     "Plan",
-    "aborted",
-    "answer",
+    "content",
     "engine_error",
     "error",
     "event",
-    "events",
     "garbled",
+    "invalid",
     "models",
     "plan",
+    "reply",
+    "served",
     "tokens",
 ]
 
@@ -45,28 +51,53 @@ class BadRequest(Exception):
         self.body = error(status, kind, message, param)
 
 
+class Form(Protocol):
+    """How one of vLLM's APIs writes an answer."""
+
+    def answer(self, what: Plan) -> dict[str, Any]:
+        """The whole answer of a request that does not stream."""
+
+    def events(self, what: Plan) -> Iterator[bytes]:
+        """The event stream.  Empty bytes come before each token, where the pause for it belongs; what belongs
+        to the token is one piece."""
+
+    def aborted(self, what: Plan, written: int) -> Iterator[bytes]:
+        """How a stream ends that a sleep with ``mode=abort`` ends after so many tokens."""
+
+    def died(self) -> bytes | None:
+        """What ends a stream whose engine has died; ``None``: nothing, not even an end of message."""
+
+    def error(self, found: dict[str, Any]) -> dict[str, Any]:
+        """An error object of vLLM's in this API's words."""
+
+
 @frozen
 class Plan:
     """One answer, worked out before its first byte is sent.
 
-    :ivar ident: ``chatcmpl-...`` or ``cmpl-...``.
+    :ivar ident: ``chatcmpl-...``, ``cmpl-...``, ``resp_...`` and so on.
     :ivar created: POSIX seconds.
-    :ivar chat: a chat completion, as opposed to a text completion.
+    :ivar form: the API's.
     :ivar prompt_tokens: words of the prompt.
     :ivar pieces: the tokens, each with the white space in front of it.
     :ivar finish: vLLM's ``finish_reason``.
-    :ivar usage_chunk: the client asked for ``stream_options.include_usage``.
+    :ivar asked: the request.
     """
 
     ident: str
     created: int
     model: str
-    chat: bool
+    form: Form
     stream: bool
     prompt_tokens: int
     pieces: Sequence[str]
     finish: str
-    usage_chunk: bool = False
+    asked: Mapping[str, Any] = field(factory=dict, repr=False)
+
+    @property
+    def text(self) -> str:
+        """All that is said."""
+        return "".join(self.pieces)
 
     @property
     def usage(self) -> dict[str, int]:
@@ -89,9 +120,10 @@ def engine_error() -> dict[str, Any]:
     return error(500, "InternalServerError", ENGINE_DEAD)
 
 
-def event(value: Mapping[str, Any]) -> bytes:
+def event(value: Mapping[str, Any], name: str | None = None) -> bytes:
     """One server-sent event."""
-    return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
+    named = b"" if name is None else f"event: {name}\n".encode()
+    return named + b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
 
 
 def tokens(text: str) -> list[str]:
@@ -117,40 +149,49 @@ def models(names: Sequence[str], created: int) -> dict[str, Any]:
     return {"object": "list", "data": data}
 
 
-def _content(message: object) -> str:
-    content = message.get("content") if isinstance(message, Mapping) else None
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        return " ".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+def content(message: object) -> str:
+    """The text of a message, whatever API's."""
+    found = message.get("content") if isinstance(message, Mapping) else None
+    if isinstance(found, str):
+        return found
+    if isinstance(found, list):
+        return " ".join(str(part.get("text", "")) for part in found if isinstance(part, Mapping))
     return ""
 
 
-def _chat_texts(body: Mapping[str, Any], model: str) -> tuple[str, str]:
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise BadRequest(400, "Bad Request", "1 validation error:\n  'messages' is required", "messages")
-    asked = [_content(m) for m in messages if isinstance(m, Mapping) and m.get("role") == "user"]
-    said = asked[-1] if asked else _content(messages[-1])
-    reply = (
+def reply(messages: Sequence[object], model: str) -> tuple[str, str]:
+    """What a conversation has said so far, and what the model says to its last word."""
+    asked = [content(m) for m in messages if isinstance(m, Mapping) and m.get("role") == "user"]
+    said = asked[-1] if asked else content(messages[-1])
+    answer = (
         f"You said: {said.strip()}\n\n"
         f"I am {model}, a demo model of llmproxy: I repeat your words, one token at a time, as vLLM would. "
         "With a real model behind this route, its answer streams here."
     )
-    return " ".join(_content(m) for m in messages), reply
+    return " ".join(content(m) for m in messages), answer
 
 
-def _completion_texts(body: Mapping[str, Any]) -> tuple[str, str]:
-    prompt = body.get("prompt")
-    if isinstance(prompt, list):
-        prompt = " ".join(str(part) for part in prompt)
-    if not isinstance(prompt, str):
-        raise BadRequest(400, "Bad Request", "1 validation error:\n  'prompt' is required", "prompt")
-    return prompt, f" {prompt.strip()}" if prompt.strip() else " (nothing was asked)"
+def invalid(what: str, param: str) -> BadRequest:
+    """The refusal of a request that is not of the right shape."""
+    return BadRequest(400, "Bad Request", f"1 validation error:\n  {what}", param)
 
 
-def _limit(body: Mapping[str, Any]) -> int | None:
-    for name in ("max_completion_tokens", "max_tokens"):
+def served(body: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The model that is asked for; vLLM accepts a request that names none.
+
+    :raises BadRequest: it is not served.
+    """
+    model = body.get("model")
+    if model is None:
+        return names[0]
+    if model not in names:
+        message = f"The model `{model}` does not exist. Valid aliases: {', '.join(names)}."
+        raise BadRequest(404, "NotFoundError", message, "model")
+    return str(model)
+
+
+def _limit(body: Mapping[str, Any], fields: Sequence[str]) -> int | None:
+    for name in fields:
         value = body.get(name)
         if value is None:
             continue
@@ -162,95 +203,37 @@ def _limit(body: Mapping[str, Any]) -> int | None:
     return None
 
 
-def plan(body: Mapping[str, Any], names: Sequence[str], *, chat: bool, ident: str, created: int) -> Plan:
-    """Work out the answer to a chat or text completion.
+def plan(
+    body: Mapping[str, Any],
+    names: Sequence[str],
+    texts: Callable[[str], tuple[str, str]],
+    *,
+    form: Form,
+    ident: str,
+    created: int,
+    limits: Sequence[str] = ("max_completion_tokens", "max_tokens"),
+) -> Plan:
+    """Work out an answer.
 
     The reply echoes the prompt.  ``max_tokens`` cuts it; with ``ignore_eos`` (vLLM's own field) as well, the
     reply is repeated until there are exactly ``max_tokens`` tokens, or 16 (vLLM's default) without it.
 
+    :param texts: prompt and reply by the model's name.
+    :param limits: the fields that tell the number of tokens.
     :raises BadRequest: with vLLM's status and error object.
     """
-    model = body.get("model")
-    if model is None:  # vLLM accepts a request that names no model
-        model = names[0]
-    if model not in names:
-        message = f"The model `{model}` does not exist. Valid aliases: {', '.join(names)}."
-        raise BadRequest(404, "NotFoundError", message, "model")
-    stream = bool(body.get("stream"))
-    options = body.get("stream_options")
-    if options is not None and not stream:
-        raise BadRequest(
-            400, "BadRequestError", "Stream options can only be defined when `stream=True`.", "stream_options"
-        )
-    prompt, reply = _chat_texts(body, model) if chat else _completion_texts(body)
-    limit, pieces, finish = _limit(body), tokens(reply), "stop"
+    model = served(body, names)
+    prompt, said = texts(model)
+    limit, pieces, finish = _limit(body, limits), tokens(said), "stop"
     if body.get("ignore_eos"):
         pieces, finish = list(islice(cycle(pieces), limit or 16)), "length"
     elif limit is not None and limit < len(pieces):
         pieces, finish = pieces[:limit], "length"
-    usage = isinstance(options, Mapping) and bool(options.get("include_usage"))
-    return Plan(ident, created, model, chat, stream, len(tokens(prompt)), pieces, finish, usage)
-
-
-def answer(what: Plan) -> dict[str, Any]:
-    """The whole answer of a request that does not stream."""
-    text = "".join(what.pieces)
-    choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": what.finish, "stop_reason": None}
-    if what.chat:
-        choice["message"] = {"role": "assistant", "content": text, "tool_calls": []}
-    else:
-        choice["text"] = text
-    return {
-        "id": what.ident,
-        "object": "chat.completion" if what.chat else "text_completion",
-        "created": what.created,
-        "model": what.model,
-        "choices": [choice],
-        "usage": what.usage,
-        "system_fingerprint": FINGERPRINT,
-    }
+    return Plan(
+        ident, created, model, form, bool(body.get("stream")), len(tokens(prompt)), pieces, finish, body
+    )
 
 
 def garbled(what: Plan) -> Plan:
     """The answer of a model whose weights are nothing but zeros."""
     return evolve(what, pieces=["!"] * len(what.pieces))
-
-
-def _base(what: Plan) -> dict[str, Any]:
-    return {
-        "id": what.ident,
-        "object": "chat.completion.chunk" if what.chat else "text_completion",
-        "created": what.created,
-        "model": what.model,
-    }
-
-
-def _chunk(what: Plan, content: Mapping[str, Any], finish: str | None) -> bytes:
-    choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish}
-    return event({**_base(what), "choices": [choice]})
-
-
-def _last(what: Plan) -> Iterator[bytes]:
-    if what.usage_chunk:
-        yield event({**_base(what), "choices": [], "usage": what.usage, "system_fingerprint": FINGERPRINT})
-    yield DONE
-
-
-def aborted(what: Plan, written: int) -> Iterator[bytes]:
-    """How a stream ends that a sleep with ``mode=abort`` ends after so many tokens."""
-    cut = evolve(what, pieces=what.pieces[:written])
-    yield _chunk(cut, {"delta": {}} if what.chat else {"text": ""}, "abort")
-    yield from _last(cut)
-
-
-def events(what: Plan) -> Iterator[bytes]:
-    """The event stream: for chat a chunk with the role first; one chunk for each token; the usage if it was
-    asked for; ``[DONE]``.  Empty bytes come before each token, where the pause for it belongs."""
-    if what.chat:
-        yield _chunk(what, {"delta": {"role": "assistant", "content": ""}}, None)
-    last = len(what.pieces) - 1
-    for number, piece in enumerate(what.pieces):
-        yield b""
-        content = {"delta": {"content": piece}} if what.chat else {"text": piece}
-        yield _chunk(what, content, what.finish if number == last else None)
-    yield from _last(what)
