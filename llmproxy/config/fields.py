@@ -7,6 +7,7 @@ documentation.  Pure.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -16,7 +17,17 @@ from attrs import frozen
 from llmproxy.config import units
 from llmproxy.errors import ConfigError
 
-__all__ = ["FIELDS", "METRICS_ACCESS", "Field", "metrics_access", "read_field", "unknown_key", "whole"]
+__all__ = [
+    "FIELDS",
+    "HEALTH_COMPLETIONS",
+    "METRICS_ACCESS",
+    "Field",
+    "health_completions",
+    "metrics_access",
+    "read_field",
+    "unknown_key",
+    "whole",
+]
 
 Schema = dict[str, Any]
 
@@ -154,10 +165,26 @@ def _json(value: str) -> Any:
         return _fail("a JSON object")
 
 
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        _fail("a mapping")
-    return dict(value)
+REQUEST_PATH = r"^(?!model(\.|$))[^.]+(\.[^.]+)*$"
+"""What may be put into requests: a field, or one within others (``chat_template_kwargs.enable_thinking``).
+The model is what a request is routed by."""
+
+
+def _request_fields(value: Any) -> dict[str, Any]:
+    allowed = "a mapping of request fields, or dotted paths to them, to JSON values; model cannot be one"
+    if not isinstance(value, dict):
+        _fail(allowed)
+    if not all(isinstance(name, str) and re.search(REQUEST_PATH, name) for name in value):
+        _fail(allowed)
+    try:
+        # What YAML has and JSON has not: dates, sets, numbers that are none.
+        return dict(json.loads(json.dumps(value, allow_nan=False)))
+    except (TypeError, ValueError):
+        return dict(_fail(allowed))
+
+
+def _routes(value: Any) -> tuple[str, ...]:
+    return tuple(route.lower() for route in _texts(value))
 
 
 def _choice(*allowed: str) -> Callable[[Any], str]:
@@ -186,6 +213,12 @@ METRICS_ACCESS = ("open", "admin")
 
 metrics_access = _choice(*METRICS_ACCESS)
 """Reads one of :data:`METRICS_ACCESS`, from YAML as from text."""
+
+HEALTH_COMPLETIONS = ("serve", "refuse")
+"""What becomes of completions that are health checks."""
+
+health_completions = _choice(*HEALTH_COMPLETIONS)
+"""Reads one of :data:`HEALTH_COMPLETIONS`."""
 
 _PORT = _whole(1, 65535)
 _COUNT = _whole(1, 1_000_000)
@@ -218,6 +251,11 @@ def _or_nothing(field: Field) -> Field:
         {"anyOf": [field.schema, {"type": "null"}]},
         field.doc,
     )
+
+
+def _request(name: str, doc: str) -> Field:
+    schema = {"type": "object", "propertyNames": {"pattern": REQUEST_PATH}}
+    return Field(name, _request_fields, lambda text: _request_fields(_json(text)), schema, doc)
 
 
 def _enum(name: str, doc: str, *allowed: str) -> Field:
@@ -290,17 +328,17 @@ _ALL: tuple[Field, ...] = (
         "whether it is put to sleep rather than stopped, and how deeply",
     ),
     _duration("sleep_idle", "time asleep after which it is stopped"),
-    Field(
-        "request_defaults",
-        _object,
-        lambda text: _object(_json(text)),
-        {"type": "object"},
-        "added to requests",
-    ),
-    Field(
-        "request_overrides", _object, lambda text: _object(_json(text)), {"type": "object"}, "put in requests"
-    ),
+    _request("request_defaults", "fields that requests get which lack them, by dotted path"),
+    _request("request_overrides", "fields that requests get in any case, by dotted path"),
     Field("hidden", _boolean, _boolean_text, {"type": "boolean"}, "not listed in /v1/models"),
+    Field(
+        "fallback",
+        _routes,
+        lambda text: _routes(list(_commas(text))),
+        _LIST,
+        "routes of which one that is ready answers while it is not",
+    ),
+    _duration("max_keep_alive", "time for which a client may have it kept after a request"),
 )
 
 FIELDS: Mapping[str, Field] = {field.name: field for field in _ALL}

@@ -10,13 +10,28 @@ from typing import Any
 import yaml
 
 from llmproxy.config import units
-from llmproxy.config.fields import FIELDS, metrics_access, read_field, unknown_key, whole
+from llmproxy.config.fields import (
+    FIELDS,
+    health_completions,
+    metrics_access,
+    read_field,
+    unknown_key,
+    whole,
+)
 from llmproxy.config.interpolate import strict_text
 from llmproxy.config.layers import Layer, Setting, route_name
 from llmproxy.config.model import Gpu, Key
 from llmproxy.errors import ConfigError
 
-__all__ = ["EXPIRES_PATTERN", "KEY_FIELDS", "SECTIONS", "TOP", "read_file"]
+__all__ = [
+    "EXPIRES_PATTERN",
+    "KEY_FIELDS",
+    "ORIGIN_PATTERN",
+    "PROBE_PATH_PATTERN",
+    "SECTIONS",
+    "TOP",
+    "read_file",
+]
 
 _PORT = frozenset(("port",))
 
@@ -103,6 +118,32 @@ def _count(value: Any) -> int:
     return int(value)
 
 
+ORIGIN_PATTERN = r"^(\*|[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+)$"
+"""As browsers send it (RFC 6454 section 6.2), or ``*``."""
+
+PROBE_PATH_PATTERN = r"^/[^\s?#]*$"
+
+
+def _origins(value: Any) -> tuple[str, ...]:
+    words = _texts(value)
+    if not all(re.search(ORIGIN_PATTERN, word) for word in words):
+        _fail("a list of origins such as https://chat.example:8443, or *")
+    return tuple(word.lower() for word in words)
+
+
+def _probe_paths(value: Any) -> tuple[str, ...]:
+    words = _texts(value)
+    return (
+        words
+        if all(re.search(PROBE_PATH_PATTERN, word) for word in words)
+        else tuple(_fail("a list of paths"))
+    )
+
+
+def _route(value: Any) -> str:
+    return _text(value).lower()
+
+
 Readers = Mapping[str, Callable[[Any], Any]]
 
 TOP: Readers = {
@@ -111,6 +152,7 @@ TOP: Readers = {
     "drain": units.duration,
     "stop_backends_on_exit": _boolean,
     "metrics_access": metrics_access,
+    "default_route": _route,
     "state_dir": _text,
 }
 """Settings of the proxy as a whole that stand at the top."""
@@ -119,6 +161,12 @@ SECTIONS: Mapping[str, Readers] = {
     "docker": {"host": _text, "compose_file": _text},
     "scheduler": {"max_wait_before_drain": units.duration, "drain_limit": units.duration},
     "limits": {"max_body": units.size, "max_connections": _count, "max_held": _count},
+    "cors": {"origins": _origins},
+    "probes": {
+        "user_agents": _texts,
+        "paths": _probe_paths,
+        "health_completions": health_completions,
+    },
 }
 """Settings that stand in a section."""
 

@@ -11,7 +11,17 @@ from typing import Any, Literal
 
 from attrs import Factory, field, frozen
 
-__all__ = ["BackendSpec", "Config", "DockerSettings", "Gpu", "Key", "Limits", "Scheduler"]
+__all__ = [
+    "BackendSpec",
+    "Config",
+    "Cors",
+    "DockerSettings",
+    "Gpu",
+    "Key",
+    "Limits",
+    "Probes",
+    "Scheduler",
+]
 
 
 @frozen
@@ -25,6 +35,8 @@ class BackendSpec:
     :ivar max_wait: seconds that one request is held at most; ``None`` means as long as the start takes.
     :ivar max_in_flight: requests handed over at once; ``None`` means no limit.
     :ivar gpu_memory: fraction of a GPU (``float``) or bytes (``int``); ``None``: read from the container.
+    :ivar fallback: routes of which one that is ready may answer while this one is not.
+    :ivar max_keep_alive: seconds for which a client may have it kept after a request.
     """
 
     route: str
@@ -64,6 +76,8 @@ class BackendSpec:
     request_defaults: Mapping[str, Any] = Factory(dict)
     request_overrides: Mapping[str, Any] = Factory(dict)
     hidden: bool = False
+    fallback: tuple[str, ...] = ()
+    max_keep_alive: float = 3600.0
 
 
 @frozen
@@ -108,6 +122,31 @@ class Limits:
 
 
 @frozen
+class Cors:
+    """Which web pages may read answers in a browser.
+
+    :ivar origins: as browsers send them (``https://chat.example``), or ``*`` for every one; none: CORS is
+        left to the backends.
+    """
+
+    origins: tuple[str, ...] = ()
+
+
+@frozen
+class Probes:
+    """Requests that only look, and so wake nothing and keep nothing awake.
+
+    :ivar user_agents: what stands in their ``User-Agent``, in whatever case.
+    :ivar paths: what they ask a backend for; ``/x*`` is all that begins with ``/x``.
+    :ivar health_completions: whether a completion that is known to be a health check may start a model.
+    """
+
+    user_agents: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    health_completions: Literal["serve", "refuse"] = "serve"
+
+
+@frozen
 class Key:
     """An API key and what it may do.
 
@@ -135,6 +174,7 @@ class Config:
     """Everything that the operator asked for.
 
     :ivar listen: Twisted endpoint strings.
+    :ivar default_route: where requests to ``/v1`` go that name no model; ``None``: they are refused.
     :ivar metrics_access: who may read ``/metrics``: anybody, or administrators.
     :ivar backend_key: the key that backends ask for (``VLLM_API_KEY``), sent where ``auth`` is ``key``.
     :ivar sources: for each setting (``backends.coder.idle``) where its value came from; what is not
@@ -148,6 +188,9 @@ class Config:
     host_memory_for_sleep: int | None = None
     scheduler: Scheduler = Scheduler()
     limits: Limits = Limits()
+    cors: Cors = Cors()
+    probes: Probes = Probes()
+    default_route: str | None = None
     drain: float = 30.0
     stop_backends_on_exit: bool = False
     metrics_access: Literal["open", "admin"] = "open"

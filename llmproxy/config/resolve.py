@@ -19,7 +19,16 @@ from llmproxy.config.file import read_file
 from llmproxy.config.labels import PREFIX, LabelledContainer, read_labels
 from llmproxy.config.layers import Layer, Setting
 from llmproxy.config.listen import loopback
-from llmproxy.config.model import BackendSpec, Config, DockerSettings, Key, Limits, Scheduler
+from llmproxy.config.model import (
+    BackendSpec,
+    Config,
+    Cors,
+    DockerSettings,
+    Key,
+    Limits,
+    Probes,
+    Scheduler,
+)
 from llmproxy.engines.vllm import redact
 from llmproxy.errors import ConfigError
 
@@ -126,7 +135,8 @@ def _put_together(
         sources.update({f"backends.{route}.{name}": setting.source for name, setting in settings.items()})
     _check_together(backends, sources)
     listen = tuple(_value(top, "listen", Config().listen))
-    notes = _notes(keys)
+    default_route = _value(top, "default_route")
+    notes = (*_notes(keys), *_unknown_routes(backends, default_route))
     if not keys:
         listen, note = loopback(listen)
         notes = (note, *notes)
@@ -137,6 +147,9 @@ def _put_together(
         host_memory_for_sleep=_value(top, "host_memory_for_sleep"),
         scheduler=Scheduler(**_section(top, "scheduler")),
         limits=Limits(**_section(top, "limits")),
+        cors=Cors(**_section(top, "cors")),
+        probes=Probes(**_section(top, "probes")),
+        default_route=default_route,
         drain=_value(top, "drain", Config().drain),
         stop_backends_on_exit=_value(top, "stop_backends_on_exit", False),
         metrics_access=_value(top, "metrics_access", Config().metrics_access),
@@ -292,6 +305,17 @@ def _notes(keys: Sequence[Key]) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def _unknown_routes(backends: Mapping[str, BackendSpec], default_route: str | None) -> tuple[str, ...]:
+    # A route may come with a container that is made later, so that this is no mistake by itself.
+    named = [("default_route", default_route)] if default_route is not None else []
+    named += [
+        (f"backend {name}: fallback", route) for name, spec in backends.items() for route in spec.fallback
+    ]
+    return tuple(
+        f"{where} is {route!r}, and there is no such route" for where, route in named if route not in backends
+    )
+
+
 # -- showing ----------------------------------------------------------------------------------------
 
 
@@ -309,6 +333,15 @@ def describe(config: Config) -> list[tuple[str, str, str]]:
         ),
         ("metrics_access", config.metrics_access, _source(config, "metrics_access")),
         ("state_dir", config.state_dir, _source(config, "state_dir")),
+        ("default_route", _shown(config.default_route), _source(config, "default_route")),
+        ("cors.origins", _shown(config.cors.origins), _source(config, "cors.origins")),
+        ("probes.user_agents", _shown(config.probes.user_agents), _source(config, "probes.user_agents")),
+        ("probes.paths", _shown(config.probes.paths), _source(config, "probes.paths")),
+        (
+            "probes.health_completions",
+            config.probes.health_completions,
+            _source(config, "probes.health_completions"),
+        ),
         (
             "host_memory_for_sleep",
             _shown(config.host_memory_for_sleep),

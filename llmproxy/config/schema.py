@@ -14,8 +14,8 @@ import sys
 from typing import Any
 
 from llmproxy.config import units
-from llmproxy.config.fields import FIELDS, METRICS_ACCESS
-from llmproxy.config.file import EXPIRES_PATTERN
+from llmproxy.config.fields import FIELDS, HEALTH_COMPLETIONS, METRICS_ACCESS
+from llmproxy.config.file import EXPIRES_PATTERN, ORIGIN_PATTERN, PROBE_PATH_PATTERN
 from llmproxy.config.layers import RESERVED
 
 __all__ = ["schema"]
@@ -30,6 +30,10 @@ _SIZE = {
         {"type": "string", "pattern": units.SIZE_PATTERN},
     ]
 }
+
+
+def _texts(pattern: str) -> dict[str, Any]:
+    return {**_TEXTS, "items": {"type": "string", "pattern": pattern}}
 
 
 def _object(properties: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -96,6 +100,15 @@ def schema() -> dict[str, Any]:
                 "host_memory_for_sleep": _SIZE,
                 "scheduler": _object({"max_wait_before_drain": _DURATION, "drain_limit": _DURATION}),
                 "limits": _object({"max_body": _SIZE, "max_connections": _COUNT, "max_held": _COUNT}),
+                "cors": _object({"origins": _texts(ORIGIN_PATTERN)}),
+                "probes": _object(
+                    {
+                        "user_agents": _TEXTS,
+                        "paths": _texts(PROBE_PATH_PATTERN),
+                        "health_completions": {"enum": list(HEALTH_COMPLETIONS)},
+                    }
+                ),
+                "default_route": {**_TEXT, "description": "where requests to /v1 go that name no model"},
                 "drain": _DURATION,
                 "stop_backends_on_exit": {"type": "boolean"},
                 "metrics_access": {"enum": list(METRICS_ACCESS), "description": "who may read /metrics"},

@@ -30,6 +30,9 @@ VALID: dict[str, Any] = {
     "host_memory_for_sleep": "32GiB",
     "scheduler": {"max_wait_before_drain": "30s"},
     "limits": {"max_body": "64MiB", "max_connections": 10, "max_held": 1},
+    "cors": {"origins": ["https://a.example:1", "*"]},
+    "probes": {"user_agents": ["kube-probe"], "paths": ["/v1/models"], "health_completions": "refuse"},
+    "default_route": "coder",
     "drain": 30,
     "stop_backends_on_exit": False,
     "state_dir": "/x",
@@ -37,7 +40,7 @@ VALID: dict[str, Any] = {
     "backends": {
         "coder": {"container": "x", "port": 8001, "models": ["a", 1], "sleep": False, "max_wait": None},
         "chat": {"image": "i", "args": ["--x", 0.5], "environment": {"A": None, "B": True}, "priority": -3},
-        "far": {"runtime": "url", "url": "http://x", "request_defaults": {"a": [None]}, "hidden": True},
+        "far": {"runtime": "url", "url": "http://x", "request_defaults": {"a.b": [None]}, "hidden": True},
         "nothing": None,
     },
     "keys": [
@@ -99,6 +102,13 @@ values: st.SearchStrategy[Any] = st.sampled_from(
             {"A": []},
             {"A=B": "c"},
             {"": "c"},
+            {"model": "c"},
+            {"model.a": 1},
+            {"a..b": 1},
+            "https://x",
+            ["https://x/y"],
+            ["*"],
+            "refuse",
         ),
     ]
 )
