@@ -18,6 +18,7 @@ from attrs import define, field
 from twisted.internet.defer import Deferred, fail, succeed
 
 from llmproxy.config.model import BackendSpec
+from llmproxy.engines.phases import Phase
 from llmproxy.runtimes.interface import (
     Address,
     Exit,
@@ -25,7 +26,9 @@ from llmproxy.runtimes.interface import (
     Instance,
     RuntimeUnavailable,
     StartRefused,
+    Step,
     Watcher,
+    unheard,
 )
 
 __all__ = ["FakeController", "FakeRuntime", "RecordingWatcher"]
@@ -72,6 +75,7 @@ class _Pending:
     """A start or a stop that the test has not let happen yet."""
 
     spec: BackendSpec
+    step: Step = unheard
     waiters: list[Deferred[Any]] = field(factory=list)
 
 
@@ -199,6 +203,10 @@ class FakeController:
         self._started(route, instance, pending.waiters)
         return instance
 
+    def pull(self, route: str, progress: float | None = None) -> None:
+        """A held start gets its image."""
+        self._starts[route].step(Phase("pulling", progress))
+
     def refuse_start(self, route: str, message: str = "no such image", hint: str | None = None) -> None:
         """Let a held start fail."""
         self.fail_start(route, StartRefused(message, hint))
@@ -319,7 +327,7 @@ class FakeRuntime:
         self.world.calls.append(("unwatch", route))
         self._watches.pop(route, None)
 
-    def ensure_started(self, spec: BackendSpec) -> Deferred[Instance]:
+    def ensure_started(self, spec: BackendSpec, step: Step = unheard) -> Deferred[Instance]:
         self.world.calls.append(("ensure_started", spec.route))
         away = self._unavailable()
         if away is not None:
@@ -333,7 +341,7 @@ class FakeRuntime:
             return fail(refusals.pop(0))
         waiting: Deferred[Instance] = Deferred()
         if self.world.hold_starts:
-            self.world._starts.setdefault(spec.route, _Pending(spec)).waiters.append(waiting)
+            self.world._starts.setdefault(spec.route, _Pending(spec, step)).waiters.append(waiting)
         else:
             self.world._started(spec.route, self.world._begin(spec.route), [waiting])
         return waiting

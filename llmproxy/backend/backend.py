@@ -6,6 +6,7 @@ What is decided is carried out in :mod:`llmproxy.backend.conduct`.
 
 from __future__ import annotations
 
+from attrs import evolve
 from twisted.internet.defer import Deferred
 
 from llmproxy.backend.conduct import Conduct
@@ -35,7 +36,8 @@ class Backend(Conduct):
         try:
             held = self.gate.enter(waiter)
         except Refusal as full:
-            waiter.refused(full.about(self.name, self.state))
+            told = evolve(full, retry_after=self.retry_after(full.retry_after or 1.0))
+            waiter.refused(told.about(self.name, self.state))
             return False
         if held:
             self._wanted()
@@ -150,8 +152,11 @@ class Backend(Conduct):
         """Take no more requests and send away those who wait: the proxy ends."""
         self._closing = True
         self._launcher.give_up()
+        # A start goes on without the proxy, which is back before it is over, most often.
+        refusal = shutting_down()
+        told = evolve(refusal, retry_after=max(refusal.retry_after or 1.0, self.retry_after(1.0)))
         for waiter in self.admission.dismiss():
-            waiter.refused(shutting_down().about(self.name, self.state))
+            waiter.refused(told.about(self.name, self.state))
 
     def when(self, *states: State) -> Deferred[None]:
         """Fire when it is in one of these states."""
@@ -190,6 +195,7 @@ class Backend(Conduct):
         self._closing = True
         self._launcher.give_up()
         self._engine.leave_alone()
+        self._startup.over()
         self._diary.over()
         self._timers.close()
         self.gate.close()

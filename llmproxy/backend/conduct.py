@@ -28,17 +28,18 @@ from llmproxy.backend.gate import Gate, Waiter
 from llmproxy.backend.identity import Identity
 from llmproxy.backend.launch import Launcher
 from llmproxy.backend.lifecycle import Lifecycle, StartFailure, State, Timer, cool_down
+from llmproxy.backend.makeup import Makeup
 from llmproxy.backend.present import Present
 from llmproxy.backend.probe import ANSWER_LIMIT
-from llmproxy.backend.surroundings import LastStart, Surroundings, Transition
+from llmproxy.backend.startup import Startup
+from llmproxy.backend.surroundings import Decision, LastStart, Surroundings, Transition
 from llmproxy.backend.timers import Timers
 from llmproxy.backend.wishes import Wishes, Witnesses
 from llmproxy.config.model import BackendSpec
-from llmproxy.engines.needs import Needs, read_needs
+from llmproxy.engines.needs import read_needs
 from llmproxy.errors import Refusal
 from llmproxy.relay.pool import ConnectionPool
 from llmproxy.runtimes.interface import (
-    Address,
     Exit,
     Facts,
     Instance,
@@ -55,19 +56,18 @@ LOG_LIMIT = 2.0
 LAST_LOOK = 2 * ANSWER_LIMIT
 """Seconds in which a backend that was asked seldom may still answer when its time to start is over."""
 
-DIAGNOSIS_LINES = 80
-"""Lines of log that are searched for the cause of a failed start."""
+DIAGNOSIS_LINES = 400
+"""Lines of log that are searched for the cause of a failed start: each of vLLM's processes adds a traceback
+of up to a hundred to the one that has it."""
 
 IDLE_AGAIN = 1.0
 """Seconds after which a backend that is due to leave, and may not yet, is looked at again."""
 
 
-class Conduct:
+class Conduct(Makeup):
     """One backend as its lifecycle and its runtime know it.
 
     :param predecessor: fires when an earlier backend of the same route has ended; a start waits for it.
-    :ivar spec: what the operator asked for.
-    :ivar wishes: what is wanted of it beside requests.
     :ivar awaited: somebody waited for it when it became ready.
     """
 
@@ -106,6 +106,12 @@ class Conduct:
         self._diary = Diary(
             spec.route, surroundings.learned, surroundings.history, lambda: self.identity.fingerprint
         )
+        self._startup = Startup(
+            surroundings.clock,
+            lambda: self.surroundings.learned.estimate(self.name, self.fingerprint, self.level),
+            lambda: self._follow if self._tells_phases else None,
+            self._phase_began,
+        )
         self._present = Present()
         self._witnesses = Witnesses()
         self._found = False
@@ -113,69 +119,7 @@ class Conduct:
         self._closing = False
         self._abandoned = False
 
-    # -- what it is ---------------------------------------------------------------------------------
-
-    @property
-    def name(self) -> str:
-        """The route, which names the backend everywhere."""
-        return self.spec.route
-
-    @property
-    def state(self) -> State:
-        """The state that is shown."""
-        return self.lifecycle.state
-
-    @property
-    def address(self) -> Address | None:
-        """Where it answers while it is ready."""
-        return self.gate.address
-
-    @property
-    def authorization(self) -> bytes | None:
-        """The ``Authorization`` that the backend gets instead of the client's."""
-        return self.identity.authorization(self.surroundings.backend_key)
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The names that it serves, as far as they are known."""
-        return self.identity.models
-
-    @property
-    def needs(self) -> Needs:
-        """What it needs of the machine, as far as that is known."""
-        return self.identity.needs
-
-    @property
-    def fingerprint(self) -> str:
-        """Tells its configuration from another one behind the same route."""
-        return self.identity.fingerprint
-
-    @property
-    def instance(self) -> Instance | None:
-        """The run that is known, if any."""
-        return self._present.known
-
-    @property
-    def level(self) -> int:
-        """Of the sleep that it is in or falls into."""
-        return self._engine.level
-
-    @property
-    def half_awake(self) -> bool:
-        """It sleeps, and may have all of its memory: whoever put it to sleep may have begun to wake it."""
-        return self.state == "sleeping" and self._engine.doubtful
-
-    def _may_sleep(self) -> bool:
-        unknown = self.spec.engine == "vllm" and self.spec.sleep != "off" and self.spec.runtime != "url"
-        return bool(self.needs.sleep) or (unknown and not self.identity.known)
-
-    def logs(self, tail: int) -> Deferred[str]:
-        """The last lines of its output, secrets removed."""
-        return self.runtime.logs(self.spec, tail).addCallback(self.redacted)
-
-    def redacted(self, text: str) -> str:
-        """``text`` without secrets."""
-        return self.identity.redacted(text, self.surroundings.secrets)
+    # -- what is read from it -----------------------------------------------------------------------
 
     def _read_facts(self) -> Deferred[None]:
         def read(facts: Facts) -> None:
@@ -228,8 +172,9 @@ class Conduct:
     def _adopt(self) -> None:
         if self._present.there is not None and self.state in ("absent", "failed"):
             self._present.known = self._present.there
-            self._launcher.adopted()
             self._found = True
+            self._startup.begin("starting")
+            self._startup.runs(found=True)
             self.lifecycle.found()
 
     def gone(self, run: str | None, exit: Exit) -> None:
@@ -250,7 +195,8 @@ class Conduct:
             attempt, changes = self.lifecycle.attempt, self._present.changes
 
             def explained(log: str) -> None:
-                self._start_failed(attempt, exit_failure(exit, log))
+                others = self.surroundings.scheduler.neighbours(self)
+                self._start_failed(attempt, exit_failure(exit, log, others))
                 if changes != self._present.changes:
                     # It was replaced or removed while its log was read: that start says nothing of the next.
                     self.lifecycle.forgive()
@@ -282,8 +228,10 @@ class Conduct:
         """See :class:`~llmproxy.backend.effects.Effects`."""
         self._present.known = None
         self._found = False
+        self._startup.begin("creating")
         self._launcher.start(
             self.spec,
+            self._startup.step,
             lambda instance: self._launched(instance, attempt),
             lambda failure: self._launch_failed(failure, attempt),
         )
@@ -296,6 +244,7 @@ class Conduct:
             # It ended before the runtime's answer to the start was through.
             self._ended(exit)
         else:
+            self._startup.runs()
             self.lifecycle.launched(attempt)
 
     def _launch_failed(self, failure: Failure, attempt: int) -> None:
@@ -319,12 +268,24 @@ class Conduct:
         if not self.models:
             self._read_facts()
 
+    @property
+    def _tells_phases(self) -> bool:
+        return self.spec.engine == "vllm" and self.spec.runtime != "url"
+
+    def _follow(self, line: Callable[[str], None]) -> Deferred[None]:
+        # Lines from before are of earlier runs.
+        return self.runtime.follow_logs(self.spec, 0, line)
+
+    def _phase_began(self, phase: str) -> None:
+        if phase != "starting":  # the transition to that state has told it
+            now = self.surroundings.clock.seconds()
+            self.surroundings.announce(Decision(now, self.name, "phase", phase))
+
     def _note_start(self, now: float) -> None:
-        launcher = self._launcher
-        create, health = launcher.answered_at - launcher.asked_at, now - launcher.answered_at
-        self.last_start = LastStart(now, create + health, {"create": create, "health": health})
+        phases = self._startup.over()
+        self.last_start = LastStart(now, sum(phases.values()), phases)
         if not self._found:
-            self._diary.started(now, self.last_start.phases)
+            self._diary.started(now, phases)
 
     def close_gate(self) -> None:
         """See :class:`~llmproxy.backend.effects.Effects`."""
@@ -363,6 +324,7 @@ class Conduct:
     def wake(self, attempt: int) -> None:
         """See :class:`~llmproxy.backend.effects.Effects`."""
         clock = self.surroundings.clock
+        self._startup.begin_waking()
         self._engine.wake(attempt, lambda took: self._diary.woke(clock.seconds(), self.level, took))
 
     # -- timers -------------------------------------------------------------------------------------
@@ -408,7 +370,8 @@ class Conduct:
             self._timers.arm("start", LAST_LOOK)
         elif timer == "start":
             attempt = self.lifecycle.attempt
-            self._with_log(lambda log: self.lifecycle.start_overdue(attempt, overdue_failure(log)))
+            phase = self.forecast().phase
+            self._with_log(lambda log: self.lifecycle.start_overdue(attempt, overdue_failure(log, phase)))
         elif timer == "drain":
             self.lifecycle.drain_overdue()
         else:
@@ -460,6 +423,8 @@ class Conduct:
                 self._note_start(now)
         elif old == "ready":
             self._diary.over()
+        if old in ("starting", "waking"):
+            self._startup.over()
         if new in ("starting", "waking") or (old == "failed" and new == "absent"):
             self._failure = None
         if new in ("starting", "waking", "failed"):

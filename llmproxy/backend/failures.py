@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from twisted.python.failure import Failure
 
 from llmproxy.backend.lifecycle import StartFailure
-from llmproxy.engines.vllm import diagnose
+from llmproxy.engines.diagnosis import diagnose
 from llmproxy.errors import (
     Refusal,
     backend_start_failed,
@@ -51,12 +53,13 @@ def launch_failure(failure: Failure) -> StartFailure:
     return StartFailure("failed", f"The start failed inside llmproxy ({type(cause).__name__}).")
 
 
-def exit_failure(exit: Exit, log: str) -> StartFailure:
+def exit_failure(exit: Exit, log: str, neighbours: Sequence[str] = ()) -> StartFailure:
     """It ended while it started.
 
     :param log: the end of its output, secrets removed.
+    :param neighbours: what else runs on its GPUs.
     """
-    cause, hint = diagnose(exit.code, exit.oom, log)
+    cause, hint = diagnose(exit.code, exit.oom, log, neighbours)
     told = f"The backend ended while it started ({describe_exit(exit)})"
     return StartFailure(
         "failed",
@@ -68,13 +71,17 @@ def exit_failure(exit: Exit, log: str) -> StartFailure:
     )
 
 
-def overdue_failure(log: str) -> StartFailure:
-    """Its health did not come in time."""
+def overdue_failure(log: str, phase: str | None = None) -> StartFailure:
+    """Its health did not come in time.
+
+    :param phase: how far it was.
+    """
     tail = _last_lines(log)
     last = tail.splitlines()[-1] if tail else ""
-    return StartFailure(
-        "timeout", f"Its log ends with: {last}" if last else "It has written no log.", log_tail=tail
-    )
+    told = f"Its log ends with: {last}" if last else "It has written no log."
+    if phase not in (None, "starting"):
+        told = f"It was {phase} then. {told}"
+    return StartFailure("timeout", told, log_tail=tail)
 
 
 def refusal_for(failure: StartFailure, *, start_timeout: float, retry_after: float) -> Refusal:

@@ -10,7 +10,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llmproxy.config.model import BackendSpec
-from llmproxy.runtimes.interface import Instance, IRuntime, RuntimeUnavailable, StartRefused
+from llmproxy.runtimes.interface import Instance, IRuntime, RuntimeUnavailable, StartRefused, Step
 
 __all__ = ["Launcher"]
 
@@ -20,7 +20,6 @@ class Launcher:
 
     :param predecessor: fires when an earlier backend of the same route has ended; a start waits for it.
     :ivar launching: the runtime has been asked for a start and has not answered.
-    :ivar asked_at: when it was last asked (reactor seconds); ``answered_at``: when it answered.
     :ivar stop_seconds: how long the last end took; None when none was seen.
     """
 
@@ -31,7 +30,6 @@ class Launcher:
         self._runtime = runtime
         self._predecessor = predecessor
         self.launching = False
-        self.asked_at = self.answered_at = clock.seconds()
         self.stop_seconds: float | None = None
         self._given_up = False
         self._after: list[Callable[[], None]] = []
@@ -40,24 +38,22 @@ class Launcher:
         """What has not been asked for yet is not wanted any more."""
         self._given_up = True
 
-    def adopted(self) -> None:
-        """It runs already."""
-        self.asked_at = self.answered_at = self._clock.seconds()
-
     def start(
-        self, spec: BackendSpec, started: Callable[[Instance], None], failed: Callable[[Failure], None]
+        self,
+        spec: BackendSpec,
+        step: Step,
+        started: Callable[[Instance], None],
+        failed: Callable[[Failure], None],
     ) -> None:
-        """Have it started; one of the two is called."""
+        """Have it started; one of the last two is called."""
         self.launching = True
-        self.asked_at = self._clock.seconds()
         before, self._predecessor = self._predecessor, None
         if before is None:
-            launched = self._runtime.ensure_started(spec)
+            launched = self._runtime.ensure_started(spec, step)
         else:
-            launched = before.addCallback(lambda _: self._start_after(spec))
+            launched = before.addCallback(lambda _: self._start_after(spec, step))
 
         def answered(instance: Instance) -> None:
-            self.answered_at = self._clock.seconds()
             started(instance)
             self._over()
 
@@ -79,11 +75,11 @@ class Launcher:
 
         launched.addBoth(over).addCallbacks(answered, refused)
 
-    def _start_after(self, spec: BackendSpec) -> Deferred[Instance]:
+    def _start_after(self, spec: BackendSpec, step: Step) -> Deferred[Instance]:
         if self._given_up:
             # Its turn has come too late: what would be started now would only be ended again.
             return fail(StartRefused("It is not wanted any more."))
-        return self._runtime.ensure_started(spec)
+        return self._runtime.ensure_started(spec, step)
 
     def _over(self) -> None:
         pending, self._after = self._after, []

@@ -18,6 +18,7 @@ from llmproxy.scheduling.learned import Learned
 
 if TYPE_CHECKING:
     from llmproxy.backend.conduct import Conduct
+    from llmproxy.backend.makeup import Makeup
 
 __all__ = ["Decision", "Event", "IScheduler", "LastStart", "Surroundings", "Transition"]
 
@@ -38,7 +39,7 @@ class Decision:
     """What the scheduler has decided about a backend, and why.
 
     :ivar kind: ``start``, ``drain``, ``evict``, ``reap``, ``wait`` or ``refuse``; for a lease of GPU memory
-        ``lease`` and ``release``.
+        ``lease`` and ``release``; ``phase`` is no decision: a start has come that far.
     :ivar whom: the backend, or the lease, that it is done for, if any.
     """
 
@@ -76,6 +77,12 @@ class IScheduler(Protocol):
     def look(self) -> None:
         """Something else has changed."""
 
+    def room_for(self, backend: Makeup) -> tuple[str, float | None] | None:
+        """What it waits for: why, and for how many seconds as far as that is known; None: it does not."""
+
+    def neighbours(self, backend: Makeup) -> tuple[str, ...]:
+        """What else has memory of its GPUs at present."""
+
     def memory_came_back(self, backend: Conduct) -> Callable[[], Deferred[bool]]:
         """To be called once it sleeps: tells whether that brought its memory back."""
 
@@ -95,6 +102,7 @@ class Surroundings:
     :ivar secrets: never to be shown, wherever they turn up.
     :ivar knock_at: what says at once that nobody listens at an address, where that can be said.
     :ivar renamed: told when the names that a backend serves may be others.
+    :ivar announce: told of each phase of a start.
     """
 
     clock: IReactorTime
@@ -109,3 +117,4 @@ class Surroundings:
     secrets: tuple[str, ...] = field(default=(), repr=False)
     knock_at: Callable[[Address], Knock | None] = lambda _: None
     renamed: Callable[[], None] = lambda: None
+    announce: Callable[[Decision], None] = lambda _: None

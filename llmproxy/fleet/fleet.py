@@ -35,12 +35,14 @@ _TUNING = frozenset(
         "abandon_idle",
         "aliases",
         "auth",
+        "fallback",
         "health",
         "heartbeat_after",
         "heartbeat_every",
         "hidden",
         "idle",
         "max_in_flight",
+        "max_keep_alive",
         "max_wait",
         "max_waiting",
         "min_residency",
@@ -126,6 +128,7 @@ class Fleet:
             _secrets(config),
             knock_at,
             self._renamed,
+            self._record,
         )
         for spec in config.backends.values():
             self._add(spec)

@@ -16,9 +16,11 @@ from twisted.logger import Logger
 
 from llmproxy.backend.backend import Backend
 from llmproxy.backend.conduct import Conduct
+from llmproxy.backend.makeup import Makeup
 from llmproxy.backend.surroundings import Decision
 from llmproxy.config.model import Config
 from llmproxy.errors import does_not_fit, not_allowed
+from llmproxy.fleet.crowd import gone_in, neighbours
 from llmproxy.fleet.snapshot import lease_model, model_of, rooms_for
 from llmproxy.runtimes.gpus import AbsentMeter, IGpuMeter, is_absent, settle
 from llmproxy.scheduling.claims import Room, plus
@@ -414,6 +416,17 @@ class Scheduler:
     def waits(self, name: str) -> Wait | None:
         """What a backend or a lease waits for; None when it does not wait."""
         return self._waits.get(name)
+
+    def room_for(self, backend: Makeup) -> tuple[str, float | None] | None:
+        """See :class:`~llmproxy.backend.surroundings.IScheduler`."""
+        wait, backends = self._waits.get(backend.name), self._backends()
+        if wait is None:
+            return None
+        return wait.why, gone_in([backends.get(name) for name in wait.on], self._clock.seconds())
+
+    def neighbours(self, backend: Makeup) -> tuple[str, ...]:
+        """See :class:`~llmproxy.backend.surroundings.IScheduler`."""
+        return neighbours(backend, self._backends().values())
 
     def decided(self, name: str) -> Decision | None:
         """The last decision about a backend or a lease."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from attrs import define, field
@@ -16,15 +17,17 @@ from twisted.python.failure import Failure
 from llmproxy.config.compose import ComposeService
 from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.model import BackendSpec, DockerSettings
+from llmproxy.engines.phases import Phase
 from llmproxy.errors import ConfigError
 from llmproxy.runtimes.compose import create_service
 from llmproxy.runtimes.docker_catalogue import list_labelled
 from llmproxy.runtimes.docker_census import Census, list_containers
 from llmproxy.runtimes.docker_client import Engine, describe
-from llmproxy.runtimes.docker_create import PULL_TIMEOUT, create_container, find_image, pull_image, start_hint
+from llmproxy.runtimes.docker_create import create_container, find_image, removal_of, start_hint, verb_for
 from llmproxy.runtimes.docker_events import EventStream
 from llmproxy.runtimes.docker_facts import read_container, read_image, read_service
 from llmproxy.runtimes.docker_logs import Follower, read_tail
+from llmproxy.runtimes.docker_pull import PULL_TIMEOUT, Pull, pull_image
 from llmproxy.runtimes.docker_reach import addresses, find_reach
 from llmproxy.runtimes.docker_state import (
     MANAGED_SPEC,
@@ -38,7 +41,15 @@ from llmproxy.runtimes.docker_state import (
 from llmproxy.runtimes.docker_stop import Stopping
 from llmproxy.runtimes.docker_threads import shielded
 from llmproxy.runtimes.docker_watch import Watch
-from llmproxy.runtimes.interface import Facts, Instance, RuntimeUnavailable, StartRefused, Watcher
+from llmproxy.runtimes.interface import (
+    Facts,
+    Instance,
+    RuntimeUnavailable,
+    StartRefused,
+    Step,
+    Watcher,
+    unheard,
+)
 
 __all__ = ["DockerReactor", "DockerRuntime"]
 
@@ -132,11 +143,11 @@ class DockerRuntime:
         if watch is not None:
             watch.close()
 
-    def ensure_started(self, spec: BackendSpec) -> Deferred[Instance]:
+    def ensure_started(self, spec: BackendSpec, step: Step = unheard) -> Deferred[Instance]:
         name = container_name(spec)
         started = self._starts.get(name)
         if started is None:
-            started = Deferred.fromCoroutine(self._start(spec, name))
+            started = Deferred.fromCoroutine(self._start(spec, name, step))
             if not started.called:
                 self._starts[name] = started
                 started.addBoth(self._start_over, name)
@@ -291,24 +302,24 @@ class DockerRuntime:
         self._starts.pop(name, None)
         return result
 
-    async def _start(self, spec: BackendSpec, name: str) -> Instance:
+    async def _start(self, spec: BackendSpec, name: str, step: Step) -> Instance:
         for _ in range(ROUNDS):
             found = await self._look(spec)
             if found is None:
-                await self._create(spec, name)
+                await self._create(spec, name, step)
                 continue
             snapshot, instance = found
             if snapshot.serving:
                 return self._begun(spec, snapshot, instance)
             if self._outdated(spec, snapshot) or (snapshot.status == "dead" and snapshot.managed):
-                await self._change(name, _removal_of(snapshot))
+                await self._change(name, removal_of(snapshot))
                 continue
             if snapshot.status in ("removing", "dead"):
                 raise StartRefused(
                     f"container {name!r} is {snapshot.status}",
                     f"Remove it and create it anew: docker rm -f {name}",
                 )
-            await self._change(name, _verb_for(snapshot))
+            await self._change(name, verb_for(snapshot))
             found = await self._look(spec)
             if found is not None:
                 return self._begun(spec, *found)
@@ -353,12 +364,13 @@ class DockerRuntime:
                 f"container {name!r} cannot be started: {said}", start_hint(said, error)
             ) from error
 
-    async def _create(self, spec: BackendSpec, name: str) -> None:
+    async def _create(self, spec: BackendSpec, name: str, step: Step) -> None:
         engine = self._engine
         if self.settings.compose_file is not None:
             service = await engine.slow.run(lambda: self._service(name))
             if service is not None:
-                await engine.slow.run(lambda: create_service(self.settings, service))
+                await self._foretell(service, step)
+                await engine.slow.run(lambda: create_service(self.settings, service.name))
                 return
         if spec.image is None:
             raise StartRefused(
@@ -367,10 +379,12 @@ class DockerRuntime:
                 "docker.compose_file says, or give the backend an image.",
             )
         image = spec.image
-        if await self._safely(engine.call(lambda client: find_image(client, image))) is None:
+        if await self._lacks(image):
             self._log.info("pulling image {image} for {route}", image=image, route=spec.route)
+            pull = Pull(lambda phase: self._reactor.callFromThread(step, phase))
+            step(Phase("pulling"))
             await engine.call(
-                lambda client: pull_image(client, image), lane=engine.slow, timeout=PULL_TIMEOUT
+                lambda client: pull_image(client, image, pull.heard), lane=engine.slow, timeout=PULL_TIMEOUT
             )
         self._own.add(
             await self._safely(
@@ -384,12 +398,21 @@ class DockerRuntime:
             )
         )
 
-    def _service(self, name: str) -> str | None:
+    async def _foretell(self, service: ComposeService, step: Step) -> None:
+        """Compose does not say that it pulls before that is over."""
+        with suppress(RuntimeUnavailable):  # told by what comes next
+            if service.image and await self._lacks(service.image):
+                step(Phase("pulling"))
+
+    async def _lacks(self, image: str) -> bool:
+        return await self._safely(self._engine.call(lambda client: find_image(client, image))) is None
+
+    def _service(self, name: str) -> ComposeService | None:
         try:
             services = self._compose()
         except ConfigError as error:
             raise StartRefused(f"container {name!r} does not exist, and {error}") from error
-        return next((each.name for each in services if each.container_name == name), None)
+        return next((each for each in services if each.container_name == name), None)
 
     # -- Stopping ------------------------------------------------------------------------------------------
 
@@ -416,18 +439,3 @@ def _inspect(client: APIClient, name: str) -> dict[str, Any] | None:
 
 def _ping(client: APIClient) -> None:
     client.ping()
-
-
-def _removal_of(snapshot: Snapshot) -> Callable[[APIClient], object]:
-    """Anonymous volumes go with it: only a container that llmproxy created itself is ever removed."""
-    return lambda client: client.remove_container(snapshot.id, v=True, force=True)
-
-
-def _verb_for(snapshot: Snapshot) -> Callable[[APIClient], object]:
-    """What makes a container run that does not serve."""
-    if snapshot.status == "paused":
-        return lambda client: client.unpause(snapshot.id)
-    if snapshot.status == "restarting":
-        # It waits for the next try of its restart policy, up to a minute; `start` would say "already".
-        return lambda client: client.restart(snapshot.id, timeout=0)
-    return lambda client: client.start(snapshot.id)

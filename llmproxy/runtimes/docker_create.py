@@ -1,16 +1,16 @@
-"""Creates containers for backends that the operator describes by an image."""
+"""Creates containers for backends that the operator describes by an image, and has containers run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
 from docker.api.client import APIClient
 from docker.errors import APIError, ImageNotFound, NotFound
-from docker.utils import parse_repository_tag
 
 from llmproxy.config.model import BackendSpec
+from llmproxy.engines.diagnosis import refusal_hint
 from llmproxy.runtimes.docker_client import describe
 from llmproxy.runtimes.docker_reach import Reach, instance_port
 from llmproxy.runtimes.docker_state import (
@@ -18,23 +18,21 @@ from llmproxy.runtimes.docker_state import (
     MANAGED_ROUTE,
     MANAGED_SPEC,
     Json,
+    Snapshot,
     container_name,
     spec_hash,
 )
 from llmproxy.runtimes.interface import StartRefused
 
 __all__ = [
-    "PULL_TIMEOUT",
     "container_body",
     "create_container",
     "find_image",
     "has_image",
-    "pull_image",
+    "removal_of",
     "start_hint",
+    "verb_for",
 ]
-
-PULL_TIMEOUT = 600.0
-"""Seconds that a pull may go without a word; progress comes several times a second."""
 
 
 def container_body(
@@ -114,22 +112,6 @@ def has_image(client: APIClient, image: str) -> Json | None:
     return None if info is None else info.get("Config") or {}
 
 
-def pull_image(client: APIClient, image: str) -> None:
-    """Get the image from its registry.  Blocks for minutes.
-
-    :raises StartRefused: there is no such image, or the registry does not give it.
-    """
-    repository, tag = parse_repository_tag(image)
-    hint = "Check the image's name and tag, the network, and `docker login` if the registry is private."
-    try:
-        # A digest stands where the tag would, and no tag means `latest`, not all of them.
-        for step in client.pull(repository, tag=tag or "latest", stream=True, decode=True):
-            if isinstance(step, Mapping) and step.get("error"):
-                raise StartRefused(f"image {image} cannot be pulled: {step['error']}", hint)
-    except APIError as error:
-        raise StartRefused(f"image {image} cannot be pulled: {describe(error)}", hint) from error
-
-
 def create_container(client: APIClient, spec: BackendSpec, reach: Reach, backend_key: str | None) -> str:
     """Create the container of a backend whose image is there, and return its id.
 
@@ -152,19 +134,19 @@ def create_container(client: APIClient, spec: BackendSpec, reach: Reach, backend
 
 def start_hint(said: str, error: Exception | None = None) -> str | None:
     """The fix for what the engine says when it cannot create or start a container."""
-    text = said.lower()
-    if isinstance(error, ImageNotFound) or "no such image" in text:
-        return "Pull or build the image."
-    if "port is already allocated" in text or "address already in use" in text:
-        return "Something else listens on a port that this container publishes; stop it or change the port."
-    if "could not select device driver" in text or "nvidia-container" in text or "unknown runtime" in text:
-        return "Install the NVIDIA Container Toolkit and restart Docker (on WSL: update the Windows driver)."
-    if "executable file not found" in text or "no such file or directory" in text:
-        return "The command or a mounted path does not exist; check the image, its command and its volumes."
-    if "network" in text and "not found" in text:
-        return "The network that it was created on is gone: create the container anew (docker compose up)."
-    if "no space left" in text:
-        return "The disk is full: docker system df shows what takes the space."
-    if "memory" in text:
-        return "Not enough memory for this container; check its limits."
-    return None
+    return refusal_hint("no such image" if isinstance(error, ImageNotFound) else said)
+
+
+def removal_of(snapshot: Snapshot) -> Callable[[APIClient], object]:
+    """Anonymous volumes go with it: only a container that llmproxy created itself is ever removed."""
+    return lambda client: client.remove_container(snapshot.id, v=True, force=True)
+
+
+def verb_for(snapshot: Snapshot) -> Callable[[APIClient], object]:
+    """What makes a container run that does not serve."""
+    if snapshot.status == "paused":
+        return lambda client: client.unpause(snapshot.id)
+    if snapshot.status == "restarting":
+        # It waits for the next try of its restart policy, up to a minute; `start` would say "already".
+        return lambda client: client.restart(snapshot.id, timeout=0)
+    return lambda client: client.start(snapshot.id)

@@ -18,7 +18,7 @@ from llmproxy.config.compose import ComposeService
 from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.model import BackendSpec, DockerSettings
 from llmproxy.runtimes.docker_host import docker_host, require_socket
-from llmproxy.runtimes.interface import Facts, Instance, RuntimeUnavailable, Watcher
+from llmproxy.runtimes.interface import Facts, Instance, RuntimeUnavailable, Step, Watcher, unheard
 
 if TYPE_CHECKING:
     from llmproxy.runtimes.docker import DockerReactor, DockerRuntime
@@ -80,8 +80,8 @@ class DockerWhenNeeded:
         if self._real is not None:
             self._real.unwatch(route)
 
-    def ensure_started(self, spec: BackendSpec) -> Deferred[Instance]:
-        return self._runtime().ensure_started(spec)
+    def ensure_started(self, spec: BackendSpec, step: Step = unheard) -> Deferred[Instance]:
+        return self._runtime().ensure_started(spec, step)
 
     def stop(self, spec: BackendSpec, grace: float) -> Deferred[None]:
         return self._runtime().stop(spec, grace)

@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 
 from llmproxy.config.model import BackendSpec
 from llmproxy.engines.gpus import DeviceRequest
+from llmproxy.engines.phases import Phase
 
 __all__ = [
     "Address",
@@ -24,8 +25,18 @@ __all__ = [
     "Instance",
     "RuntimeUnavailable",
     "StartRefused",
+    "Step",
     "Watcher",
+    "unheard",
 ]
+
+
+Step = Callable[[Phase], None]
+"""Told how far a start is before it runs: ``pulling``, with the part that is done where that is known."""
+
+
+def unheard(phase: Phase) -> None:
+    """Nobody wants to know."""
 
 
 class RuntimeUnavailable(Exception):
@@ -144,10 +155,12 @@ class IRuntime(Protocol):
     def unwatch(self, route: str) -> None:
         """Report no more."""
 
-    def ensure_started(self, spec: BackendSpec) -> Deferred[Instance]:
+    def ensure_started(self, spec: BackendSpec, step: Step = unheard) -> Deferred[Instance]:
         """Make it run (create, pull and start as needed); fires as soon as it has been started, which is
         long before it is healthy.  One that runs already is left as it is.
 
+        :param step: may be told, in the reactor's thread, what takes its time; of several who ask at once,
+            the first one's.
         :raises StartRefused: it cannot be started as configured.
         :raises RuntimeUnavailable: the runtime does not answer.
         """

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from llmproxy.config.model import BackendSpec
 from llmproxy.runtimes.docker_threads import shielded
 from llmproxy.runtimes.fingerprint import fingerprint
-from llmproxy.runtimes.interface import Address, Exit, Facts, Instance, StartRefused, Watcher
+from llmproxy.runtimes.interface import Address, Exit, Facts, Instance, StartRefused, Step, Watcher, unheard
 from llmproxy.runtimes.process_group import Group, GroupReactor, read_process
 from llmproxy.runtimes.process_logs import LogFile
 from llmproxy.runtimes.process_records import SHIM, Record, Records, boot_id, command_hash
@@ -194,7 +194,7 @@ class ProcessRuntime:
     def unwatch(self, route: str) -> None:
         self._tellers.pop(route, None)
 
-    def ensure_started(self, spec: BackendSpec) -> Deferred[Instance]:
+    def ensure_started(self, spec: BackendSpec, step: Step = unheard) -> Deferred[Instance]:
         started = self._starts.get(spec.route)
         if started is None:
             started = Deferred.fromCoroutine(self._start(spec))

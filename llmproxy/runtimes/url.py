@@ -9,7 +9,7 @@ from attrs import define
 from twisted.internet.defer import Deferred, fail, succeed
 
 from llmproxy.config.model import BackendSpec
-from llmproxy.runtimes.interface import Address, Exit, Facts, Instance, StartRefused, Watcher
+from llmproxy.runtimes.interface import Address, Exit, Facts, Instance, StartRefused, Step, Watcher, unheard
 
 __all__ = ["UrlRuntime", "read_url"]
 
@@ -52,7 +52,7 @@ class UrlRuntime:
     def unwatch(self, route: str) -> None:
         """Nothing to do."""
 
-    def ensure_started(self, spec: BackendSpec) -> Deferred[Instance]:
+    def ensure_started(self, spec: BackendSpec, step: Step = unheard) -> Deferred[Instance]:
         try:
             return succeed(_instance(spec))
         except StartRefused:

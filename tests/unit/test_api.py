@@ -330,7 +330,7 @@ class ApiTests(ApiCase):
         self.world.finish_start("coder")
         estimate = self.get("backends/coder")["estimate"]
         self.assertEqual((estimate["start"], estimate["measured"]), (7.0, ["start"]))
-        self.assertEqual((estimate["phases"], self.get("backends/coder")["idle_in"]), ({"create": 7.0}, None))
+        self.assertEqual((estimate["phases"], self.get("backends/coder")["idle_in"]), ({"creating": 7.0}, None))
 
     def test_why_tells_the_story_of_a_swap(self) -> None:
         """Who runs, for whom it left, and what is to come."""

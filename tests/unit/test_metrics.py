@@ -222,7 +222,7 @@ class MetricsTests(SynchronousTestCase):
         self.assertEqual(self.starts(), {"ok": 1})
         for accept in ("", OPENMETRICS):
             scrape = self.scrape(accept)
-            for phase, total in (("create", 7.0), ("health", 0.0), ("total", 7.0)):
+            for phase, total in (("creating", 7.0), ("starting", 0.0), ("total", 7.0)):
                 about = {"backend": "a", "phase": phase}
                 self.assertEqual(scrape.value("llmproxy_start_seconds_count", **about), 1)
                 self.assertAlmostEqual(scrape.value("llmproxy_start_seconds_sum", **about) or 0.0, total)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmproxy.engines.flags import VllmFlags, read_command, read_flags
-from llmproxy.engines.vllm import diagnose, redact
+from llmproxy.engines.diagnosis import diagnose
+from llmproxy.engines.vllm import redact
 
 TYPICAL = VllmFlags(
     model="org/m",
