@@ -32,7 +32,7 @@ from llmproxy.reactors import install_unless_chosen
 from llmproxy.relay.endpoints import endpoint_for
 from llmproxy.runtimes.docker_later import DockerWhenNeeded, read_labels
 from llmproxy.runtimes.docker_threads import Lane
-from llmproxy.runtimes.gpus import IGpuMeter, find_meter, is_absent, settle
+from llmproxy.runtimes.gpus import IGpuMeter, driver_is_here, find_meter, is_absent, open_nvml, settle
 from llmproxy.runtimes.interface import Address, IRuntime, RuntimeUnavailable
 from llmproxy.runtimes.process import ProcessRuntime
 from llmproxy.runtimes.url import UrlRuntime
@@ -204,6 +204,9 @@ class _Assembly:
 
     def _measure_gpus(self) -> None:
         """Look for NVML, in a thread: with a driver that is about to load it takes seconds."""
+        if not driver_is_here():
+            self._fleet.scheduler.meter = open_nvml()
+            return
         lane = Lane(self._reactor, "nvml", 1)
         self._reactor.addSystemEventTrigger("before", "shutdown", lane.close)
 

@@ -129,9 +129,14 @@ def _load() -> Any:
 
     :raises LookupError: there is none.
     """
-    if not any(os.path.exists(device) for device in _DEVICES):
+    if not driver_is_here():
         raise LookupError("there is no NVIDIA driver here (" + " or ".join(_DEVICES) + ")")
     return importlib.import_module("pynvml")
+
+
+def driver_is_here() -> bool:
+    """Whether there is what NVML's library talks to."""
+    return any(os.path.exists(device) for device in _DEVICES)
 
 
 def open_nvml(load: Callable[[], Any] = _load) -> IGpuMeter:
