@@ -1,0 +1,90 @@
+"""What a stream of events says beside its content, in the words of its API: heartbeats, and errors that come
+after its head.  Pure.
+
+OpenAI's clients raise what stands in ``error`` of an event; of the responses API the fields of its ``error``
+event stand beside it, where its documentation has them.  Anthropic's skip ``ping`` and raise ``error``.  All
+skip comments (HTML standard, section 9.2.6).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from llmproxy.errors import Refusal
+from llmproxy.http.openai import comment, error_fields
+
+__all__ = ["Dialect", "answer_event", "dialect_of", "error_event", "heartbeat"]
+
+Dialect = Literal["openai", "responses", "anthropic"]
+
+_TRY_AGAIN = frozenset(("queue_full", "hold_timeout", "shutting_down", "does_not_fit"))
+"""Codes of refusals that are nobody's fault: what Anthropic's clients know as ``overloaded_error``."""
+
+
+def dialect_of(target: bytes) -> Dialect:
+    """The API that a request target is of."""
+    path = target.partition(b"?")[0].rstrip(b"/")
+    if path.endswith(b"/v1/messages"):
+        return "anthropic"
+    return "responses" if path.endswith(b"/v1/responses") else "openai"
+
+
+def heartbeat(dialect: Dialect, fields: Mapping[str, Any]) -> bytes:
+    """A sign of life, with what is known of how long it will take."""
+    told = comment(fields)
+    # Anthropic's own streams have pings, and there are clients that count on them.
+    return told.removesuffix(b"\n") + _event("ping", {"type": "ping"}) if dialect == "anthropic" else told
+
+
+def error_event(dialect: Dialect, refusal: Refusal) -> bytes:
+    """A refusal as the last event of a stream."""
+    error = error_fields(refusal)
+    if dialect == "anthropic":
+        error["type"] = "overloaded_error" if refusal.code in _TRY_AGAIN else "api_error"
+        return _event("error", {"type": "error", "error": error})
+    return _error(dialect, error)
+
+
+def answer_event(dialect: Dialect, status: int, answer: bytes) -> bytes | None:
+    """An answer that is no stream as the last event of one; None: it has nothing to tell."""
+    try:
+        parsed = json.loads(answer)
+    except (ValueError, RecursionError):
+        return None
+    if status < 400:
+        return b"data: " + json.dumps(parsed).encode() + b"\n\n"
+    if not isinstance(parsed, dict):
+        return None
+    error = parsed.get("error", parsed)
+    if isinstance(error, str):
+        error = {"message": error}
+    if not isinstance(error, dict) or not isinstance(error.get("message", error.get("detail")), str | list):
+        # An engine may answer with a number alone; whatever it is, it is told as it is.
+        return _error(dialect, error) if dialect == "openai" and "error" in parsed else None
+    error.setdefault("message", str(error.get("detail", "")))
+    if dialect == "anthropic":
+        kind = error.get("type")
+        native = isinstance(kind, str) and kind.endswith("_error")
+        error["type"] = kind if native else "invalid_request_error" if status < 500 else "api_error"
+        return _event("error", {"type": "error", "error": error})
+    return _error(dialect, error)
+
+
+def _error(dialect: Dialect, error: Any) -> bytes:
+    if dialect == "responses":
+        code = error.get("code")
+        flat = {
+            "type": "error",
+            "code": None if code is None else str(code),
+            "message": error["message"],
+            "param": error.get("param"),
+            "sequence_number": 0,
+        }
+        return _event("error", {**flat, "error": error})
+    return b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
+
+
+def _event(name: str, data: Mapping[str, Any]) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), json.dumps(data).encode())
