@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from attrs import define, field
-from prometheus_client.utils import floatToGoString
 
 __all__ = ["Buckets", "Histogram"]
 
@@ -19,13 +18,11 @@ __all__ = ["Buckets", "Histogram"]
 class Buckets:
     """The upper bounds of a histogram's buckets, which many histograms share.
 
-    :ivar bounds: seconds, growing.
-    :ivar names: the same and the last, boundless one, as Prometheus has them in the label ``le``.
+    :ivar bounds: seconds, growing; beyond the last one there is one more bucket.
     """
 
     def __init__(self, *bounds: float) -> None:
         self.bounds: Sequence[float] = bounds
-        self.names = tuple(floatToGoString(bound) for bound in (*bounds, float("inf")))
 
 
 @define(eq=False)
@@ -41,7 +38,7 @@ class Histogram:
     total: float = 0.0
 
     def __attrs_post_init__(self) -> None:
-        self.counts = [0] * len(self.buckets.names)
+        self.counts = [0] * (len(self.buckets.bounds) + 1)
 
     def observe(self, seconds: float) -> None:
         """Count one."""
@@ -51,9 +48,6 @@ class Histogram:
         self.counts[bisect_left(self.buckets.bounds, seconds)] += 1
         self.total += seconds
 
-    def cumulative(self) -> list[tuple[str, int]]:
-        """Each bucket's name, and how many there were in it and in all earlier ones.
-
-        It is what :meth:`prometheus_client.core.HistogramMetricFamily.add_metric` takes.
-        """
-        return list(zip(self.buckets.names, accumulate(self.counts), strict=True))
+    def cumulative(self) -> list[int]:
+        """How many there were in each bucket and in all earlier ones."""
+        return list(accumulate(self.counts))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-
 from llmproxy.backend.surroundings import Decision, Event, Transition
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.scheduling.claims import Room
+from llmproxy.web.family import Family
 from llmproxy.web.histogram import Buckets, Histogram
 
 __all__ = ["Sharing"]
@@ -31,7 +30,7 @@ _BUCKETS = Buckets(0.05, 0.1, 0.25, 0.5, 1, 1.5, 2.5, 5, 7.5, 10, 20, 30, 60, 12
 
 
 class Sharing:
-    """Follows a fleet, and is a collector of the ``prometheus_client`` library."""
+    """Follows a fleet, and is a :class:`~llmproxy.web.family.Collector`."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
@@ -63,40 +62,41 @@ class Sharing:
             reason = "drained" if decision.kind == "drain" else "room"
         self._evictions[name, reason] = self._evictions.get((name, reason), 0) + 1
 
-    def collect(self) -> Iterator[Metric]:
-        """What Prometheus is told; see :class:`prometheus_client.registry.Collector`."""
-        evictions = CounterMetricFamily("llmproxy_evictions", _EVICTIONS, labels=("backend", "reason"))
+    def collect(self) -> Iterator[Family]:
+        """See :class:`~llmproxy.web.family.Collector`."""
+        evictions = Family("counter", "llmproxy_evictions", _EVICTIONS, ("backend", "reason"))
         for about, count in self._evictions.items():
-            evictions.add_metric(about, count)
+            evictions.add(about, count)
         yield evictions
-        wakes = HistogramMetricFamily(
-            "llmproxy_wake_seconds", "Seconds of the wakes that succeeded.", labels=("backend",)
+        wakes = Family(
+            "histogram", "llmproxy_wake_seconds", "Seconds of the wakes that succeeded.", ("backend",)
         )
         for name, histogram in self._wakes.items():
-            wakes.add_metric((name,), histogram.cumulative(), histogram.total)
+            wakes.add((name,), histogram)
         yield wakes
         yield self._waiting()
         yield from self._gpus()
 
-    def _waiting(self) -> Metric:
-        waiting = GaugeMetricFamily(
+    def _waiting(self) -> Family:
+        waiting = Family(
+            "gauge",
             "llmproxy_waiting_for_room",
             "Whether the backend is wanted and waits for room on its GPUs; only of those that need any.",
-            labels=("backend",),
+            ("backend",),
         )
         for name, backend in self._fleet.backends.items():
             if backend.needs.gpus:
-                waiting.add_metric((name,), 0 if self._fleet.scheduler.waits(name) is None else 1)
+                waiting.add((name,), 0 if self._fleet.scheduler.waits(name) is None else 1)
         return waiting
 
-    def _gpus(self) -> Iterator[Metric]:
+    def _gpus(self) -> Iterator[Family]:
         scheduler = self._fleet.scheduler
         rooms, held = scheduler.rooms(self._fleet.backends.values()), scheduler.claimed()
-        claimed = GaugeMetricFamily("llmproxy_gpu_memory_claimed", _CLAIMED, labels=("gpu",))
-        capacity = GaugeMetricFamily("llmproxy_gpu_memory_capacity", _CAPACITY, labels=("gpu",))
+        claimed = Family("gauge", "llmproxy_gpu_memory_claimed", _CLAIMED, ("gpu",))
+        capacity = Family("gauge", "llmproxy_gpu_memory_capacity", _CAPACITY, ("gpu",))
         for gpu, room in rooms.items():
-            claimed.add_metric((gpu,), _amount(room, held.get(gpu, 0)))
-            capacity.add_metric((gpu,), _amount(room, room.capacity))
+            claimed.add((gpu,), _amount(room, held.get(gpu, 0)))
+            capacity.add((gpu,), _amount(room, room.capacity))
         yield claimed
         yield capacity
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from attrs import frozen
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
 from llmproxy.backend.backend import Backend
 from llmproxy.backend.lifecycle import StartFailure
 from llmproxy.backend.surroundings import Event, Transition
 from llmproxy.fleet.fleet import Fleet
+from llmproxy.web.family import Family
 from llmproxy.web.histogram import Buckets, Histogram
 
 __all__ = ["Starts"]
@@ -47,7 +47,7 @@ class _Over:
 
 
 class Starts:
-    """Follows a fleet, and is a collector of the ``prometheus_client`` library.
+    """Follows a fleet, and is a :class:`~llmproxy.web.family.Collector`.
 
     A transition is told in the middle of a step of the lifecycle, before the backend has written down how
     long the start took or why it failed.  So a start is counted with the next transition of its backend, or
@@ -62,16 +62,16 @@ class Starts:
         self._seconds: dict[tuple[str, str], Histogram] = {}
         fleet.follow(self._moved)
 
-    def collect(self) -> Iterator[Metric]:
-        """What Prometheus is told; see :class:`prometheus_client.registry.Collector`."""
+    def collect(self) -> Iterator[Family]:
+        """See :class:`~llmproxy.web.family.Collector`."""
         self._settle_all()
-        starts = CounterMetricFamily("llmproxy_starts", _STARTS, labels=("backend", "result"))
+        starts = Family("counter", "llmproxy_starts", _STARTS, ("backend", "result"))
         for about, count in self._results.items():
-            starts.add_metric(about, count)
+            starts.add(about, count)
         yield starts
-        seconds = HistogramMetricFamily("llmproxy_start_seconds", _START_SECONDS, labels=("backend", "phase"))
+        seconds = Family("histogram", "llmproxy_start_seconds", _START_SECONDS, ("backend", "phase"))
         for about, histogram in self._seconds.items():
-            seconds.add_metric(about, histogram.cumulative(), histogram.total)
+            seconds.add(about, histogram)
         yield seconds
 
     def _moved(self, transition: Event) -> None:

@@ -42,6 +42,7 @@ PURE = (
     "backend.wishes",
     "fleet.names",
     "fleet.telling",
+    "web.family",
     "web.histogram",
     "web.unread",
 )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast, get_args
 
 from attrs import evolve, frozen
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import HistogramMetricFamily, Metric
-from prometheus_client.openmetrics.exposition import generate_latest
+from prometheus_client.core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 from twisted.internet.task import Clock
@@ -24,6 +23,8 @@ from llmproxy.errors import ConfigError, Refusal
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.runtimes.interface import Address, Instance
 from llmproxy.web.auth import Authenticator
+from llmproxy.web.exposition import Exposition
+from llmproxy.web.family import Family
 from llmproxy.web.histogram import Buckets, Histogram
 from llmproxy.web.metrics import Metrics, MetricsResource
 from tests.fakes import FakeController, FakeRuntime
@@ -480,10 +481,10 @@ class MetricsTests(SynchronousTestCase):
 class _Collector:
     """Tells of one family."""
 
-    family: Metric
+    family: Family
 
-    def collect(self) -> list[Metric]:
-        return [self.family]
+    def collect(self) -> Iterator[Family]:
+        return iter((self.family,))
 
 
 class HistogramTests(SynchronousTestCase):
@@ -495,11 +496,10 @@ class HistogramTests(SynchronousTestCase):
         histogram = Histogram(Buckets(0.5, 1, 100))
         for seconds in durations:
             histogram.observe(seconds)
-        told = HistogramMetricFamily("x_seconds", "Some.", labels=("backend",))
-        told.add_metric((name,), histogram.cumulative(), histogram.total)
-        registry = CollectorRegistry()
-        registry.register(_Collector(told))
-        (family,) = parse_openmetrics(generate_latest(registry).decode())
+        told = Family("histogram", "x_seconds", "Some.", ("backend",))
+        told.add((name,), histogram)
+        body, _ = Exposition([_Collector(told)], "1").render(OPENMETRICS)
+        (family,) = (one for one in parse_openmetrics(body.decode()) if one.name == "x_seconds")
         found = {
             (sample.name, sample.labels.get("le")): sample.value
             for sample in family.samples
