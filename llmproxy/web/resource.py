@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, cast
 
 from twisted.web.resource import Resource
@@ -12,7 +13,7 @@ from llmproxy.errors import Refusal
 if TYPE_CHECKING:
     from llmproxy.web.request import ProxyRequest
 
-__all__ = ["ProxyResource", "require_admin"]
+__all__ = ["ProxyResource", "answer_json", "require_admin"]
 
 
 def require_admin(request: ProxyRequest) -> None:
@@ -45,3 +46,8 @@ class ProxyResource(Resource):
         :raises llmproxy.errors.Refusal: it is not served.
         """
         raise NotImplementedError
+
+
+def answer_json(request: ProxyRequest, status: int, value: object) -> None:
+    """Answer with a JSON document."""
+    request.answer(status, json.dumps(value).encode() + b"\n", [(b"Content-Type", b"application/json")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
@@ -28,11 +30,10 @@ from llmproxy.http.openai import (
     with_model,
 )
 from llmproxy.http.paths import is_control, is_passive
-from llmproxy.web.api import ApiResource, answer_json
 from llmproxy.web.auth import may_use, route_refusal
 from llmproxy.web.exchange import Exchange
 from llmproxy.web.request import ProxyRequest
-from llmproxy.web.resource import ProxyResource
+from llmproxy.web.resource import ProxyResource, answer_json
 
 __all__ = ["RootResource"]
 
@@ -66,16 +67,24 @@ class RootResource(Resource):
         self._routes: dict[str, BackendResource] = {}
         self.putChild(b"healthz", HealthResource(fleet))
         self.putChild(b"readyz", ReadyResource(fleet))
-        self.putChild(b"api", ApiResource(fleet))
 
     def getChild(self, path: bytes, request: Request) -> Resource:
         """The resource for a first path segment."""
         if is_inference_path(request.path.decode("latin-1")):
             return self._inference
+        if path == b"api":
+            return self._api
         if path == b"v1":
             return ModelsResource(self._fleet)
         backend = self._fleet.route(path.decode("utf-8", "replace"))
         return UnknownResource(self._fleet) if backend is None else self._route(backend)
+
+    @cached_property
+    def _api(self) -> Resource:
+        # Most proxies are never asked; it takes a third of a megabyte.
+        from llmproxy.web.api.resource import ApiResource
+
+        return ApiResource(self._fleet)
 
     def _route(self, backend: Backend) -> BackendResource:
         # A route may have another backend after each reading of the configuration.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,14 +12,9 @@ from twisted.internet.threads import deferToThreadPool
 from llmproxy.errors import Refusal, invalid_request
 from llmproxy.web.request import ProxyRequest
 
-__all__ = ["answer_json", "conflict", "flag", "in_thread", "need", "not_found", "number"]
+__all__ = ["conflict", "flag", "in_thread", "need", "not_found", "number"]
 
 _T = TypeVar("_T")
-
-
-def answer_json(request: ProxyRequest, status: int, value: object) -> None:
-    """Answer with a JSON document."""
-    request.answer(status, json.dumps(value).encode() + b"\n", [(b"Content-Type", b"application/json")])
 
 
 def not_found(what: str) -> Refusal:

@@ -9,10 +9,11 @@ from twisted.internet.task import deferLater
 
 from llmproxy.backend.backend import Backend
 from llmproxy.fleet.fleet import Fleet
-from llmproxy.web.api.answers import answer_json, conflict, flag
+from llmproxy.web.api.answers import conflict, flag
 from llmproxy.web.api.until import Waiting
 from llmproxy.web.api.views import backend_view
 from llmproxy.web.request import ProxyRequest
+from llmproxy.web.resource import answer_json
 
 __all__ = ["VERBS", "act"]
 

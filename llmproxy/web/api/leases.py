@@ -11,10 +11,11 @@ from llmproxy.errors import does_not_fit, invalid_request
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.http.openai import parse_body
 from llmproxy.scheduling.leases import LONGEST, GpuLease
-from llmproxy.web.api.answers import answer_json, flag, not_found
+from llmproxy.web.api.answers import flag, not_found
 from llmproxy.web.api.until import Waiting
 from llmproxy.web.api.views import lease_view
 from llmproxy.web.request import ProxyRequest
+from llmproxy.web.resource import answer_json
 
 __all__ = ["end_lease", "show_lease", "show_leases", "take_lease"]
 

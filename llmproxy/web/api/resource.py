@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmproxy.backend.backend import Backend
 from llmproxy.errors import invalid_request
 from llmproxy.fleet.fleet import Fleet
-from llmproxy.web.api.answers import answer_json, need, not_found
+from llmproxy.web.api.answers import need, not_found
 from llmproxy.web.api.backends import VERBS, act
 from llmproxy.web.api.following import Events, Logs
 from llmproxy.web.api.leases import end_lease, show_lease, show_leases, take_lease
@@ -13,7 +13,7 @@ from llmproxy.web.api.scheduling import show_advice, show_gpus, show_plan, show_
 from llmproxy.web.api.until import Waiting
 from llmproxy.web.api.views import backend_view
 from llmproxy.web.request import ProxyRequest
-from llmproxy.web.resource import ProxyResource, require_admin
+from llmproxy.web.resource import ProxyResource, answer_json, require_admin
 
 __all__ = ["ApiResource"]
 

@@ -14,9 +14,10 @@ from llmproxy.fleet.telling import duration, ready_in, tell_plan, tell_why
 from llmproxy.runtimes.gpus import AbsentMeter, IGpuMeter
 from llmproxy.scheduling.advice import LEAST_DAYS, Advice, Present, advise
 from llmproxy.scheduling.history import Entry
-from llmproxy.web.api.answers import answer_json, in_thread
+from llmproxy.web.api.answers import in_thread
 from llmproxy.web.api.views import backend_view, estimate_of, gpu_sums, plan_view, story_of, sum_view
 from llmproxy.web.request import ProxyRequest
+from llmproxy.web.resource import answer_json
 
 __all__ = ["show_advice", "show_gpus", "show_plan", "show_why"]
 
@@ -45,7 +46,9 @@ def show_plan(request: ProxyRequest, fleet: Fleet, backend: Backend | None) -> N
         seconds = 0.0
         told = [f"{backend.name} is ready: a request to it is answered at once.", *told]
     elif backend.state in ("starting", "waking"):
-        told = [f"{backend.name} is {backend.state} already.", *told]
+        seconds = backend.forecast().eta
+        when = "" if seconds is None else f", and should be ready in about {duration(seconds)}"
+        told = [f"{backend.name} is {backend.state} already{when}.", *told]
     else:
         estimates = {name: estimate_of(fleet, one) for name, one in fleet.backends.items()}
         seconds = ready_in(found, backend.name, estimates, asleep=backend.state == "sleeping")

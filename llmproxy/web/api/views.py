@@ -69,17 +69,11 @@ def _estimate_view(fleet: Fleet, backend: Backend) -> dict[str, Any]:
     }
 
 
-def wanted_since(backend: Backend) -> float | None:
-    """Since when somebody waits for it, or wants it to run."""
-    times = [time for time in (backend.admission.waiting_since, backend.wishes.run_since) if time is not None]
-    return min(times, default=None)
-
-
 def _wait_view(fleet: Fleet, backend: Backend) -> dict[str, Any] | None:
     wait = fleet.scheduler.waits(backend.name)
     if wait is None:
         return None
-    return {"why": wait.why, "on": list(wait.on), "since": wanted_since(backend)}
+    return {"why": wait.why, "on": list(wait.on), "since": backend.wanted_since}
 
 
 def _decision_view(decision: Decision | None, *, waits: bool) -> dict[str, Any] | None:
@@ -96,6 +90,7 @@ def backend_view(fleet: Fleet, backend: Backend, now: float) -> dict[str, Any]:
     """
     start, failure, address, needs = backend.last_start, backend.last_failure, backend.address, backend.needs
     instance, unfit, waits = backend.instance, backend.wishes.unfit, _wait_view(fleet, backend)
+    known = backend.forecast()
     return {
         "name": backend.name,
         "route": backend.name,
@@ -104,6 +99,10 @@ def backend_view(fleet: Fleet, backend: Backend, now: float) -> dict[str, Any]:
         "state": backend.state,
         "level": backend.level if backend.state in ("falling_asleep", "sleeping", "waking") else None,
         "since": backend.since,
+        "phase": known.phase,
+        "phase_since": known.since,
+        "progress": known.progress,
+        "eta": known.eta,
         "address": None if address is None else str(address),
         "via": None if address is None else address.via,
         "in_flight": backend.admission.in_flight,
@@ -239,8 +238,8 @@ def _stays_until(backend: Backend) -> float:
 
 def story_of(fleet: Fleet, backend: Backend, now: float) -> Story:
     """All that is known of why it is as it is."""
-    scheduler, refusal = fleet.scheduler, backend.refusal
-    wait, since = scheduler.waits(backend.name), wanted_since(backend)
+    scheduler, refusal, known = fleet.scheduler, backend.refusal, backend.forecast()
+    wait, since = scheduler.waits(backend.name), backend.wanted_since
     ahead = () if wait is None else tuple(fleet.backends[name] for name in wait.on if name in fleet.backends)
     stays = [_stays_until(one) for one in ahead if one.state == "ready" and one.gate.busy]
     limit = fleet.config.scheduler.max_wait_before_drain
@@ -252,6 +251,9 @@ def story_of(fleet: Fleet, backend: Backend, now: float) -> Story:
         backend.needs,
         estimate_of(fleet, backend),
         elsewhere=backend.spec.runtime == "url",
+        phase=known.phase,
+        progress=known.progress,
+        eta=known.eta,
         awaited=backend.awaited,
         in_flight=backend.admission.in_flight,
         waiting=backend.admission.waiting,
