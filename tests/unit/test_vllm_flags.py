@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmproxy.engines.flags import VllmFlags, read_command, read_flags
-from llmproxy.engines.diagnosis import diagnose
 from llmproxy.engines.vllm import redact
 
 TYPICAL = VllmFlags(
@@ -186,91 +185,6 @@ def test_what_is_no_secret_stays() -> None:
 def test_known_secrets_are_removed(secret: str, before: str, after: str) -> None:
     """A known secret does not survive, whatever stands around it."""
     assert secret in "***" or secret not in redact(before + secret + after, [secret]).replace("***", "")
-
-
-def log(*lines: str) -> str:
-    prefix = "(EngineCore pid=123) ERROR 11-23 09:15:10 [core.py:386] "
-    return "".join(f"{prefix}{line}\n" for line in lines)
-
-
-UPWARDS = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
-
-
-@pytest.mark.parametrize(
-    ("line", "hint"),
-    [
-        (
-            "ValueError: Free memory on device (1.2/23.7 GiB) on startup is less than desired GPU memory "
-            "utilization (0.9, 21.3 GiB).",
-            "Free GPU memory",
-        ),
-        (
-            "Free memory on device (1.2/23.7 GiB) on startup. Desired GPU memory utilization is (0.9",
-            "Free GPU memory",
-        ),
-        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "does not fit"),
-        (
-            "AssertionError: Error in memory profiling. Initial free memory 1, current free memory 2",
-            "one model",
-        ),
-        ("ValueError: No available memory for the cache blocks. Try increasing", "Raise"),
-        ("ValueError: To serve at least one request with the model's max seq len (32768), (4 GiB", "Lower"),
-        ("RuntimeError: Insufficient space in /dev/shm", "shared memory"),
-        ("OSError: [Errno 98] Address already in use", "--port"),
-        ("OSError: x/y is not a local folder and is not a valid model identifier", "name"),
-        (
-            "huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name' or"
-            " 'namespace/repo_name': '/no/such/model'. Use `repo_type` argument if needed.",
-            "no such model",
-        ),
-        ("  Value error, Invalid repository ID or local directory specified: '/m'", "no such model"),
-        ("You are trying to access a gated repo.", "HF_TOKEN"),
-        ("api_server.py: error: unrecognized arguments: --nope", "flag"),
-        ("RuntimeError: No CUDA GPUs are available", "GPU"),
-        ("RuntimeError: Failed to infer device type", "GPU"),
-        ("Value error, Sleep mode is not supported on current platform.", "--enable-sleep-mode"),
-    ],
-)
-def test_known_causes(line: str, hint: str) -> None:
-    """The line that tells the cause is found above the last words, without its prefix, and has a hint."""
-    cause, found = diagnose(1, False, log("starting", line, "at exit", UPWARDS))
-    assert cause in line
-    assert len(cause) > 10
-    assert found is not None
-    assert hint in found
-
-
-def test_unknown_causes() -> None:
-    """Otherwise the last line says it, or the way it ended does."""
-    assert diagnose(1, False, log("it broke", UPWARDS) + "\n\n") == ("it broke", None)
-    assert diagnose(1, False, log(UPWARDS)) == (UPWARDS, None)
-    assert diagnose(1, True, log("loading"))[0] == "The kernel killed it for lack of memory."
-    assert diagnose(137, False, "")[0] == "It was killed."
-    assert diagnose(3, False, "\n") == ("It wrote no log.", None)
-
-
-def test_a_cause_is_short_and_has_no_secret() -> None:
-    """A cause goes to clients."""
-    cause, _ = diagnose(1, False, log("token hf_abcdefghijkl " + "x" * 1000))
-    assert "hf_" not in cause
-    assert len(cause) < 310
-
-
-def test_the_last_run_counts() -> None:
-    """A container's log holds its earlier runs as well."""
-    lines = ("torch.OutOfMemoryError: CUDA", "No available memory for the cache blocks 1", "shutting down")
-    assert diagnose(1, False, log(*lines))[0] == lines[1]
-
-
-def test_the_remark_of_an_ordinary_start_is_no_cause() -> None:
-    """vLLM tells what memory it has used in words like those of a GPU that is full."""
-    remark = (
-        "INFO 11-23 09:15:10 [gpu_worker.py:400] Free memory on device (22.1/23.7 GiB) on startup. Desired"
-        " GPU memory utilization is (0.9, 21.3 GiB). Actual usage is 5.2 GiB for weight. Replace"
-        " gpu_memory_utilization config with `--kv-cache-memory=1`"
-    )
-    cause, hint = diagnose(1, False, f"{remark}\nValueError: something else")
-    assert (cause, hint) == ("ValueError: something else", None)
 
 
 def test_the_parameters_of_a_script_are_its_command() -> None:
