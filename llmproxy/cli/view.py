@@ -37,6 +37,8 @@ def console() -> Console:
 def _next(backend: Mapping[str, Any]) -> str:
     if backend.get("retry_in") is not None:
         return f"retry in {duration(backend['retry_in'])}"
+    if backend["state"] in ("starting", "waking") and backend.get("phase"):
+        return _progress(backend)
     if backend.get("waits"):
         on = ", ".join(backend["waits"].get("on") or ())
         return f"waits for {on}" if on else "waits"
@@ -44,6 +46,15 @@ def _next(backend: Mapping[str, Any]) -> str:
         sleeps = backend["state"] == "ready" and (backend.get("needs") or {}).get("sleep")
         return f"{'sleeps' if sleeps else 'stops'} in {duration(backend['idle_in'])}"
     return "pinned" if backend.get("pinned") and backend["state"] == "ready" else ""
+
+
+def _progress(backend: Mapping[str, Any]) -> str:
+    """How far a start is, and how long it will still take."""
+    phase, part, eta = backend.get("phase"), backend.get("progress"), backend.get("eta")
+    if not phase:
+        return ""
+    told = f"{phase} {part:.0%}" if part is not None else str(phase)
+    return told if eta is None else f"{told}, {duration(eta)} left"
 
 
 def _state(backend: Mapping[str, Any]) -> str:
@@ -98,7 +109,7 @@ def backend_lines(backend: Mapping[str, Any], now: float) -> list[str]:
     """All that is known of one backend."""
     pairs = [
         ("state", f"{_state(backend)} for {_since(backend, now)}"),
-        ("next", _next(backend)),
+        ("now" if backend.get("phase") else "next", _progress(backend) or _next(backend)),
         ("waits", (backend.get("waits") or {}).get("why") or ""),
         ("decided", _decided(backend.get("decision"), now)),
         ("runtime", f"{backend.get('runtime')}, engine {backend.get('engine')}"),
@@ -145,6 +156,8 @@ def event_line(event: Mapping[str, Any]) -> str:
     """One transition, or one decision."""
     at = datetime.fromtimestamp(float(event.get("at") or 0)).strftime("%H:%M:%S")
     reason = f": {event['reason']}" if event.get("reason") else ""
+    if event.get("decision") == "phase":
+        return f"{at} {event.get('backend')} {event.get('from')}{reason}"
     if event.get("decision"):
         whom = f" for {event['for']}" if event.get("for") else ""
         return f"{at} {event.get('backend')} decided: {event['decision']}{whom}{reason}"

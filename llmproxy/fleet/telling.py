@@ -82,6 +82,9 @@ class Story:
     :ivar now: POSIX seconds, as all times here.
     :ivar since: when it came into its state.
     :ivar elsewhere: it is never started or stopped here.
+    :ivar phase: how far its start is, or what those who want it wait for.
+    :ivar progress: the part of the phase that is done.
+    :ivar eta: seconds until it is ready; None: not known.
     :ivar begun: the reason of its last start or wake; empty: it was not seen.
     :ivar woken: that was a wake.
     :ivar awaited: somebody waited for it then.
@@ -103,6 +106,9 @@ class Story:
     needs: Needs
     start: Estimate
     elsewhere: bool = False
+    phase: str | None = None
+    progress: float | None = None
+    eta: float | None = None
     begun: str = ""
     woken: bool = False
     awaited: bool = False
@@ -158,7 +164,7 @@ def _origin(story: Story) -> list[str]:
     if story.begun in _FOUND:
         return ["It ran already when llmproxy found it."]
     if story.state in ("starting", "waking"):
-        lines = [f"It is being {verb}: {story.begun}."]
+        lines = [f"It is being {verb}: {story.begun}.", *_progress(story)]
     elif story.awaited:
         lines = [f"It was {verb} for requests that waited for it."]
     else:
@@ -168,6 +174,14 @@ def _origin(story: Story) -> list[str]:
     if story.made_room:
         lines.append(f"{_listed(story.made_room)} had to leave for it.")
     return lines
+
+
+def _progress(story: Story) -> list[str]:
+    if story.phase is None:
+        return []
+    part = "" if story.progress is None else f" ({story.progress:.0%})"
+    when = "" if story.eta is None else f", and should be ready in about {duration(story.eta)}"
+    return [f"It is {story.phase}{part}{when}."]
 
 
 def _departure(story: Story) -> list[str]:
@@ -192,6 +206,8 @@ def _queue(story: Story) -> list[str]:
         lines.append(f"It has been wanted for {_ago(story, story.waiting_since)}.")
     if story.wait is not None:
         lines.append(f"It waits: {story.wait.why}.")
+        if story.eta is not None:
+            lines.append(f"It should be ready in about {duration(story.eta)}.")
         if story.drain_at is not None and story.drain_at > story.now:
             left = duration(story.drain_at - story.now)
             lines.append(f"In {left} at the earliest busy ones take no new requests, and leave when drained.")
