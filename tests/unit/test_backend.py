@@ -81,6 +81,7 @@ class Rig:
             drain=30.0,
             drain_limit=600.0,
             secrets=("s3cr3t",),
+            announce=self.decisions.append,
         )
         self.backend = Backend(surroundings, self.runtime, self.spec)
         self.backend.watch()
