@@ -64,7 +64,7 @@ $(PY):
 # Installing again is only needed when what is to be installed has changed.
 $(STAMPS)/run: setup.cfg pyproject.toml | $(PY)
 	@echo "Installing llmproxy into $(VENV) ..." >&2
-	@$(INSTALL) -e .
+	@$(INSTALL) -e '.[nvml]'
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/test: setup.cfg pyproject.toml | $(PY)
