@@ -68,6 +68,11 @@ class Admission(Generic[W]):
             return True
         return False
 
+    @property
+    def roomy(self) -> bool:
+        """Whether one may go on at once."""
+        return self.open and not self.waiting and self._has_room()
+
     def hold(self, waiter: W, now: float, *, priority: int = 0, may_evict: bool = True) -> None:
         """Give a place in the queue to one that may not.
 

@@ -76,6 +76,17 @@ class Backend(Conduct):
         """A held waiter gives up its place; the start goes on."""
         self.admission.leave(waiter, self.surroundings.clock.seconds())
 
+    def keep(self, seconds: float) -> None:
+        """The request that has just ended asks for it to be kept so long, instead of its idle time."""
+        self._lingering.ask(min(seconds, self.spec.max_keep_alive), self.gate.used_at)
+        if self.state == "ready" and not self.gate.busy:
+            self.arm("idle")
+
+    @property
+    def roomy(self) -> bool:
+        """A request would be handed over at once."""
+        return self.refusal is None and self.admission.roomy
+
     @property
     def refusal(self) -> Refusal | None:
         """Why no request is taken at present; None when they are."""

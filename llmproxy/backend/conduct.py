@@ -28,6 +28,7 @@ from llmproxy.backend.gate import Gate, Waiter
 from llmproxy.backend.identity import Identity
 from llmproxy.backend.launch import Launcher
 from llmproxy.backend.lifecycle import Lifecycle, StartFailure, State, Timer, cool_down
+from llmproxy.backend.lingering import Lingering
 from llmproxy.backend.makeup import Makeup
 from llmproxy.backend.present import Present
 from llmproxy.backend.probe import ANSWER_LIMIT
@@ -114,6 +115,7 @@ class Conduct(Makeup):
         )
         self._present = Present()
         self._witnesses = Witnesses()
+        self._lingering = Lingering()
         self._found = False
         self._failure: StartFailure | None = None
         self._closing = False
@@ -389,8 +391,9 @@ class Conduct(Makeup):
 
     @property
     def _idle_limit(self) -> float:
-        limit = self.spec.idle
-        return min(limit, self.spec.abandon_idle) if self._abandoned and self.gate.unused else limit
+        if self._abandoned and self.gate.unused:
+            return min(self.spec.idle, self.spec.abandon_idle)
+        return self._lingering.limit(self.gate.used_at, self.spec.idle)
 
     @property
     def idle_in(self) -> float | None:
@@ -404,7 +407,8 @@ class Conduct(Makeup):
         if self.gate.busy:
             # The clock starts when the last answer has ended, which is later than now.
             return limit
-        return max(0.0, self.gate.used_at + limit - self.surroundings.clock.seconds())
+        ends = max(self.gate.used_at + limit, self._lingering.until)
+        return max(0.0, ends - self.surroundings.clock.seconds())
 
     @property
     def retry_in(self) -> float | None:
@@ -417,6 +421,7 @@ class Conduct(Makeup):
         if new == "ready":
             self.gate.used_at = now
             self.gate.unused = True
+            self._lingering.over()
             self.awaited = self.admission.waiting > 0
             self._abandoned = self.admission.abandoned
             if old == "starting":

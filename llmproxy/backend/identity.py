@@ -24,6 +24,7 @@ class Identity:
     :ivar models: names that it serves; those of the settings when they name any.
     :ivar needs: what it needs of the machine.
     :ivar known: something was read from the backend itself.
+    :ivar context_length: tokens of a prompt and its answer together; None: not known.
     :ivar fingerprint: tells its configuration from another one behind the same route.
     """
 
@@ -31,11 +32,14 @@ class Identity:
     needs: Needs = field(factory=Needs)
     known: bool = False
     fingerprint: str = ""
+    context_length: int | None = None
     _flags: VllmFlags | None = None
     _secrets: tuple[str, ...] = field(default=(), repr=False)
 
     def learn(self, spec: BackendSpec, facts: Facts) -> None:
         """Take what was read from the backend itself."""
+        if facts.fingerprint != self.fingerprint:
+            self.context_length = None
         self.needs, self.fingerprint = read_needs(spec, facts), facts.fingerprint
         self.known = True
         self._secrets = tuple(
@@ -48,6 +52,7 @@ class Identity:
         self._flags = read_flags(facts.args, facts.environment)
         if self._flags.api_key:
             self._secrets += (self._flags.api_key,)
+        self.context_length = self._flags.max_model_len or self.context_length
         if spec.models is None:
             self.models = self._flags.served_model_names
 

@@ -11,6 +11,7 @@ import re
 from functools import lru_cache
 
 __all__ = [
+    "HINTS",
     "NO_FIELDS",
     "Fields",
     "authority",
@@ -35,15 +36,24 @@ _HOP_BY_HOP = frozenset(
     )
 )
 
-# Fields of a request that the proxy writes itself.  ``Expect`` has been answered by the front already.
-_REWRITTEN = _HOP_BY_HOP | {
-    b"content-length",
-    b"expect",
-    b"x-forwarded-for",
-    b"x-forwarded-host",
-    b"x-forwarded-proto",
-    b"x-request-id",
-}
+HINTS = frozenset(
+    (b"x-llmproxy-max-wait", b"x-llmproxy-no-start", b"x-llmproxy-keep-alive", b"x-llmproxy-fallback")
+)
+"""Fields by which a client speaks to the proxy (:mod:`llmproxy.web.hints`)."""
+
+# Fields of a request that are the proxy's own.  ``Expect`` has been answered by the front already.
+_REWRITTEN = (
+    _HOP_BY_HOP
+    | HINTS
+    | {
+        b"content-length",
+        b"expect",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-proto",
+        b"x-request-id",
+    }
+)
 
 # What carries the client's key, which never reaches a backend.
 _CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
@@ -57,8 +67,32 @@ _DROPPED = {
 }
 
 # Fields of a response that the proxy writes itself.
-_ANSWERED = _HOP_BY_HOP | {b"x-request-id", b"x-llmproxy-backend", b"x-llmproxy-cold-start"}
-_ANSWERED_WITHOUT_BODY = _ANSWERED | {b"content-length"}
+_ANSWERED = _HOP_BY_HOP | {
+    b"x-request-id",
+    b"x-llmproxy-backend",
+    b"x-llmproxy-cold-start",
+    b"x-llmproxy-fallback-for",
+}
+_CORS = frozenset(
+    b"access-control-" + name
+    for name in (
+        b"allow-credentials",
+        b"allow-headers",
+        b"allow-methods",
+        b"allow-origin",
+        b"allow-private-network",
+        b"expose-headers",
+        b"max-age",
+    )
+)
+
+# By whether there can be a body, and whether it is the proxy that speaks of CORS.
+_NOT_PASSED_ON = {
+    (True, False): _ANSWERED,
+    (False, False): _ANSWERED | {b"content-length"},
+    (True, True): _ANSWERED | _CORS,
+    (False, True): _ANSWERED | _CORS | {b"content-length"},
+}
 
 # Most of what ``Connection`` says; neither names a field that would not be dropped anyway.
 _PLAIN_CONNECTIONS = frozenset((b"keep-alive", b"Keep-Alive", b"close"))
@@ -200,6 +234,7 @@ def response_head(
     chunked: bool,
     close: bool,
     upgrade: bytes | None = None,
+    cors: bool = False,
 ) -> bytes:
     """The head of the answer that goes to the client.
 
@@ -208,9 +243,10 @@ def response_head(
     :param chunked: the body is sent chunked; the backend's ``Content-Length``, if any, is kept otherwise.
     :param close: the connection ends with this answer.
     :param upgrade: the protocol that the connection switches to (status 101).
+    :param cors: the proxy speaks of CORS, and the backend does not.
     """
     # RFC 9110 section 8.6: there is no length where there cannot be a body.
-    kept = fields.passed_on(_ANSWERED_WITHOUT_BODY if status in (101, 204) else _ANSWERED)
+    kept = fields.passed_on(_NOT_PASSED_ON[status not in (101, 204), cors])
     if chunked:
         own += b"Transfer-Encoding: chunked\r\n"
     if upgrade is not None:

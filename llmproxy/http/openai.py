@@ -23,10 +23,9 @@ __all__ = [
     "glance_at",
     "is_inference_path",
     "model_object",
-    "multipart_model",
     "parse_body",
     "requested_model",
-    "with_model",
+    "wants_stream",
 ]
 
 COMPLETION_PATHS = frozenset(
@@ -105,61 +104,26 @@ def glance_at(body: bytes) -> Glance:
         return Glance(parsed.get("model", msgspec.UNSET), parsed.get("stream", False))
 
 
-def requested_model(asked: Glance) -> str:
-    """The ``model`` of a request.
+def requested_model(asked: Glance) -> str | None:
+    """The ``model`` of a request; None when it has none.
 
-    :raises llmproxy.errors.Refusal: ``invalid_request`` when there is none, or it is no string.
+    :raises llmproxy.errors.Refusal: ``invalid_request``: it is neither a string nor null.
     """
     model = asked.model
     if isinstance(model, str) and model:
         return model
-    if model is msgspec.UNSET:
-        raise invalid_request(
-            "The request has no 'model'.", param="model", hint="GET /v1/models lists the models."
-        )
+    if model is msgspec.UNSET or model is None:
+        return None
     raise invalid_request("'model' must be a string that is not empty.", param="model")
 
 
-def with_model(parsed: Mapping[str, Any], model: str) -> bytes:
-    """The request with another model's name in it, everything else as it was."""
-    return json.dumps({**parsed, "model": model}, separators=(",", ":")).encode()
-
-
-def multipart_model(content_type: str, body: bytes) -> str:
-    """The ``model`` field of a ``multipart/form-data`` request (RFC 7578).
-
-    :raises llmproxy.errors.Refusal: ``invalid_request`` when there is none.
-    """
-    boundary = _parameter(content_type, "boundary")
-    if not boundary:
-        raise invalid_request("The multipart request names no boundary.")
-    delimiter = b"--" + boundary.encode("latin-1", "replace")
-    for part in body.split(delimiter)[1:]:
-        if part.startswith(b"--"):
-            break
-        head, separator, content = part.partition(b"\r\n\r\n")
-        if not separator:
-            continue
-        for line in head.split(b"\r\n"):
-            name, _, value = line.partition(b":")
-            if name.strip().lower() != b"content-disposition":
-                continue
-            text = value.decode("utf-8", "replace")
-            if _parameter(text, "name") == "model" and not _parameter(text, "filename"):
-                model = content.removesuffix(b"\r\n").decode("utf-8", "replace").strip()
-                if model:
-                    return model
-    raise invalid_request(
-        "The form has no 'model' field.", param="model", hint="GET /v1/models lists the models."
-    )
-
-
-def _parameter(value: str, name: str) -> str | None:
-    for piece in value.split(";")[1:]:
-        key, _, text = piece.partition("=")
-        if key.strip().lower() == name:
-            return text.strip().strip('"')
-    return None
+def wants_stream(body: bytes) -> bool:
+    """Whether a request asks for its answer as a stream of events."""
+    try:
+        return glance_at(body).stream is True
+    except Refusal:
+        # What it is instead is for the backend to say.
+        return False
 
 
 def error_body(refusal: Refusal) -> bytes:
@@ -201,14 +165,19 @@ def comment(fields: Mapping[str, Any]) -> bytes:
     return b": llmproxy " + json.dumps(fields, separators=(",", ":")).encode() + b"\n\n"
 
 
-def model_object(model: str, *, route: str, state: str, created: int) -> dict[str, Any]:
+def model_object(
+    model: str, *, route: str, state: str, created: int, context_length: int | None = None
+) -> dict[str, Any]:
     """One entry of ``/v1/models``."""
+    told: dict[str, Any] = {"route": route, "state": state}
+    if context_length is not None:
+        told["context_length"] = context_length
     return {
         "id": model,
         "object": "model",
         "created": created,
         "owned_by": "llmproxy",
-        "meta": {"llmproxy": {"route": route, "state": state}},
+        "meta": {"llmproxy": told},
     }
 
 

@@ -60,6 +60,7 @@ class Downstream:
                 chunked=self._chunked,
                 close=not request.channel.persistent,
                 upgrade=head.fields.get(b"upgrade") if head.upgraded else None,
+                cors=request.cors,
             ),
             head.status,
         )

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from llmproxy.config.model import Key
     from llmproxy.http.headers import Fields
     from llmproxy.web.auth import Authenticator
+    from llmproxy.web.hints import Hints
     from llmproxy.web.site import ProxySite
 
 __all__ = ["ProxyChannel"]
@@ -57,7 +58,7 @@ class ProxyChannel(Protocol):
     :ivar secure: it is TLS.
     :ivar client: the client's address, for the log.
     :ivar forwarded_for: the same as ``X-Forwarded-For`` has it.
-    :ivar known: whose the fields of the last request were, and by whose word.
+    :ivar known: whose the fields of the last request were, by whose word, and what they ask of the proxy.
     :ivar persistent: it goes on after the present answer.
     :ivar reader: makes requests of the bytes.
     :ivar requests: received as a whole and not answered yet; the first is being answered.
@@ -74,7 +75,7 @@ class ProxyChannel(Protocol):
         self.secure = False
         self.client = "-"
         self.forwarded_for = b"unknown"
-        self.known: tuple[Authenticator, Fields, Key] | None = None
+        self.known: tuple[Authenticator, Fields, Key, Hints] | None = None
         self.reader = RequestReader(self)
         self.requests = self.reader.requests
         # What came while a request was being answered.

@@ -15,15 +15,16 @@ from llmproxy.errors import (
     Refusal,
     backend_died,
     backend_unavailable,
-    hold_timeout,
     queue_full,
     route_not_found,
 )
 from llmproxy.http.headers import authority, is_event_stream, request_head, upgrade
-from llmproxy.http.openai import ErrorEventFinder, comment, error_event, glance_at
+from llmproxy.http.openai import ErrorEventFinder, comment, error_event, wants_stream
 from llmproxy.relay.downstream import Downstream
 from llmproxy.relay.upstream import Broken, ResponseHead, UpstreamConnection
 from llmproxy.web.auth import may_use
+from llmproxy.web.hints import NO_HINTS, Hints
+from llmproxy.web.staying import Staying
 
 if TYPE_CHECKING:
     from llmproxy.backend.backend import Backend
@@ -51,6 +52,7 @@ class Exchange:
 
     :param target: path and query for the backend, raw.
     :param replaced: what the backend gets for a body instead of the request's own.
+    :param hints: what the client says of the request.
     """
 
     def __init__(
@@ -60,8 +62,10 @@ class Exchange:
         backend: Backend,
         target: bytes,
         replaced: bytes | None = None,
+        hints: Hints = NO_HINTS,
     ) -> None:
         self.backend = backend
+        self._hints = hints
         self._fleet = fleet
         self._request = request
         self._target = target
@@ -77,7 +81,7 @@ class Exchange:
         self._up: UpstreamConnection | None = None
         self._held = False
         self._hold_seconds = 0.0
-        self._timers: dict[str, IDelayedCall] = {}
+        self._timers: dict[str, IDelayedCall | Staying] = {}
         self._retried = False
         self._head: ResponseHead | None = None
         self._finder: ErrorEventFinder | None = None
@@ -110,26 +114,26 @@ class Exchange:
             return
         self._held = True
         self._request.site.held += 1
-        spec = self.backend.spec
-        if spec.max_wait is not None:
-            self._timers["max_wait"] = self._clock.callLater(spec.max_wait, self._waited_too_long)
+        spec, hints = self.backend.spec, self._hints
+        limit = hints.longest(spec.max_wait)
+        if limit is not None:
+            self._timers["max_wait"] = self._clock.callLater(limit, self._waited_too_long)
+        if hints.no_start or not self._request.key.may_start:
+            self._timers["no_start"] = Staying(self._fleet, self, self.backend)
         if self._wants_stream():
             self._timers["heartbeat"] = self._clock.callLater(spec.heartbeat_after, self._heartbeat)
 
     def _wants_stream(self) -> bool:
-        if not self._length or self._request.method != b"POST":
+        request, replaced = self._request, self._replaced
+        if not self._length or request.method != b"POST":
             return False
-        try:
-            return glance_at(self._request.body.whole()).stream is True
-        except Refusal:
-            # What it is instead is for the backend to say.
-            return False
+        return wants_stream(request.body.whole() if replaced is None else replaced)
 
     def _waited_too_long(self) -> None:
         del self._timers["max_wait"]
         self.backend.leave(self)
-        limit = self.backend.spec.max_wait or 0.0
-        self.refused(hold_timeout(limit, 5).about(self.backend.name, self.backend.state))
+        refusal = self._hints.too_long(self.backend.spec.max_wait, 5)
+        self.refused(refusal.about(self.backend.name, self.backend.state))
 
     def _heartbeat(self) -> None:
         if not self._down.started:
@@ -258,11 +262,13 @@ class Exchange:
 
     def _own_lines(self) -> bytes:
         held = self._clock.seconds() - self._request.arrived if self._held else self._hold_seconds
-        return b"X-LLMProxy-Backend: %b\r\nX-LLMProxy-Cold-Start: %.3f\r\nX-Request-ID: %b\r\n" % (
+        own = b"X-LLMProxy-Backend: %b\r\nX-LLMProxy-Cold-Start: %.3f\r\nX-Request-ID: %b\r\n" % (
             self.backend.name.encode("utf-8"),
             held,
             self._request.request_id,
         )
+        extra = self._request.extra
+        return own + b"".join(b"%b: %b\r\n" % field for field in extra) if extra else own
 
     def response_head(self, head: ResponseHead) -> None:
         """See :class:`~llmproxy.relay.upstream.ResponseHandler`."""
@@ -443,3 +449,5 @@ class Exchange:
         lease, self._lease = self._lease, None
         if lease is not None:
             lease.release(suspicious=suspicious)
+            if self._hints.keep_alive is not None and lease.counted:
+                self.backend.keep(self._hints.keep_alive)

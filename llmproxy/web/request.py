@@ -27,6 +27,7 @@ from llmproxy.reactors.writing import unsent
 from llmproxy.web.accesslog import Entry
 from llmproxy.web.auth import NOBODY
 from llmproxy.web.body import Body
+from llmproxy.web.hints import NO_HINTS, Hints
 
 if TYPE_CHECKING:
     from llmproxy.web.channel import ProxyChannel
@@ -60,7 +61,10 @@ class ProxyRequest(Request):
     :ivar request_id: the client's own ``X-Request-ID``, or a new one.
     :ivar arrived: when it had come as a whole (seconds of the site's clock).
     :ivar key: whoever asks; set once it is known.
+    :ivar hints: what the client says of it to the proxy; read with the key.
     :ivar when_gone: called when the client leaves before the answer is complete.
+    :ivar extra: header fields that its answer gets beside those of every answer.
+    :ivar cors: it is the proxy that tells browsers who may read the answer, and not the backend.
     """
 
     site: ProxySite
@@ -73,6 +77,8 @@ class ProxyRequest(Request):
     cookies: Any = ()
     received_cookies: Any = MappingProxyType({})
     queued = False
+    extra: tuple[tuple[bytes, bytes], ...] = ()
+    cors = False
     _parsePOSTFormSubmission = False
 
     def __init__(self, channel: ProxyChannel) -> None:
@@ -90,6 +96,7 @@ class ProxyRequest(Request):
         self.upgrades = False
         self.request_id = b""
         self.key: Key = NOBODY
+        self.hints: Hints = NO_HINTS
         self.entry: Entry | None = None
         self.arrived = 0.0
         self.when_gone: Callable[[], None] | None = None
@@ -219,7 +226,7 @@ class ProxyRequest(Request):
     @property
     def own_headers(self) -> list[tuple[bytes, bytes]]:
         """What is on every answer."""
-        return [(b"X-Request-ID", self.request_id)]
+        return [(b"X-Request-ID", self.request_id), *self.extra]
 
     def refuse(self, refusal: Refusal, *, outcome: str = "refused", held: float = 0.0) -> None:
         """Answer with an error.

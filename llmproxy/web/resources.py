@@ -3,55 +3,44 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
-from twisted.web.server import Request
 
 from llmproxy.backend.backend import Backend
 from llmproxy.config.model import Key
-from llmproxy.errors import (
-    Refusal,
-    invalid_request,
-    model_not_found,
-    not_allowed,
-    not_running,
-    route_not_found,
-)
+from llmproxy.errors import Refusal, invalid_request, model_not_found, route_not_found
 from llmproxy.fleet.fleet import Fleet
-from llmproxy.http.openai import (
-    glance_at,
-    is_inference_path,
-    model_object,
-    multipart_model,
-    parse_body,
-    requested_model,
-    with_model,
-)
+from llmproxy.http.multipart import is_form, multipart_model
+from llmproxy.http.openai import glance_at, is_inference_path, model_object, requested_model
 from llmproxy.http.paths import is_control, is_passive
 from llmproxy.web.auth import may_use, route_refusal
-from llmproxy.web.exchange import Exchange
+from llmproxy.web.cors import PreflightResource, is_preflight, speak_of_origin
+from llmproxy.web.handover import Handover
+from llmproxy.web.hints import read_hints
 from llmproxy.web.request import ProxyRequest
 from llmproxy.web.resource import ProxyResource, answer_json
 
 __all__ = ["RootResource"]
 
 
-def _client_key(request: ProxyRequest) -> Key:
-    """The key of a request to a model.
+def _client_key(request: ProxyRequest, fleet: Fleet) -> Key:
+    """The key of a request to a model; what else the client says of it is put into ``request.hints``.
 
-    :raises llmproxy.errors.Refusal: ``invalid_api_key``, ``not_allowed``.
+    :raises llmproxy.errors.Refusal: ``invalid_api_key``, ``not_allowed``, ``invalid_request``.
     """
     authenticator, channel = request.site.authenticator, request.channel
     key: Key
     if channel.known is not None and channel.known[0] is authenticator and channel.known[1] is request.fields:
         # The same fields as in the connection's last request, and nobody has changed the keys since.
-        key = channel.known[2]
+        _, _, key, request.hints = channel.known
         authenticator.require_current(key, request.arrived)
     else:
-        key = authenticator.authenticate(request.fields, request.arrived)
-        channel.known = (authenticator, request.fields, key)
+        key = request.key = authenticator.authenticate(request.fields, request.arrived)
+        request.hints = read_hints(request.fields, fleet.config.probes)
+        channel.known = (authenticator, request.fields, key, request.hints)
     request.key = key
     authenticator.require_client(key)
     return key
@@ -63,13 +52,20 @@ class RootResource(Resource):
     def __init__(self, fleet: Fleet) -> None:
         super().__init__()
         self._fleet = fleet
-        self._inference = InferenceResource(fleet)
+        self._handover = Handover(fleet)
+        self._inference = InferenceResource(fleet, self._handover)
+        self._preflight = PreflightResource()
         self._routes: dict[str, BackendResource] = {}
         self.putChild(b"healthz", HealthResource(fleet))
         self.putChild(b"readyz", ReadyResource(fleet))
 
-    def getChild(self, path: bytes, request: Request) -> Resource:
+    def getChild(self, path: bytes, request: Any) -> Resource:
         """The resource for a first path segment."""
+        origins = self._fleet.config.cors.origins
+        if origins:
+            speak_of_origin(request, origins)
+            if is_preflight(request):
+                return self._preflight
         if is_inference_path(request.path.decode("latin-1")):
             return self._inference
         if path == b"api":
@@ -90,7 +86,7 @@ class RootResource(Resource):
         # A route may have another backend after each reading of the configuration.
         resource = self._routes.get(backend.name)
         if resource is None or resource.backend is not backend:
-            resource = self._routes[backend.name] = BackendResource(self._fleet, backend)
+            resource = self._routes[backend.name] = BackendResource(self._fleet, backend, self._handover)
         return resource
 
 
@@ -139,7 +135,7 @@ class UnknownResource(ProxyResource):
 
     def serve(self, request: ProxyRequest) -> None:
         """Tell those who have a key which routes there are."""
-        key = _client_key(request)
+        key = _client_key(request, self._fleet)
         routes = [name for name in self._fleet.backends if may_use(key, name)]
         raise route_not_found((request.prepath or [b""])[0].decode("utf-8", "replace"), routes)
 
@@ -147,14 +143,15 @@ class UnknownResource(ProxyResource):
 class BackendResource(ProxyResource):
     """``/<route>/...``: the lazy backend of one route."""
 
-    def __init__(self, fleet: Fleet, backend: Backend) -> None:
+    def __init__(self, fleet: Fleet, backend: Backend, handover: Handover) -> None:
         super().__init__()
         self._fleet = fleet
+        self._handover = handover
         self.backend = backend
 
     def serve(self, request: ProxyRequest) -> None:
         """Pass the request on, waking the backend unless the path only looks."""
-        key = _client_key(request)
+        key = _client_key(request, self._fleet)
         backend = self.backend
         if not may_use(key, backend.name):
             raise route_refusal(key, backend.name)
@@ -165,26 +162,13 @@ class BackendResource(ProxyResource):
             return
         target = request.uri[slash:]
         path = request.path[slash:].decode("latin-1")
-        exchange = Exchange(request, self._fleet, backend, target)
         control = backend.spec.engine == "vllm" and is_control(path)
         if control:
             request.site.authenticator.require_admin(key)
-        if control or is_passive(path):
-            if not exchange.visit():
-                raise not_running(backend.state).about(backend.name)
-            return
-        _begin(exchange, backend, key)
-
-
-def _begin(exchange: Exchange, backend: Backend, key: Key) -> None:
-    if not key.may_start:
-        # It may be ready already, and has only not been asked for some time.
-        backend.hurry()
-        if backend.state != "ready":
-            raise not_allowed(
-                f"The key {key.name!r} may not start a backend, and this one is {backend.state}."
-            ).about(backend.name, backend.state)
-    exchange.begin()
+        if control or is_passive(path) or (path == "/" and request.method in (b"GET", b"HEAD")):
+            self._handover.visit(request, backend, target)
+        else:
+            self._handover.serve(request, key, backend, target, path)
 
 
 def _redirect_to_slash(request: ProxyRequest) -> None:
@@ -196,13 +180,14 @@ def _redirect_to_slash(request: ProxyRequest) -> None:
 class InferenceResource(ProxyResource):
     """Paths without a route, such as ``/v1/chat/completions``: the ``model`` names the backend."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, handover: Handover) -> None:
         super().__init__()
         self._fleet = fleet
+        self._handover = handover
 
     def serve(self, request: ProxyRequest) -> None:
         """Find the backend and pass the request on."""
-        key = _client_key(request)
+        key = _client_key(request, self._fleet)
         if request.method == b"OPTIONS":
             request.answer(204, b"", [(b"Allow", b"POST, OPTIONS")])
             return
@@ -210,20 +195,19 @@ class InferenceResource(ProxyResource):
             refusal = invalid_request("This path takes POST requests.")
             request.setHeader(b"Allow", b"POST, OPTIONS")
             raise Refusal(405, refusal.code, refusal.message, kind=refusal.kind)
-        content = request.body.whole()
-        kind = request.fields.get(b"content-type", b"").decode("latin-1")
-        form = kind.lower().startswith("multipart/form-data")
-        model = multipart_model(kind, content) if form else requested_model(glance_at(content))
+        model = _model_of(request)
         backend = self._backend_for(model, key)
-        replaced = None
-        served = backend.models
-        if served and model not in served and not form:
-            # It was asked for by an alias or by its route; the engine knows its own name only.
-            replaced = with_model(parse_body(content), served[0])
-        exchange = Exchange(request, self._fleet, backend, request.uri, replaced)
-        _begin(exchange, backend, key)
+        self._handover.serve(request, key, backend, request.uri, request.path.decode("latin-1"), model)
 
-    def _backend_for(self, model: str, key: Key) -> Backend:
+    def _backend_for(self, model: str | None, key: Key) -> Backend:
+        if model is None:
+            default = self._fleet.config.default_route
+            usual = None if default is None else self._fleet.route(default)
+            if usual is None or not may_use(key, usual.name):
+                raise invalid_request(
+                    "The request has no 'model'.", param="model", hint="GET /v1/models lists the models."
+                )
+            return usual
         backend = self._fleet.serving(model)
         if backend is None or not may_use(key, backend.name):
             known = [
@@ -236,6 +220,15 @@ class InferenceResource(ProxyResource):
         return backend
 
 
+def _model_of(request: ProxyRequest) -> str | None:
+    """The name of the model that a request asks for; None when it has none."""
+    content = request.body.whole()
+    kind = request.fields.get(b"content-type", b"").decode("latin-1")
+    if is_form(kind):
+        return multipart_model(kind, content)
+    return requested_model(glance_at(content))
+
+
 class ModelsResource(ProxyResource):
     """``/v1/models``: every model of every route that the key may use; wakes none."""
 
@@ -245,7 +238,7 @@ class ModelsResource(ProxyResource):
 
     def serve(self, request: ProxyRequest) -> None:
         """List the models, or show one."""
-        key = _client_key(request)
+        key = _client_key(request, self._fleet)
         path = [segment.decode("utf-8", "replace") for segment in request.postpath or ()]
         if not path or path[0] != "models":
             raise Refusal(
@@ -258,7 +251,13 @@ class ModelsResource(ProxyResource):
         if request.method not in (b"GET", b"HEAD"):
             raise Refusal(405, "invalid_request", "This path takes GET.", kind="invalid_request_error")
         models = [
-            model_object(name, route=backend.name, state=backend.state, created=int(backend.since))
+            model_object(
+                name,
+                route=backend.name,
+                state=backend.state,
+                created=int(backend.since),
+                context_length=backend.identity.context_length,
+            )
             for backend in self._fleet.backends.values()
             if may_use(key, backend.name) and not backend.spec.hidden
             for name in (*backend.models, *backend.spec.aliases)
