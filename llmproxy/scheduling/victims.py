@@ -22,8 +22,8 @@ ROUNDING = 1e-9
 """Share by which sums of costs may differ from what they are, as they are added in another order."""
 
 RECENT = 10.0
-"""Seconds of idleness that halve what it costs to lose a model: who pauses for some seconds mostly comes back.
-So short that of two which take about as long to load, the one that was used before the other one leaves:
+"""Seconds of idleness that halve what it costs to lose a model: who pauses for some seconds mostly comes
+back.  So short that of two which take about as long to load, the one that was used before the other leaves:
 measured times differ by some hundredths from one start to the next."""
 
 
