@@ -18,7 +18,7 @@ __all__ = [
     "Glance",
     "comment",
     "error_body",
-    "error_event",
+    "error_fields",
     "error_headers",
     "glance_at",
     "is_inference_path",
@@ -128,7 +128,7 @@ def wants_stream(body: bytes) -> bool:
 
 def error_body(refusal: Refusal) -> bytes:
     """The JSON body of a refusal, as section 10 of the contract has it."""
-    return json.dumps({"error": _error(refusal)}).encode()
+    return json.dumps({"error": error_fields(refusal)}).encode()
 
 
 def error_headers(refusal: Refusal) -> list[tuple[bytes, bytes]]:
@@ -141,12 +141,8 @@ def error_headers(refusal: Refusal) -> list[tuple[bytes, bytes]]:
     return fields
 
 
-def error_event(refusal: Refusal) -> bytes:
-    """A refusal as one event of a stream whose head has left already."""
-    return b"data: " + error_body(refusal) + b"\n\n"
-
-
-def _error(refusal: Refusal) -> dict[str, Any]:
+def error_fields(refusal: Refusal) -> dict[str, Any]:
+    """What is told of a refusal."""
     retry = refusal.retry_after
     return {
         "message": refusal.message,

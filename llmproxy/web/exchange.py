@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
@@ -19,10 +18,11 @@ from llmproxy.errors import (
     route_not_found,
 )
 from llmproxy.http.headers import authority, is_event_stream, request_head, upgrade
-from llmproxy.http.openai import ErrorEventFinder, comment, error_event, wants_stream
+from llmproxy.http.openai import ErrorEventFinder, wants_stream
 from llmproxy.relay.downstream import Downstream
 from llmproxy.relay.upstream import Broken, ResponseHead, UpstreamConnection
 from llmproxy.web.auth import may_use
+from llmproxy.web.heartbeat import answer_as_event, beat, refusal_as_event
 from llmproxy.web.hints import NO_HINTS, Hints
 from llmproxy.web.staying import Staying
 
@@ -100,7 +100,8 @@ class Exchange:
         """Ask for the backend."""
         site = self._request.site
         if site.held >= site.limits.max_held and self.backend.state != "ready":
-            self.refused(queue_full(site.limits.max_held, 5).about(self.backend.name, self.backend.state))
+            full = queue_full(site.limits.max_held, self.backend.retry_after(5))
+            self.refused(full.about(self.backend.name, self.backend.state))
         elif self.backend.enter(self):
             self._hold()
 
@@ -131,18 +132,15 @@ class Exchange:
 
     def _waited_too_long(self) -> None:
         del self._timers["max_wait"]
+        refusal = self._hints.too_long(self.backend.spec.max_wait, self.backend.retry_after(5))
         self.backend.leave(self)
-        refusal = self._hints.too_long(self.backend.spec.max_wait, 5)
         self.refused(refusal.about(self.backend.name, self.backend.state))
 
     def _heartbeat(self) -> None:
         if not self._down.started:
             self._down.event_stream(self._own_lines() + _UNBUFFERED)
-        fields = {
-            "state": self.backend.state,
-            "elapsed": round(self._clock.seconds() - self._request.arrived),
-        }
-        self._down.data([comment(fields)])
+        elapsed = self._clock.seconds() - self._request.arrived
+        self._down.data([beat(self._target, self.backend, self._request.key, elapsed)])
         self._timers["heartbeat"] = self._clock.callLater(self.backend.spec.heartbeat_every, self._heartbeat)
 
     def _hold_over(self) -> None:
@@ -339,19 +337,12 @@ class Exchange:
             self._down.close()
             return
         if self._error_answer is not None:
-            self._down.data([self._error_answer_event(head)])
+            answer = b"".join(self._error_answer)
+            self._down.data([answer_as_event(self._target, head.status, answer, self.backend)])
         died = self._finder is not None and self._finder.found
         outcome = "backend_died" if died else "ok" if self._error_answer is None else "error"
         self._finish(outcome, suspicious=died or head.status >= 500)
         self._down.end()
-
-    def _error_answer_event(self, head: ResponseHead) -> bytes:
-        answer = b"".join(self._error_answer or ())
-        try:
-            return b"data: " + json.dumps(json.loads(answer)).encode() + b"\n\n"
-        except ValueError:
-            refusal = backend_unavailable(f"The backend answered with status {head.status}.")
-            return error_event(refusal.about(self.backend.name, self.backend.state))
 
     def response_broken(self, broken: Broken) -> None:
         """See :class:`~llmproxy.relay.upstream.ResponseHandler`."""
@@ -375,7 +366,8 @@ class Exchange:
         if self._finder is not None:
             refusal = backend_died(f"The backend {name!r} broke its answer off: {reason}.")
             # It may have ended within a line: an empty line ends whatever that was.
-            self._down.data([b"\n\n" + error_event(refusal.about(name, self.backend.state))])
+            told = refusal_as_event(self._target, refusal.about(name, self.backend.state))
+            self._down.data([b"\n\n" + told])
         self._finish("backend_died", suspicious=suspicious)
         self._down.break_off()
 
@@ -424,7 +416,7 @@ class Exchange:
             return
         started = self._down.started
         if started:
-            self._down.data([error_event(refusal)])
+            self._down.data([refusal_as_event(self._target, refusal)])
         self._finish(outcome, suspicious=suspicious)
         if started:
             self._down.end()

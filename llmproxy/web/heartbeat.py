@@ -6,16 +6,18 @@ from math import ceil
 from typing import Any
 
 from llmproxy.backend.makeup import Makeup
+from llmproxy.config.model import Key
 from llmproxy.errors import Refusal, backend_unavailable
 from llmproxy.http.dialects import answer_event, dialect_of, error_event, heartbeat
 
 __all__ = ["answer_as_event", "beat", "refusal_as_event"]
 
 
-def beat(target: bytes, backend: Makeup, elapsed: float) -> bytes:
+def beat(target: bytes, backend: Makeup, key: Key, elapsed: float) -> bytes:
     """One heartbeat.
 
     :param target: path and query of the request; they tell in whose words.
+    :param key: whose request it is; one that may not use all routes is not told of others by name.
     :param elapsed: seconds that the request has waited.
     """
     known = backend.forecast()
@@ -27,7 +29,7 @@ def beat(target: bytes, backend: Makeup, elapsed: float) -> bytes:
     }
     if known.progress is not None:
         fields["progress"] = round(known.progress, 2)
-    if known.reason is not None:
+    if known.reason is not None and key.routes is None:
         fields["reason"] = known.reason
     return heartbeat(dialect_of(target), fields)
 

@@ -587,7 +587,7 @@ class FrontTests(SynchronousTestCase):
         self.clock.advance(0.1)
         first = client.take()
         self.assertTrue(first.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream"))
-        self.assertIn(b': llmproxy {"state":"starting","elapsed":8', first)
+        self.assertIn(b': llmproxy {"state":"starting","phase":"starting","elapsed":8,"eta":null}', first)
         self.clock.advance(10)
         self.assertIn(b'"elapsed":18', client.take())
         self.ready()
