@@ -13,6 +13,7 @@ from llmproxy.demo.memory import Memory
 __all__ = ["Loading"]
 
 _SHARDS = 4
+_GRAPHS = 4
 _TOKEN = 16 * 1024  # bytes of KV cache that a token of a small model takes
 _CONTEXT = 131072
 _Step = tuple[int, Callable[[], None]]
@@ -61,6 +62,8 @@ class Loading:
             *shards,
             (60, self._loaded),
             (80, self._profile),
+            (82, lambda: self._graphs(1)),
+            (86, lambda: self._graphs(2)),
             (90, self._capture),
             (100, self._end),
         ]
@@ -97,6 +100,7 @@ class Loading:
 
     def _load(self) -> None:
         self._memory.load_weights()
+        self._shard(0)
 
     def _shard(self, number: int) -> None:
         taken = _clock(self._taken())
@@ -111,6 +115,7 @@ class Loading:
         self._say(f"Loading weights took {0.4 * self._seconds:.2f} seconds")
         weights = self._memory.weights / GIB
         self._say(f"Model loading took {weights:.2f} GiB memory and {self._taken():.6f} seconds")
+        self._say(f"Dynamo bytecode transform time: {0.02 * self._seconds:.2f} s")
 
     def _profile(self) -> None:
         self._say(f"torch.compile took {0.2 * self._seconds:.2f} s in total")
@@ -123,9 +128,14 @@ class Loading:
             f"{tokens / _CONTEXT:.2f}x"
         )
 
+    def _graphs(self, number: int) -> None:
+        bar = ("#" * (10 * number // _GRAPHS)).ljust(10)
+        part = f"{100 * number // _GRAPHS:3d}%|{bar}| {number}/{_GRAPHS}"
+        self._draw(f"\rCapturing CUDA graphs (mixed prefill-decode, PIECEWISE): {part}")
+
     def _capture(self) -> None:
         took = 0.1 * self._seconds
-        self._draw("\rCapturing CUDA graphs (mixed prefill-decode, PIECEWISE): 100%|##########| 4/4")
+        self._graphs(_GRAPHS)
         self._say(f"Graph capturing finished in {took:.0f} secs, took {self._memory.graphs / GIB:.2f} GiB")
         self._say(f"init engine (profile, create kv cache, warmup model) took {0.4 * self._seconds:.2f} s")
 
