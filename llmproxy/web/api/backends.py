@@ -23,6 +23,8 @@ VERBS = ("start", "stop", "sleep", "wake", "restart", "reset")
 def act(request: ProxyRequest, fleet: Fleet, waiting: Waiting, backend: Backend, verb: str) -> None:
     """Do it, and answer at once (202), or with ``wait=1`` when it is done (200).
 
+    ``Prefer: respond-async`` (RFC 7240 section 4.1) counts more than ``wait=1``.
+
     :raises llmproxy.errors.Refusal: it cannot be done.
     """
     _Act(request, fleet, waiting, backend).do(verb)
@@ -38,7 +40,8 @@ class _Act:
         self._waiting = waiting
         self._backend = backend
         self._force = flag(request, b"force")
-        self._wait = flag(request, b"wait")
+        self._asynchronous = _prefers_async(request)
+        self._wait = flag(request, b"wait") and not self._asynchronous
 
     def do(self, verb: str) -> None:
         steps = {
@@ -53,6 +56,8 @@ class _Act:
         if not self._wait:
             done.addErrback(lambda _: None)
             done.cancel()
+            if self._asynchronous:
+                self._request.setHeader(b"Preference-Applied", b"respond-async")
             self._answer(202)
         else:
             self._request.when_gone = done.cancel
@@ -155,6 +160,11 @@ class _Act:
             raise conflict(f"A backend with runtime url runs elsewhere; llmproxy {but}.").about(
                 self._backend.name, self._backend.state
             )
+
+
+def _prefers_async(request: ProxyRequest) -> bool:
+    words = b",".join(request.fields.all(b"prefer")).lower().split(b",")
+    return any(word.partition(b";")[0].strip() == b"respond-async" for word in words)
 
 
 def _why_no_sleep(backend: Backend) -> str:
