@@ -6,6 +6,7 @@ import json
 import statistics
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +290,63 @@ def test_failure_after_heartbeats(launch: Launch) -> None:
         assert "exit status 3" in told["message"]
         assert_failed(whole.answer(), 5)
     assert proxy.access("late")["outcome"] == "refused"
+
+
+def beats(stream: bytes) -> list[dict[str, Any]]:
+    """What the comments of an event stream tell."""
+    lines = [line for line in stream.split(b"\n") if line.startswith(b": llmproxy ")]
+    return [json.loads(line.removeprefix(b": llmproxy ")) for line in lines]
+
+
+def test_a_start_is_explained(launch: Launch) -> None:
+    """Its phases come from the engine's log; the second start has a time, which grows in no phase."""
+    proxy = launch({"a": demo("--start-delay", "2.5", heartbeat_after="0.1s", heartbeat_every="0.1s")})
+    told = []
+    for _ in range(2):
+        with proxy.wire() as stream:
+            stream.post("/a/v1/chat/completions", stream_body("a"))
+            told.append(beats(stream.answer().body))
+        assert proxy.act("a", "stop").status == 200
+    first, second = told
+    for seen in told:
+        phases = list(dict.fromkeys(beat["phase"] for beat in seen if beat["phase"] != "profiling"))
+        assert phases[-3:] == ["loading weights", "compiling", "capturing graphs"], phases
+        parts = [beat["progress"] for beat in seen if beat["phase"] == "loading weights"]
+        assert parts == sorted(parts)
+        assert any(0 < part < 1 for part in parts)
+    assert first[0]["eta"] is None
+    assert all(1 <= beat["eta"] <= 15 for beat in second[:3])
+    assert second[-1]["eta"] <= 1
+    for before, after in pairwise(second):
+        assert after["eta"] is not None
+        assert after["phase"] != before["phase"] or after["eta"] <= before["eta"]
+    start = proxy.backend("a")["last_start"]
+    assert list(start["phases"])[-4:] == ["loading weights", "compiling", "profiling", "capturing graphs"]
+    assert sum(start["phases"].values()) == pytest.approx(start["seconds"])
+    metrics = proxy.ask("GET", "/metrics").body.decode()
+    assert 'llmproxy_start_seconds_count{backend="a",phase="loading weights"} 2.0' in metrics
+    assert proxy.log().count("a: phase (") == 8
+
+
+def test_messages_are_told_in_their_own_words(launch: Launch) -> None:
+    """Anthropic's streams get pings, and a late failure is an error event as Anthropic has it."""
+    dies = ("--exit-after", "1", "--exit-code", "3", "--start-delay", "60", "--log-line", "the last words")
+    proxy = launch({"a": demo(*dies, heartbeat_after="0.2s", heartbeat_every="0.2s")})
+    with proxy.wire() as stream:
+        body = chat("a-model", stream=True, max_tokens=8)
+        stream.post("/v1/messages", json.dumps(body).encode(), "anthropic-version: 2023-06-01")
+        answer = stream.answer()
+    assert answer.status == 200
+    *pings, last = [event for event in answer.body.split(b"\n\n") if event]
+    assert len(pings) >= 3
+    for ping in pings:
+        comment, event, data = ping.split(b"\n")
+        assert comment.startswith(b': llmproxy {"state":"starting","phase":')
+        assert (event, data) == (b"event: ping", b'data: {"type": "ping"}')
+    event, data = last.split(b"\n")
+    told = json.loads(data.removeprefix(b"data: "))
+    assert (event, told["type"], told["error"]["type"]) == (b"event: error", "error", "api_error")
+    assert "exit status 3" in told["error"]["message"]
 
 
 def test_headers_on_every_answer(launch: Launch) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.integration.engine import require_docker
 from tests.integration.test_cold_start import (
+    test_a_start_is_explained,
     test_all_hang_up,
     test_failure_after_heartbeats,
     test_health_does_not_come,
@@ -26,6 +27,7 @@ from tests.integration.test_idle_stop_adopt import (
 )
 
 __all__ = [
+    "test_a_start_is_explained",
     "test_all_hang_up",
     "test_backend_that_ended_while_the_proxy_was_away",
     "test_failure_after_heartbeats",
