@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -111,6 +112,25 @@ def test_async(proxy: Proxy) -> None:
 # -- waiting --------------------------------------------------------------------------------------
 
 
+def test_heartbeats(proxy: Proxy) -> None:
+    """A held stream gets ping events, which are no content, and keep a client patient whose timeout is
+    shorter than the start."""
+    cold(proxy, "beats")
+    with connect(proxy, timeout=0.7) as client:
+        raw = client.messages.with_streaming_response.create(model="beats-model", stream=True, **SAY)
+        with raw as answer:
+            lines = list(answer.iter_lines())
+        names = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+        begins = names.index("message_start")
+        assert begins >= 3
+        assert set(names[:begins]) == {"ping"}
+        assert "ping" not in names[begins:]
+        data = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+        assert [value["type"] for value in data] == names
+        cold(proxy, "beats")
+        assert HELLO in streamed(client, "beats-model")
+
+
 def test_timeout_without_heartbeats(proxy: Proxy) -> None:
     """A whole message has no heartbeats: the client's timeout ends it, and the start goes on."""
     cold(proxy, "beats")
@@ -151,6 +171,14 @@ def test_refusals(proxy: Proxy, client: anthropic.Anthropic, stream: bool) -> No
     other = client.with_options(api_key="wrong")
     with pytest.raises(anthropic.AuthenticationError):
         other.messages.create(model="a-model", stream=stream, **SAY)
+
+
+def test_late_failure(proxy: Proxy, client: anthropic.Anthropic) -> None:
+    """A start that fails after a held stream's head has left raises in the iteration, with the cause."""
+    proxy.act("late", "reset")
+    with pytest.raises(anthropic.APIStatusError) as caught:
+        streamed(client, "late-model")
+    assert "exit status 3" in str(caught.value.api_message)
 
 
 @pytest.mark.parametrize("fault", ["die-mid-stream=3", "error-event=3", "close-mid-body=3"])
