@@ -40,14 +40,14 @@ class FrontCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.world = FakeController()
-        # A backend that starts answers, but not with 200 yet.
-        self.servers = Servers(mode="sick")
         self.log = Log()
         self.build()
 
     def build(self, specs: Sequence[BackendSpec] = (CODER, CHAT), **settings: Any) -> None:
-        """A proxy with these backends; they need half of a GPU each."""
+        """A proxy with these backends, none of which runs; they need half of a GPU each."""
+        self.world = FakeController()
+        # A backend that starts answers, but not with 200 yet.
+        self.servers = Servers(mode="sick")
         for spec in specs:
             if spec.container is not None:
                 self.world.set_facts(spec.route, Facts(args=("--gpu-memory-utilization", "0.5")))

@@ -62,7 +62,8 @@ class RootResource(Resource):
     def getChild(self, path: bytes, request: Any) -> Resource:
         """The resource for a first path segment."""
         origins = self._fleet.config.cors.origins
-        if origins:
+        if origins and path != b"api":
+            # The operator's API is for no page of others.
             speak_of_origin(request, origins)
             if is_preflight(request):
                 return self._preflight
