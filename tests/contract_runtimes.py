@@ -14,6 +14,7 @@ from pytest_twisted import ensureDeferred
 from twisted.internet.defer import Deferred
 
 from llmproxy.config.model import BackendSpec
+from llmproxy.engines.phases import Phase
 from llmproxy.runtimes.interface import Exit, IRuntime, StartRefused
 from tests.fakes import RecordingWatcher
 
@@ -129,6 +130,16 @@ class RuntimeContract:
         await pause(rig.reactor, 0.1)
         assert [run for run, _ in gone(watcher)] == [None, instance.run]
         assert runs(watcher) in ([], [instance.run])
+
+    @on_reactor
+    async def test_steps(self, rig: Rig) -> None:
+        """What a start does before it runs is told as phases that come before it runs; nothing has to be."""
+        steps: list[Phase] = []
+        spec = rig.spec("a")
+        await rig.runtime.ensure_started(spec, steps.append)
+        await rig.runtime.ensure_started(spec, steps.append)
+        assert {step.name for step in steps} <= {"creating", "pulling"}
+        await rig.runtime.stop(spec, 10)
 
     @on_reactor
     async def test_next_run_differs(self, rig: Rig) -> None:
