@@ -330,7 +330,9 @@ class ApiTests(ApiCase):
         self.world.finish_start("coder")
         estimate = self.get("backends/coder")["estimate"]
         self.assertEqual((estimate["start"], estimate["measured"]), (7.0, ["start"]))
-        self.assertEqual((estimate["phases"], self.get("backends/coder")["idle_in"]), ({"creating": 7.0}, None))
+        self.assertEqual(
+            (estimate["phases"], self.get("backends/coder")["idle_in"]), ({"creating": 7.0}, None)
+        )
 
     def test_why_tells_the_story_of_a_swap(self) -> None:
         """Who runs, for whom it left, and what is to come."""
@@ -419,6 +421,14 @@ class ApiTests(ApiCase):
         self.servers.mode = "refuse"
         self.fleet.backends["coder"].demand()
         self.assertIn("coder is starting already.", self.get("plan?backend=coder")["told"])
+        self.world.print_line("coder", "Loading safetensors checkpoint shards: 0% Completed | 0/2")
+        self.clock.advance(3)
+        self.world.print_line("coder", "Loading safetensors checkpoint shards: 50% Completed | 1/2")
+        view = self.get("backends/coder")
+        self.assertEqual((view["phase"], view["progress"], view["eta"]), ("loading weights", 0.5, 3.0))
+        found = self.get("plan?backend=coder")
+        self.assertEqual(found["ready_in"], 3.0)
+        self.assertIn("coder is starting already, and should be ready in about 3.0 s.", found["told"])
         (refusal,) = self.get("plan?backend=chat")["plan"]["refusals"]
         self.assertFalse(refusal["forbidden"])
         self.assertIn("pinned by coder", refusal["why"])

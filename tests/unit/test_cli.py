@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import threading
@@ -15,10 +16,11 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given, strategies
+from rich.console import Console
 
 from llmproxy.cli.client import Api, connect, read_env_file
 from llmproxy.cli.main import cli
-from llmproxy.cli.view import backend_lines, duration, event_line
+from llmproxy.cli.view import backend_lines, backends_table, duration, event_line
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "secret-of-the-test"
@@ -658,5 +660,30 @@ def test_words() -> None:
     assert event_line({"at": 0, "backend": "a", "from": "ready", "to": "stopping"}).endswith(
         "a ready -> stopping"
     )
+    phase = {"at": 0, "backend": "a", "from": "starting", "to": "starting", "decision": "phase"}
+    assert event_line({**phase, "reason": "compiling"}).endswith(" a starting: compiling")
     shown = backend("a", "ready", last_start={"seconds": 12.0, "at": 1.0, "phases": {"loading weights": 3.0}})
     assert "12 s (loading weights 3.0 s)" in "\n".join(backend_lines(shown, 20.0))
+
+
+def test_a_start_under_way() -> None:
+    """How far it is and how long it will still take, in the table and in full; as far as either is known."""
+    start = {"phase": "loading weights", "progress": 0.5, "eta": 12.0}
+    for more, told in (
+        (start, "loading weights 50%, 12 s left"),
+        ({**start, "eta": None}, "loading weights 50%"),
+        ({**start, "progress": None}, "loading weights, 12 s left"),
+        ({}, ""),
+    ):
+        shown = backend("a", "starting", **more)
+        with io.StringIO() as out:
+            Console(file=out, width=200).print(backends_table([shown], 20.0))
+            assert told in out.getvalue()
+        lines = backend_lines(shown, 20.0)
+        assert f"  now:         {told}" in lines or not told
+    waits = backend(
+        "a", "absent", phase="waiting for room", waits={"why": "b is busy", "on": ["b"], "since": 1.0}
+    )
+    lines = backend_lines(waits, 20.0)
+    assert "  now:         waiting for room" in lines
+    assert "  waits:       b is busy" in lines

@@ -37,6 +37,9 @@ def test_who_runs_is_told_with_its_origin() -> None:
     assert told("ready")[1].startswith("When another model needs its room")
     assert told("ready", begun="found running")[1] == "It ran already when llmproxy found it."
     assert told("starting", begun="wanted")[1] == "It is being started: wanted."
+    lines = told("starting", begun="wanted", phase="loading weights", progress=0.5, eta=12.0)
+    assert lines[2] == "It is loading weights (50%), and should be ready in about 12 s."
+    assert told("starting", begun="wanted", phase="compiling")[2] == "It is compiling."
     assert told("waking", begun="wanted", woken=True)[1] == "It is being woken: wanted."
     lines = told("ready", begun="wanted", awaited=True, made_room=("a", "b", "c"), in_flight=2)
     assert lines[1] == "It was started for requests that waited for it."
@@ -70,6 +73,7 @@ def test_who_left_is_told_why() -> None:
 def test_who_waits_is_told_for_whom_and_how_long() -> None:
     """With the sums, and when those who are busy begin to drain."""
     wait = Wait("chat", "coder is busy", ("coder",))
+    assert "It should be ready in about 40 s." in told("absent", waiting=1, wait=wait, eta=40.0)
     lines = told("absent", waiting=3, waiting_since=1088.0, wait=wait, drain_at=1118.0)
     start = lines.index("3 requests wait for it, the first for 12 s.")
     assert lines[start + 1 : start + 4] == [
