@@ -49,9 +49,12 @@ class Backend(Conduct):
             self.surroundings.scheduler.wanted(self)
 
     def granted(self) -> None:
-        """There is room for it: start it, or wake it."""
+        """There is room for it: start it, or wake it, unless it is wanted no more."""
         self.wishes.unfit = None
-        self.lifecycle.demand()
+        # Its memory may have been waited for, and it may have been stopped meanwhile.  That all who waited
+        # have left makes no difference.
+        if not self._closing and (self.wanted_since is not None or self.admission.abandoned):
+            self.lifecycle.demand()
 
     def refuse_waiting(self, refusal: Refusal) -> None:
         """It is not started for those who wait; others may come."""
@@ -115,6 +118,7 @@ class Backend(Conduct):
     def stop_wanted(self, cause: str, *, force: bool = False) -> None:
         """End it when it has drained, and nobody starts beside it; at once when ``force``."""
         self.wishes.run_since = None
+        self.admission.abandoned = False
         if force or self.state not in ("ready", "draining", "sleeping"):
             # What has not served yet is in nobody's way but its own.
             self.lifecycle.leave(cause)
@@ -162,6 +166,7 @@ class Backend(Conduct):
     def refuse_all(self) -> None:
         """Take no more requests and send away those who wait: the proxy ends."""
         self._closing = True
+        self.wishes.run_since = None
         self._launcher.give_up()
         # A start goes on without the proxy, which is back before it is over, most often.
         refusal = shutting_down()

@@ -342,7 +342,7 @@ class Conduct(Makeup):
             around = self.surroundings
             seconds = around.drain if self.wishes.stop is not None else around.drain_limit
         elif timer == "sleep_idle":
-            seconds = self.spec.sleep_idle or None
+            seconds = None if self.spec.pinned else self.spec.sleep_idle or None
         else:
             seconds = cool_down(self.lifecycle.failures)
         if seconds is None:
@@ -401,7 +401,7 @@ class Conduct(Makeup):
         return self._idle_left() if self.state == "ready" and not self.gate.busy else None
 
     def _idle_left(self) -> float | None:
-        if self.spec.idle <= 0:
+        if self.spec.idle <= 0 or self.spec.pinned:
             return None
         limit = self._idle_limit
         if self.gate.busy:

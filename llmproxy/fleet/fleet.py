@@ -161,6 +161,7 @@ class Fleet:
             runtime.start()
         looked = self._watch(self.backends.values())
         looked.addTimeout(WATCH_LIMIT, self._clock, lambda *_: None)
+        looked.addCallback(lambda _: self.scheduler.fleet_known())
         return looked.addCallback(lambda _: self._prewarm(self.backends.values()))
 
     def _watch(self, backends: Iterable[Backend]) -> Deferred[None]:
@@ -302,7 +303,9 @@ class Fleet:
 
     def _retire(self, old: Backend, cause: str, *, succeeded: bool) -> None:
         self._retired.add(old)
-        old.retire(cause, succeeded=succeeded).addCallback(lambda _: self._has_ended(old))
+        ended = old.retire(cause, succeeded=succeeded)
+        # It is cancelled when the proxy ends before it does.
+        ended.addCallbacks(lambda _: self._has_ended(old), lambda failure: failure.trap(CancelledError))
 
     def _former_gone(self, route: str) -> Deferred[None] | None:
         """Fires when all former backends of a route have ended, which may be several after quick reloads, and

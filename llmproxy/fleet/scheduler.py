@@ -94,6 +94,8 @@ class Scheduler:
         self._waits: dict[str, Wait] = {}
         # Somebody waits, or may not leave yet, so that any change may be the one that is waited for.
         self._unsettled = False
+        # Before that a GPU looks empty: memory that has not been lent yet is not lent.
+        self._knows = False
         self._told: dict[str, Decision] = {}
         self._looking = False
         self._again = False
@@ -127,7 +129,7 @@ class Scheduler:
         """See :class:`~llmproxy.backend.surroundings.IScheduler`."""
         if backend.state == "draining":
             self.look()
-        elif self._waits:
+        elif self._waits or backend.wishes.any:
             self.soon()
 
     def soon(self) -> None:
@@ -137,13 +139,16 @@ class Scheduler:
 
     def _look_now(self) -> None:
         self._soon = None
+        self._forget_grants()
+        self.look()
+
+    def _forget_grants(self) -> None:
         # What was begun and came to nothing, now that the steps in which it was begun are over.
         self._granted = {
             backend
             for backend in self._granted
             if backend in self._settling or backend.state not in ("absent", "sleeping", "failed")
         }
-        self.look()
 
     def look(self) -> None:
         """See :class:`~llmproxy.backend.surroundings.IScheduler`."""
@@ -151,8 +156,8 @@ class Scheduler:
             self._again = True
             return
         self._looking = True
-        self._expire()
         try:
+            self._expire()
             while not self._closed:
                 self._again = False
                 self._carry_out(self.plan())
@@ -180,6 +185,18 @@ class Scheduler:
     def reload(self, config: Config) -> None:
         """Settings have changed."""
         self.config = config
+        # What was of backends that have ended since the last time.
+        backends = self._backends()
+        present = set(backends.values())
+        self._ranks = {backend: rank for backend, rank in self._ranks.items() if backend in present}
+        self._told = {
+            name: told for name, told in self._told.items() if name in backends or self.leases.get(name)
+        }
+        self.soon()
+
+    def fleet_known(self) -> None:
+        """What runs already has been looked for, and counts."""
+        self._knows = True
         self.soon()
 
     def found_meter(self, meter: IGpuMeter, settle_by: Settle) -> None:
@@ -196,7 +213,8 @@ class Scheduler:
             model_of(backend, name, rooms, self._learned, granted=backend in self._granted)
             for name, backend in self._relevant().items()
         ]
-        models += [lease_model(lease, rooms) for lease in self.leases if not lease.held]
+        if self._knows:
+            models += [lease_model(lease, rooms) for lease in self.leases if not lease.held]
         return models
 
     def _relevant(self) -> dict[str, Backend]:
@@ -206,6 +224,8 @@ class Scheduler:
             if backend.state not in ("absent", "failed")
             or backend.admission.waiting
             or backend.wishes.run_since is not None
+            # Also when all who waited have left since: it is about to start.
+            or backend in self._granted
         }
 
     def rooms(self, more: Iterable[Backend] = ()) -> dict[str, Room]:
@@ -310,6 +330,10 @@ class Scheduler:
         self.soon()
 
     def _leave(self, leave: Leave, backend: Backend, backends: Mapping[str, Backend], now: float) -> None:
+        if backend.gate.busy and not leave.drain:
+            # An earlier step has brought it a request: one that was refused, say, had another one behind it.
+            self._again = True
+            return
         for_whom = backends.get(leave.whom or "")
         if for_whom is not None:
             for_whom.wishes.swapped_in = True
@@ -350,6 +374,7 @@ class Scheduler:
 
     def _look_when_due(self) -> None:
         self._later = None
+        self._forget_grants()
         self.look()
 
     # -- sleeping -----------------------------------------------------------------------------------
@@ -379,7 +404,7 @@ class Scheduler:
         self.leases_changed()
         self.look()
         if self.leases.get(lease.name) is None:
-            raise does_not_fit(lease.name, self._told[lease.name].reason, retry_after=None)
+            raise does_not_fit(lease.name, self._told.pop(lease.name).reason, retry_after=None)
         return lease
 
     def release(self, name: str) -> GpuLease | None:

@@ -100,7 +100,7 @@ def model_of(
         busy=backend.gate.busy,
         served=not (backend.awaited and backend.gate.unused),
         # A pin is against other models and time, not against the operator.
-        pinned=spec.pinned and backend.wishes.sleep is None,
+        pinned=spec.pinned and backend.wishes.sleep is None and backend.wishes.stop is None,
         priority=spec.priority,
         used_at=backend.gate.used_at,
         stays_until=backend.since + spec.min_residency if backend.wishes.swapped_in else 0.0,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Mapping
 from typing import Any
 from unittest.mock import Mock
@@ -13,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llmproxy.backend import power
 from llmproxy.backend.gate import Lease
-from llmproxy.backend.surroundings import Decision
+from llmproxy.backend.surroundings import Decision, Event
 from llmproxy.config.model import BackendSpec, Config, Gpu, Scheduler
 from llmproxy.errors import Refusal
 from llmproxy.fleet.fleet import Fleet
@@ -264,6 +266,83 @@ class SchedulerTests(SynchronousTestCase):
         self.assertIn("pinned", refusal.message)
         self.assertEqual(self.states(), {"a": "ready", "b": "absent", "c": "ready"})
 
+    def test_a_pinned_one_that_is_about_to_go_is_in_nobodys_way(self) -> None:
+        """Its successor waits for it, though it may not leave yet, as another one starts."""
+        self.build(a={"pinned": True, "gpu_memory": 0.5}, b={"gpu_memory": 0.4})
+        self.serve("a")
+        self.servers.mode = "refuse"
+        self.ask("b")
+        changed = evolve(self.config.backends["a"], gpu_memory=0.55)
+        self.fleet.apply(evolve(self.config, backends={**self.config.backends, "a": changed}))
+        client = self.ask("a")
+        self.assertEqual((client.refusals, self.fleet.in_flight()), ([], 0))
+        self.servers.mode = "healthy"
+        self.clock.pump([0.01] * 10)
+        self.settle()
+        self.assertTrue(client.served)
+
+    def test_the_proxy_ends_before_a_replaced_one_has(self) -> None:
+        """That is no fault."""
+        self.build(a={})
+        self.serve("a")
+        changed = evolve(self.config.backends["a"], gpu_memory=0.55)
+        self.fleet.apply(evolve(self.config, backends={"a": changed}))
+        self.assertEqual(self.world.stopping(), {"a"})
+        self.fleet.close()
+        gc.collect()
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_nothing_is_kept_of_those_that_are_configured_no_more(self) -> None:
+        """However often the configuration is read again."""
+        self.build(a={}, b={})
+        stream = self.ask("a")
+        self.settle()
+        for memory in (0.5, 0.55, 0.5, 0.55):
+            former = weakref.ref(self.fleet.backends["b"])
+            self.fleet.backends["b"].leave(self.ask("b"))
+            changed = evolve(self.config.backends["b"], gpu_memory=memory)
+            self.fleet.apply(evolve(self.config, backends={**self.config.backends, "b": changed}))
+        self.fleet.apply(evolve(self.config, backends={"a": self.config.backends["a"]}))
+        self.fleet.apply(evolve(self.config, backends={"a": self.config.backends["a"]}))
+        self.settle()
+        gc.collect()
+        self.assertIsNone(former())
+        stream.done()
+
+    def test_a_pinned_one_is_not_looked_at_all_the_time(self) -> None:
+        """It does not leave for having been idle, so nothing is due."""
+        self.build(a={"pinned": True, "idle": 5, "sleep": "1", "sleep_idle": 5})
+        self.serve("a")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.fleet.backends["a"].sleep_wanted("operator")
+        self.settle()
+        self.assertEqual((self.states(), self.clock.getDelayedCalls()), ({"a": "sleeping"}, []))
+
+    def test_what_a_refused_client_asks_for_next_is_not_broken_off(self) -> None:
+        """It has come to one that was to leave as idle, by the very plan that refused it."""
+        self.build(p={"pinned": True, "gpu_memory": 0.5}, a={"gpu_memory": 0.3}, x={}, y={"gpu_memory": 0.3})
+        self.serve("p")
+        self.serve("a")
+        following: list[Client] = []
+
+        class Pipelining(Client):
+            def refused(client, refusal: Refusal) -> None:
+                following.append(self.ask("a"))
+
+        scheduler = self.fleet.scheduler
+        look = scheduler.look
+        self.patch(scheduler, "look", lambda: None)
+        self.fleet.backends["x"].enter(Pipelining())
+        waiting = self.ask("y")
+        self.patch(scheduler, "look", look)
+        look()
+        (next_one,) = following
+        self.settle()
+        self.assertEqual((next_one.served, next_one.cuts, waiting.served), (True, [], False))
+        next_one.done()
+        self.settle()
+        self.assertTrue(waiting.served)
+
     def test_sizes_and_reserves(self) -> None:
         """Sizes count where the GPU's size is known."""
         self.build(a={"gpu_memory": 14 * GIB}, b={"gpu_memory": 8 * GIB}, c={"gpu_memory": 23 * GIB + 1})
@@ -389,6 +468,61 @@ class SchedulerTests(SynchronousTestCase):
         self.settle()
         self.assertTrue(client.served)
 
+    def settling(self) -> Meter:
+        """``a`` has left for ``b``, and its memory has not come back yet."""
+        self.build(a={}, b={}, c={})
+        meter = Meter()
+        self.fleet.scheduler.found_meter(meter, self.fleet.scheduler.settle)
+        self.serve("a")
+        self.fleet.backends["b"].demand()
+        meter.now = 9 * GIB
+        self.settle()
+        self.assertEqual(self.states(), {"a": "absent", "b": "absent", "c": "absent"})
+        return meter
+
+    def comes_back(self, meter: Meter) -> None:
+        meter.now = 24 * GIB
+        self.clock.pump([0.1] * 3)
+        self.settle()
+
+    def test_a_start_that_waits_for_memory_counts_when_those_who_asked_have_left(self) -> None:
+        """It goes on, and nobody is started beside it in the same memory."""
+        self.build(a={}, b={}, c={})
+        meter = Meter()
+        self.fleet.scheduler.found_meter(meter, self.fleet.scheduler.settle)
+        self.serve("a")
+        meter.now = 9 * GIB
+        client = self.ask("b")
+        self.settle()
+        self.fleet.backends["b"].leave(client)
+        self.servers.mode = "refuse"
+        self.ask("c")
+        self.comes_back(meter)
+        self.assertEqual(self.states(), {"a": "absent", "b": "starting", "c": "absent"})
+
+    def test_what_is_stopped_while_its_memory_is_waited_for_does_not_start(self) -> None:
+        """Nobody wants it any more."""
+        meter = self.settling()
+        self.fleet.backends["b"].stop_wanted("operator")
+        self.comes_back(meter)
+        self.assertEqual(self.states()["b"], "absent")
+        self.serve("c")
+
+    def test_what_is_removed_while_its_memory_is_waited_for_does_not_start(self) -> None:
+        """It would run unseen, and its timers with it."""
+        meter = self.settling()
+        self.fleet.apply(evolve(self.config, backends={"c": self.config.backends["c"]}))
+        self.comes_back(meter)
+        self.assertEqual(self.world.running_routes(), set())
+        self.serve("c")
+
+    def test_nothing_starts_any_more_when_the_proxy_ends(self) -> None:
+        """Also what had waited for its memory."""
+        meter = self.settling()
+        self.fleet.refuse_new()
+        self.comes_back(meter)
+        self.assertEqual(self.world.running_routes(), set())
+
     # -- sleep --------------------------------------------------------------------------------------
 
     def takes_long_to_start(self, *names: str) -> None:
@@ -512,6 +646,22 @@ class SchedulerTests(SynchronousTestCase):
         self.fleet.backends["a"].sleep_wanted("operator")
         self.settle()
         self.assertEqual(self.states(), {"a": "sleeping"})
+
+    def test_a_sleep_that_waits_for_a_start_waits_for_requests_too(self) -> None:
+        """It is not forgotten when the last of them ends, also if it is never reaped."""
+        self.build(a=self.sleeper(gpu_memory=0.3, idle=0), b={"gpu_memory": 0.3})
+        self.serve("a")
+        self.servers.mode = "refuse"
+        self.ask("b")
+        self.fleet.backends["a"].sleep_wanted("operator")
+        stream = self.ask("a")
+        self.servers.mode = "healthy"
+        self.clock.pump([0.01] * 10)
+        self.settle()
+        self.assertEqual(self.states(), {"a": "ready", "b": "ready"})
+        stream.done()
+        self.settle()
+        self.assertEqual(self.states(), {"a": "sleeping", "b": "ready"})
 
     def test_one_that_is_found_asleep_is_woken_before_it_serves(self) -> None:
         """Asleep it is healthy, and requests would hang."""
@@ -653,6 +803,31 @@ class SchedulerTests(SynchronousTestCase):
         error = self.assertRaises(Refusal, self.fleet.scheduler.lease, "0", 0.5, 600.0, "")
         self.assertEqual(error.code, "does_not_fit")
         self.assertEqual(list(self.fleet.scheduler.leases), [])
+        self.assertIsNone(self.fleet.scheduler.decided("lease-1"))
+
+    def test_a_lease_that_waits_is_not_had_before_it_is_known_what_runs(self) -> None:
+        """After a restart a GPU looks empty until then."""
+        self.build(a={})
+        self.ask("a")
+        self.settle()
+        lease = self.fleet.scheduler.lease("0", 0.6, 600.0, "")
+        self.world.hold_facts = True
+        again = Fleet(self.clock, self.servers.connect, {"docker": FakeRuntime(self.world)}, self.config)
+        self.addCleanup(again.close)
+        again.scheduler.leases.load(self.fleet.scheduler.leases.dump())
+        again.scheduler.soon()
+        self.clock.advance(0)
+        (kept,) = again.scheduler.leases
+        self.assertEqual((lease.held, kept.held), (False, False))
+        started = again.start()
+        self.clock.advance(0)
+        self.assertFalse(kept.held)
+        self.world.finish_facts()
+        self.successResultOf(started)
+        self.clock.advance(0)
+        self.assertEqual((again.backends["a"].state, kept.held), ("stopping", False))
+        self.settle()
+        self.assertTrue(kept.held)
 
     # -- faults -------------------------------------------------------------------------------------
 
@@ -665,6 +840,27 @@ class SchedulerTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertFalse(self.fleet.scheduler.sound)
         self.fleet.scheduler.plan = plan  # type: ignore[method-assign]
+        self.clock.advance(1)
+        self.settle()
+        self.assertTrue(client.served)
+        self.assertTrue(self.fleet.scheduler.sound)
+
+    def test_a_fault_in_whoever_is_told_is_no_end_of_the_scheduler(self) -> None:
+        """Whatever was being done: a lease that ends, a start that was decided on."""
+        self.build(a={})
+        faults = ["release", "start"]
+
+        def told(event: Event) -> None:
+            if isinstance(event, Decision) and event.kind in faults:
+                faults.remove(event.kind)
+                raise ZeroDivisionError
+
+        self.fleet.follow(told)
+        self.fleet.scheduler.lease("0", 0.1, 5.0, "")
+        self.clock.advance(5)
+        self.assertFalse(self.fleet.scheduler.sound)
+        client = self.ask("a")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
         self.clock.advance(1)
         self.settle()
         self.assertTrue(client.served)
