@@ -127,8 +127,9 @@ class Progress:
             return None if usual is None else self.since + usual
         so_far, rest = self._told_at - self.since, 1 - done
         if usual is None:
-            # Nothing but its own pace.
-            return self._told_at + so_far * rest / done if done >= TELLING else None
+            # Nothing but its own pace; and where nothing is known of what comes next, its end tells nothing.
+            known = done >= TELLING and (rest > 0 or bool(self.expected))
+            return self._told_at + so_far * rest / done if known else None
         if done < TELLING:
             return self._told_at + usual * rest
         # The pace so far, so_far / done, weighs as much as is done.

@@ -415,6 +415,18 @@ class ApiTests(ApiCase):
         self.assertEqual(self.refused(self.ask(b"GET", "plan?backend=nope"))[0], 404)
         self.assertEqual(self.refused(self.ask(b"GET", "plan?backend=chat&backend=coder"))[0], 400)
 
+    def test_phases_are_events_of_a_start(self) -> None:
+        """Also for who looks when it is over."""
+        self.servers.mode = "refuse"
+        self.fleet.backends["coder"].demand()
+        self.world.print_line("coder", "torch.compile took 6.0 s in total")
+        self.servers.mode = "healthy"
+        self.clock.advance(1)
+        self.assertEqual(self.state("coder"), "ready")
+        body = self.ask(b"GET", "events").take()
+        self.assertIn(b'"from": "starting", "to": "starting", "decision": "phase"', body)
+        self.assertIn(b'"reason": "compiling"', body)
+
     def test_a_plan_tells_of_what_is_on_its_way_and_of_refusals(self) -> None:
         """A start that goes on, one that does not fit, and a cool-down."""
         self.build(coder={"pinned": True}, chat={})

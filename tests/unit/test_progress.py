@@ -28,6 +28,8 @@ def test_the_first_start_says_nothing() -> None:
     assert start.left(111.0) is None
     start.advance(Phase("loading weights", 0.25), 115.0)
     assert start.left(115.0) == pytest.approx(15.0)
+    start.advance(Phase("loading weights", 1.0), 130.0)
+    assert start.left(130.0) is None
     start.advance(Phase("compiling"), 131.0)
     assert start.left(131.0) is None
 

@@ -77,6 +77,9 @@ class Events:
         if isinstance(event, Decision):
             backend = self._fleet.backends.get(event.backend)
             state = None if backend is None else backend.state
+            if event.kind == "phase":
+                # It may be of a start that is over.
+                state = "starting"
             fields |= {"from": state, "to": state, "decision": event.kind, "for": event.whom}
         else:
             fields |= {"from": event.old, "to": event.new}
