@@ -184,6 +184,37 @@ def test_timeout_without_heartbeats(proxy: Proxy) -> None:
     assert proxy.world.starts("beats") == starts + 1
 
 
+def test_hints(proxy: Proxy, client: openai.OpenAI) -> None:
+    """What a client may say of a request goes into the client's own headers."""
+    cold(proxy)
+
+    def refused(code: str, **hints: str) -> None:
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.chat.completions.create(model="a-model", messages=WORDS, extra_headers=hints)
+        assert (caught.value.status_code, caught.value.code) == (503, code)
+
+    refused("not_running", **{"X-LLMProxy-No-Start": "1"})
+    assert proxy.state("a") == "absent"
+    assert streamed(client, "beats-model")
+    hinted = client.with_options(
+        default_headers={"X-LLMProxy-Fallback": "any-ready", "X-LLMProxy-No-Start": "1"}
+    )
+    raw = hinted.chat.completions.with_raw_response.create(model="a-model", messages=WORDS)
+    assert raw.headers["x-llmproxy-backend"] == "beats"
+    assert raw.headers["x-llmproxy-fallback-for"] == "a"
+    assert proxy.state("a") == "absent"
+    refused("hold_timeout", **{"X-LLMProxy-Max-Wait": "100ms"})
+    proxy.until_state("a", "ready")
+    keep = {"X-LLMProxy-Keep-Alive": "30m"}
+    assert client.chat.completions.create(model="a-model", messages=WORDS, extra_headers=keep).choices
+    assert proxy.backend("a")["idle_in"] > 1700
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(
+            model="a-model", messages=WORDS, extra_headers={"X-LLMProxy-Max-Wait": "soon"}
+        )
+    assert caught.value.param == "X-LLMProxy-Max-Wait"
+
+
 # -- failing --------------------------------------------------------------------------------------
 
 
