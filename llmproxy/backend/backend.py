@@ -60,8 +60,7 @@ class Backend(Conduct):
         """It is not started for those who wait; others may come."""
         told = self.wishes.unfit = refusal.about(self.name, self.state)
         self.wishes.run_since = None
-        for waiter in self.admission.dismiss():
-            waiter.refused(told)
+        self.gate.dismiss(lambda waiter: waiter.refused(told))
 
     def hurry(self) -> None:
         """Somebody wants to know whether it is ready: if that is not known, ask at once."""
@@ -124,6 +123,9 @@ class Backend(Conduct):
             self.lifecycle.leave(cause)
         else:
             self.wishes.stop = cause
+            if (self._timers.left("drain") or 0.0) > self.surroundings.drain:
+                # It has been leaving for another one so far, and may have had minutes for that.
+                self.arm("drain")
             self.surroundings.scheduler.look()
 
     def sleep_wanted(self, cause: str) -> None:
@@ -171,8 +173,8 @@ class Backend(Conduct):
         # A start goes on without the proxy, which is back before it is over, most often.
         refusal = shutting_down()
         told = evolve(refusal, retry_after=max(refusal.retry_after or 1.0, self.retry_after(1.0)))
-        for waiter in self.admission.dismiss():
-            waiter.refused(told.about(self.name, self.state))
+        told = told.about(self.name, self.state)
+        self.gate.dismiss(lambda waiter: waiter.refused(told))
 
     def when(self, *states: State) -> Deferred[None]:
         """Fire when it is in one of these states."""
@@ -200,8 +202,7 @@ class Backend(Conduct):
         """
         self._closing = True
         self._launcher.give_up()
-        for waiter in self.admission.dismiss():
-            waiter.handed_on(self.name if succeeded else None)
+        self.gate.dismiss(lambda waiter: waiter.handed_on(self.name if succeeded else None))
         self.reset()
         self.stop_wanted(cause)
         return self.when("absent", "failed").addCallback(lambda _: self.close())

@@ -304,8 +304,7 @@ class Conduct(Makeup):
             self._failure = self.last_failure = failure
             self.last_failure_at = self.surroundings.clock.seconds()
         refusal = self._refusal_for(failure)
-        for waiter in self.admission.dismiss():
-            waiter.refused(refusal)
+        self.gate.dismiss(lambda waiter: waiter.refused(refusal))
 
     def stop(self, attempt: int) -> None:
         """See :class:`~llmproxy.backend.effects.Effects`."""

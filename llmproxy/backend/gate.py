@@ -173,6 +173,18 @@ class Gate:
         self._next_slice = None
         self.advance()
 
+    def dismiss(self, tell: Callable[[Waiter], None]) -> None:
+        """Nobody waits any more.
+
+        :param tell: tells one of those who have waited.
+        """
+        for waiter in self.admission.dismiss():
+            try:
+                tell(waiter)
+            except Exception:
+                # A fault in one request must not cost the others their answer, or leave its backend half-way.
+                self._log.failure("sending a request away")
+
     def cut(self, reason: str) -> None:
         """Break off everything that is in flight."""
         for lease in list(self._leases):

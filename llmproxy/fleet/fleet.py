@@ -112,7 +112,9 @@ class Fleet:
         self._clock = clock
         self._runtimes = runtimes
         self._names: dict[str, Backend] | None = None
-        self._retired: set[Backend] = set()
+        # By the names that tell them from those of the same route.
+        self._retired: dict[str, Backend] = {}
+        self._count_retired = 0
         self._successions: list[tuple[set[Backend], Deferred[None]]] = []
         self._listeners: list[Callable[[Event], None]] = []
         self._surroundings = Surroundings(
@@ -195,13 +197,10 @@ class Fleet:
 
     def _all(self) -> list[Backend]:
         """Those of the configuration, and those that it has no more and that have not ended yet."""
-        return [*self.backends.values(), *self._retired]
+        return [*self.backends.values(), *self._retired.values()]
 
     def _by_name(self) -> dict[str, Backend]:
-        if not self._retired:
-            return self.backends
-        former = {f"{backend.name} (former {id(backend):x})": backend for backend in self._retired}
-        return {**self.backends, **former}
+        return {**self.backends, **self._retired} if self._retired else self.backends
 
     def close(self) -> Deferred[None]:
         """End: stop the backends when so configured, then let go of everything else."""
@@ -263,6 +262,7 @@ class Fleet:
         fresh: list[Backend] = []
         for route in [route for route in self.backends if route not in config.backends]:
             removed = self.backends.pop(route)
+            self._note_retired(removed)
             self._renamed()
             self._retire(removed, "its route was removed", succeeded=False)
             done.append(f"removed {route}")
@@ -296,13 +296,16 @@ class Fleet:
         return backend
 
     def _replace(self, old: Backend, spec: BackendSpec) -> None:
-        self._retired.add(old)
+        self._note_retired(old)
         # It must be found before those who wait are handed on to it.
         self._add(spec, self._former_gone(spec.route))
         self._retire(old, "its configuration changed", succeeded=True)
 
+    def _note_retired(self, old: Backend) -> None:
+        self._count_retired += 1
+        self._retired[f"{old.name} (former {self._count_retired})"] = old
+
     def _retire(self, old: Backend, cause: str, *, succeeded: bool) -> None:
-        self._retired.add(old)
         ended = old.retire(cause, succeeded=succeeded)
         # It is cancelled when the proxy ends before it does.
         ended.addCallbacks(lambda _: self._has_ended(old), lambda failure: failure.trap(CancelledError))
@@ -310,7 +313,7 @@ class Fleet:
     def _former_gone(self, route: str) -> Deferred[None] | None:
         """Fires when all former backends of a route have ended, which may be several after quick reloads, and
         the present one is watched; None when there are none."""
-        former = {backend for backend in self._retired if backend.name == route}
+        former = {backend for backend in self._retired.values() if backend.name == route}
         if not former:
             return None
         gone: Deferred[None] = Deferred()
@@ -318,9 +321,11 @@ class Fleet:
         return gone
 
     def _has_ended(self, old: Backend) -> None:
-        self._retired.discard(old)
+        self._retired = {name: one for name, one in self._retired.items() if one is not old}
         present = self.backends.get(old.name)
-        others = [backend for backend in (*self._retired, present) if backend and backend.name == old.name]
+        others = [
+            backend for backend in (*self._retired.values(), present) if backend and backend.name == old.name
+        ]
         if all(backend.runtime is not old.runtime for backend in others):
             old.runtime.unwatch(old.name)
         for succession in list(self._successions):

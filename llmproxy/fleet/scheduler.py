@@ -197,7 +197,8 @@ class Scheduler:
     def fleet_known(self) -> None:
         """What runs already has been looked for, and counts."""
         self._knows = True
-        self.soon()
+        if not all(lease.held for lease in self.leases):
+            self.soon()
 
     def found_meter(self, meter: IGpuMeter, settle_by: Settle) -> None:
         """GPU memory can be measured from now on."""

@@ -222,6 +222,36 @@ class SchedulerTests(SynchronousTestCase):
         self.assertEqual(stream.cuts, ["drain limit reached"])
         self.assertTrue(waiting.served)
 
+    def test_an_operators_stop_bounds_what_drains_for_another_one(self) -> None:
+        """It has no more time than one that the operator stops first, and none is added."""
+        self.build(a={}, b={})
+        self.fleet.apply(evolve(self.config, drain=20))
+        stream = self.ask("a")
+        self.settle()
+        self.ask("b")
+        self.clock.advance(30)
+        self.assertEqual(self.states()["a"], "draining")
+        self.fleet.backends["a"].stop_wanted("operator")
+        self.clock.advance(19)
+        self.fleet.backends["a"].stop_wanted("operator")
+        self.assertEqual(stream.cuts, [])
+        self.clock.advance(1)
+        self.assertEqual(stream.cuts, ["drain limit reached"])
+
+    def test_a_replaced_one_is_told_by_its_number(self) -> None:
+        """Two of one route are two to the scheduler, and clients are told of no address in memory."""
+        self.build(a={})
+        stream = self.ask("a")
+        self.settle()
+        self.fleet.apply(
+            evolve(self.config, backends={"a": evolve(self.config.backends["a"], gpu_memory=0.55)})
+        )
+        self.ask("a")
+        wait = self.fleet.scheduler.waits("a")
+        assert wait is not None
+        self.assertEqual(wait.on, ("a (former 1)",))
+        stream.done()
+
     def test_one_start_at_a_time_and_no_stop_beside_it(self) -> None:
         """Who fits waits for the start beside it, and who is idle leaves after it."""
         self.build(a={"gpu_memory": 0.3, "idle": 5}, b={"gpu_memory": 0.3}, c={"gpu_memory": 0.3})
@@ -865,6 +895,19 @@ class SchedulerTests(SynchronousTestCase):
         self.settle()
         self.assertTrue(client.served)
         self.assertTrue(self.fleet.scheduler.sound)
+
+    def test_a_fault_in_one_who_is_refused_is_nobody_elses(self) -> None:
+        """The others are told, and the backend cools down and may be tried again."""
+        self.build(a={})
+        self.world.hold_starts = True
+        failing = self.ask("a")
+        self.patch(failing, "refused", Mock(side_effect=ZeroDivisionError))
+        waiting = self.ask("a")
+        self.world.refuse_start("a")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual([refusal.code for refusal in waiting.refusals], ["backend_start_failed"])
+        self.clock.advance(5)
+        self.assertEqual(self.states(), {"a": "absent"})
 
     # -- the end ------------------------------------------------------------------------------------
 
