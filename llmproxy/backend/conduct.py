@@ -343,7 +343,8 @@ class Conduct(Makeup):
         elif timer == "sleep_idle":
             seconds = None if self.spec.pinned else self.spec.sleep_idle or None
         else:
-            seconds = cool_down(self.lifecycle.failures)
+            # None where they were forgiven while it was being stopped.
+            seconds = cool_down(self.lifecycle.failures) if self.lifecycle.failures else 0.0
         if seconds is None:
             self._timers.disarm(timer)
         else:

@@ -235,7 +235,10 @@ class Scheduler:
         gpus = {gpu for backend in backends for gpu in backend.needs.gpus}
         gpus |= {lease.gpu for lease in self.leases} | set(self.config.gpus)
         for gpu in gpus - self._totals.keys():
-            self._totals[gpu] = None if is_absent(self.meter) else self.meter.total(gpu)
+            total = None if is_absent(self.meter) else self.meter.total(gpu)
+            if total is not None or is_absent(self.meter):
+                # What could not be read once may be read the next time.
+                self._totals[gpu] = total
         return rooms_for(sorted(gpus), self.config, self._totals, list(self.leases))
 
     def rules(self) -> Rules:

@@ -498,6 +498,17 @@ class SchedulerTests(SynchronousTestCase):
         self.settle()
         self.assertTrue(client.served)
 
+    def test_a_size_that_could_not_be_read_is_read_again(self) -> None:
+        """Else sizes in bytes would exclude each other for ever."""
+        self.build(a={"gpu_memory": 8 * GIB}, b={"gpu_memory": 8 * GIB})
+        meter = Mock(wraps=Meter())
+        meter.total.side_effect = [None, 24 * GIB]
+        self.fleet.scheduler.found_meter(meter, self.fleet.scheduler.settle)
+        self.serve("a")
+        self.serve("b")
+        self.assertEqual(self.states(), {"a": "ready", "b": "ready"})
+        self.assertEqual(meter.total.call_count, 2)
+
     def settling(self) -> Meter:
         """``a`` has left for ``b``, and its memory has not come back yet."""
         self.build(a={}, b={}, c={})
@@ -895,6 +906,18 @@ class SchedulerTests(SynchronousTestCase):
         self.settle()
         self.assertTrue(client.served)
         self.assertTrue(self.fleet.scheduler.sound)
+
+    def test_a_failed_start_is_forgiven_while_it_is_being_stopped(self) -> None:
+        """It does not cool down after that."""
+        self.build(a={"start_timeout": 10})
+        self.servers.mode = "refuse"
+        self.ask("a")
+        self.clock.pump([0.1, 10.0])
+        self.assertEqual(self.states(), {"a": "stopping"})
+        self.fleet.backends["a"].reset()
+        self.settle()
+        self.assertEqual(self.states(), {"a": "absent"})
+        self.assertIsNone(self.fleet.backends["a"].refusal)
 
     def test_a_fault_in_one_who_is_refused_is_nobody_elses(self) -> None:
         """The others are told, and the backend cools down and may be tried again."""
