@@ -72,5 +72,8 @@ def minus(one: Memory, other: Memory) -> dict[str, int]:
 
 
 def fits(wanted: Memory, free: Memory) -> bool:
-    """Whether there is room: on each GPU that it needs at all."""
-    return all(units <= free.get(gpu, 0) for gpu, units in wanted.items() if units > 0)
+    """Whether there is room on each GPU that it is about, also where it wants nothing more there.
+
+    Where more is held than there is, nothing fits.
+    """
+    return all(units <= free.get(gpu, 0) for gpu, units in wanted.items())

@@ -238,8 +238,8 @@ class _Planner:
             }
         )
 
-    def _residents(self, model: Model, need: Memory) -> list[Model]:
-        """The others that have memory where it is needed, and are not leaving yet."""
+    def _residents(self, model: Model, lack: Memory) -> list[Model]:
+        """The others that have memory where some is lacking, and are not leaving yet."""
         return [
             one
             for one in self.models.values()
@@ -247,7 +247,7 @@ class _Planner:
             and one.name != model.name
             and one.name not in self.promised
             and one.name not in self.gone
-            and any(units > 0 and one.held.get(gpu, 0) > 0 for gpu, units in need.items())
+            and any(units > 0 and one.held.get(gpu, 0) > 0 for gpu, units in lack.items())
         ]
 
     def _impossible(self, model: Model) -> bool:
@@ -282,7 +282,7 @@ class _Planner:
     def _make_room(self, model: Model, need: Memory) -> None:
         room = plus(self.free, self.coming)
         lack = minus(need, room)
-        residents = [one for one in self._residents(model, need) if not one.pinned]
+        residents = [one for one in self._residents(model, lack) if not one.pinned]
         overdue = _overdue_at(model, self.rules) <= self.now
         if not model.may_evict:
             self._do_without(model, residents, overdue=overdue, need=need, room=room)

@@ -57,11 +57,17 @@ def test_first_requests(stack: Stack) -> None:
         assert answer.body.endswith(b"data: [DONE]\n\n")
         assert f'"model":"{MODELS[route]}"'.encode() in answer.body
     # In the same project: Compose knows them as its own.
-    assert stack.containers() == dict.fromkeys(("launcher", *MODELS.values()), "running")
-    for route, backend in stack.status().items():
-        assert backend["state"] == "ready"
-        assert backend["via"] == "network"
+    containers = stack.containers()
+    assert containers.keys() == {"launcher", *MODELS.values()}
+    # No two of them fit on one GPU: each has made room for the next.
+    status = stack.status()
+    (ready,) = (route for route, backend in status.items() if backend["state"] == "ready")
+    assert {name for name, state in containers.items() if state == "running"} == {"launcher", MODELS[ready]}
+    assert status[ready]["via"] == "network"
+    for route, backend in status.items():
+        assert backend["state"] == ("ready" if route == ready else "absent")
         assert backend["models"] == [MODELS[route]]
+        assert backend["needs"]["memory"] == 0.85
         stack.started(MODELS[route], 1)
 
 
@@ -191,15 +197,13 @@ def test_killed_launcher(stack: Stack) -> None:
     twice."""
     stack.fresh()
     stack.chat("coder")
-    stack.chat("chat")
     docker("kill", stack.names["launcher"])
     docker("start", stack.names["launcher"])
     stack.wait_until_ready()
-    for route in ("coder", "chat"):
-        until(partial(stack.is_in, route, "ready"))
-        assert stack.chat(route).status == 200
-        stack.started(MODELS[route], 1)
-    assert stack.state("qwen7b") == "absent"
+    until(partial(stack.is_in, "coder", "ready"))
+    assert stack.chat("coder").status == 200
+    stack.started("coder3b", 1)
+    assert [stack.state(route) for route in ("chat", "qwen7b")] == ["absent", "absent"]
 
 
 def test_wrong_group(stack: Stack) -> None:

@@ -779,6 +779,19 @@ class SchedulerTests(SynchronousTestCase):
         self.serve("b")
         self.assertEqual(self.states(), {"a": "absent", "b": "ready"})
 
+    def test_one_that_is_found_asleep_is_not_woken_beside_those_that_run(self) -> None:
+        """It counts in full already; that is no room for it to wake in."""
+        self.build(a=self.sleeper(), b={})
+        self.servers.controls["GET /is_sleeping"] = answer(b'{"is_sleeping":true}')
+        for name in ("a", "b"):
+            self.world.become_running(name)
+        self.settle()
+        self.assertEqual(self.states(), {"a": "sleeping", "b": "ready"})
+        self.ask("a")
+        self.assertEqual(self.states(), {"a": "sleeping", "b": "stopping"})
+        self.settle()
+        self.assertEqual(self.states(), {"a": "ready", "b": "absent"})
+
     def test_a_request_in_the_middle_of_falling_asleep(self) -> None:
         """Is served as soon as it can be woken."""
         self.build(a=self.sleeper(idle=10))
