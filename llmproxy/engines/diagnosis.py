@@ -112,8 +112,8 @@ _LOG = (
     _Cause(
         r"(?:We couldn't connect to .*huggingface|Max retries exceeded with url.*huggingface"
         r"|(?:huggingface\.co|hf\.co).*(?:Max retries exceeded|Network is unreachable|timed out)"
-        r"|name resolution|LocalEntryNotFoundError|OfflineModeIsEnabled"
-        r"|cannot find the (?:requested files|appropriate snapshot folder)|outgoing traffic has been disabled)",
+        r"|name resolution|LocalEntryNotFoundError|OfflineModeIsEnabled|outgoing traffic has been disabled"
+        r"|cannot find the (?:requested files|appropriate snapshot folder))",
         "The model has to be downloaded, and the container cannot: check its network and proxy, or mount a"
         " cache that has the model.",
     ),

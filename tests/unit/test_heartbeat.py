@@ -165,6 +165,19 @@ class HeartbeatTests(SynchronousTestCase):
         self.servers.requests[-1].close()
         self.assertIn(b'event: error\ndata: {"type": "error", "error": ', client.take())
 
+    def test_an_answer_that_says_nothing(self) -> None:
+        """Is told by its status."""
+        client = self.ask(CHAT)
+        self.clock.advance(8)
+        self.servers.mode = "healthy"
+        self.clock.advance(INTERVAL)
+        client.take()
+        self.servers.requests[-1].send(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 4\r\n\r\nooh!")
+        (event,) = events(client.take())
+        told = json.loads(event.removeprefix(b"data: "))["error"]
+        self.assertEqual((told["code"], told["backend"]), ("backend_unavailable", "coder"))
+        self.assertIn("status 502", told["message"])
+
     def test_who_waits_for_room_is_told_why(self) -> None:
         """But not a key that may not use all routes: the reason names others."""
         self.servers.mode = "healthy"
