@@ -266,6 +266,18 @@ class RoomTests(SynchronousTestCase):
         self.assertEqual(self.b.state, "starting")
         self.assertAlmostEqual(self.b.forecast().eta or 0, 29.0, 0)
 
+    def test_who_waits_for_anothers_start_is_told_how_long_that_takes(self) -> None:
+        """One starts at a time; its end is not known before it has begun to serve."""
+        self.fleet.learned.started("a", self.a.fingerprint, {"creating": 1.0, "starting": 19.0}, 20.0)
+        self.servers.mode = "refuse"
+        self.a.enter(Request(self.a))
+        self.clock.advance(5)
+        self.b.enter(Request(self.b))
+        self.clock.advance(1)
+        forecast = self.b.forecast()
+        self.assertEqual(forecast.phase, "waiting for room")
+        self.assertAlmostEqual(forecast.eta or 0, 19.0 - 6 + 30.0)
+
     def test_a_failed_start_names_its_neighbours(self) -> None:
         """Where the GPU's memory is the cause."""
         self.servers.mode = "refuse"
