@@ -77,6 +77,9 @@ class Backend(Conduct):
     def leave(self, waiter: Waiter) -> None:
         """A held waiter gives up its place; the start goes on."""
         self.admission.leave(waiter, self.surroundings.clock.seconds())
+        if not self.admission.waiting and self.state in ("absent", "sleeping"):
+            # Whoever left for it did so for nothing; a later start is no swap.
+            self.wishes.swapped_in = False
 
     def keep(self, seconds: float) -> None:
         """The request that has just ended asks for it to be kept so long, instead of its idle time."""

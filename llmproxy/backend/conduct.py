@@ -339,7 +339,9 @@ class Conduct(Makeup):
             seconds = self.spec.start_timeout
         elif timer == "drain":
             around = self.surroundings
-            seconds = around.drain if self.wishes.stop is not None else around.drain_limit
+            # One that is configured anew finishes what it has, however long that takes within reason.
+            asked = self.wishes.stop is not None and not self._closing
+            seconds = around.drain if asked else around.drain_limit
         elif timer == "sleep_idle":
             seconds = None if self.spec.pinned else self.spec.sleep_idle or None
         else:

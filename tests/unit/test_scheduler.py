@@ -454,6 +454,18 @@ class SchedulerTests(SynchronousTestCase):
         self.ask("b")
         self.assertEqual(self.states()["a"], "draining")
 
+    def test_a_swap_for_nobody_gives_no_right_to_stay(self) -> None:
+        """Who comes long after others had left for one that gave up finds it like any other."""
+        self.build(a={}, b={})
+        self.serve("a")
+        gone = self.ask("b")
+        self.clock.advance(0)
+        self.fleet.backends["b"].leave(gone)
+        self.settle()
+        self.clock.advance(1000)
+        self.serve("b")
+        self.assertFalse(self.fleet.backends["b"].wishes.swapped_in)
+
     def test_a_start_that_fails_makes_way(self) -> None:
         """Its room is free for whoever waits."""
         self.build(a={}, b={})
