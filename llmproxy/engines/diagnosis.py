@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 from attrs import frozen
 
@@ -233,8 +234,12 @@ _REFUSALS = (
     _Cause(r"memory", "Not enough memory for this container; check its limits."),
 )
 
-_COMPILED = tuple((re.compile(cause.pattern), cause) for cause in _LOG)
-_COMPILED_REFUSALS = tuple((re.compile(cause.pattern), cause) for cause in _REFUSALS)
+
+@cache
+def _compiled(causes: tuple[_Cause, ...]) -> tuple[tuple[re.Pattern[str], _Cause], ...]:
+    """Made when they are first needed: they take half a megabyte, and most proxies see no start fail."""
+    return tuple((re.compile(cause.pattern), cause) for cause in causes)
+
 
 _PREFIX = re.compile(
     r"^\s*(?:\([^)]*\)\s*)?(?:(?:DEBUG|CRITICAL|INFO|WARNING|ERROR)\s+\S+\s+\S+\s+\[[^\]]*\]\s*)?"
@@ -270,7 +275,7 @@ def diagnose(
         )
     lines = _last_run(redact(log_tail, ()))
     for line in reversed(lines):
-        for pattern, cause in _COMPILED:
+        for pattern, cause in _compiled(_LOG):
             found = pattern.search(line)
             if found is not None:
                 return _gist(line, found.start()), _told(cause, found.groupdict(), neighbours)
@@ -312,7 +317,7 @@ _ENDS: dict[int, tuple[str, str]] = {
 def refusal_hint(said: str) -> str | None:
     """The fix for what a runtime says that does not start it or get its image; None: none is known."""
     text = said[:LONGEST].lower()
-    for pattern, cause in _COMPILED_REFUSALS:
+    for pattern, cause in _compiled(_REFUSALS):
         if pattern.search(text):
             return cause.hint
     return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from re import Match
 
 from attrs import frozen
@@ -79,7 +80,11 @@ _ANY = re.compile(
 )
 """What each sign holds: most lines hold none, and are looked at once."""
 
-_COMPILED = tuple((name, re.compile(sign)) for name, sign in _SIGNS)
+
+@cache
+def _compiled() -> tuple[tuple[str, re.Pattern[str]], ...]:
+    """Made when the first log is followed."""
+    return tuple((name, re.compile(sign)) for name, sign in _SIGNS)
 
 
 def read_phase(line: str) -> Phase | None:
@@ -87,7 +92,7 @@ def read_phase(line: str) -> Phase | None:
     shown = line[-LONGEST:].rstrip("\r\n").rpartition("\r")[2]
     if not _ANY.search(shown):
         return None
-    for name, sign in _COMPILED:
+    for name, sign in _compiled():
         found = sign.search(shown)
         if found is not None:
             return _phase(name, found)
