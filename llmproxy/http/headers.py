@@ -246,7 +246,8 @@ def response_head(
     :param cors: the proxy speaks of CORS, and the backend does not.
     """
     # RFC 9110 section 8.6: there is no length where there cannot be a body.
-    kept = fields.passed_on(_NOT_PASSED_ON[status not in (101, 204), cors])
+    plain = not cors and status not in (101, 204)
+    kept = fields.passed_on(_ANSWERED if plain else _NOT_PASSED_ON[status not in (101, 204), cors])
     if chunked:
         own += b"Transfer-Encoding: chunked\r\n"
     if upgrade is not None:

@@ -50,8 +50,7 @@ class Handover:
         :param model: the name by which the backend was asked for; None: by its route.
         :raises llmproxy.errors.Refusal: it is not served.
         """
-        hints = request.hints
-        probes = self._fleet.config.probes
+        hints, spec, probes = request.hints, backend.spec, self._fleet.config.probes
         if (
             hints.probe
             or (probes.paths and _among(path, probes.paths))
@@ -59,11 +58,11 @@ class Handover:
         ):
             self.visit(request, backend, target, self._body(request, backend, path, model))
             return
-        answers = backend
-        if hints is not NO_HINTS or backend.spec.fallback or not key.may_start:
+        answers, body = backend, None
+        if hints is not NO_HINTS or spec.fallback or not key.may_start:
             answers = self._settle(request, key, backend, hints, path)
-        stands_in = answers is not backend
-        body = self._body(request, answers, path, model, stands_in=stands_in)
+        if model is not None or answers is not backend or spec.request_defaults or spec.request_overrides:
+            body = self._body(request, answers, path, model, stands_in=answers is not backend)
         kind = ListingExchange if path == LISTING and request.method == b"GET" else Exchange
         kind(request, self._fleet, answers, target, body, hints).begin()
 

@@ -79,6 +79,7 @@ class ProxyRequest(Request):
     queued = False
     extra: tuple[tuple[bytes, bytes], ...] = ()
     cors = False
+    hints: Hints = NO_HINTS
     _parsePOSTFormSubmission = False
 
     def __init__(self, channel: ProxyChannel) -> None:
@@ -96,7 +97,6 @@ class ProxyRequest(Request):
         self.upgrades = False
         self.request_id = b""
         self.key: Key = NOBODY
-        self.hints: Hints = NO_HINTS
         self.entry: Entry | None = None
         self.arrived = 0.0
         self.when_gone: Callable[[], None] | None = None

@@ -19,7 +19,7 @@ from llmproxy.http.paths import is_control, is_passive
 from llmproxy.web.auth import may_use, route_refusal
 from llmproxy.web.cors import PreflightResource, is_preflight, speak_of_origin
 from llmproxy.web.handover import Handover
-from llmproxy.web.hints import read_hints
+from llmproxy.web.hints import NO_HINTS, read_hints
 from llmproxy.web.request import ProxyRequest
 from llmproxy.web.resource import ProxyResource, answer_json
 
@@ -35,7 +35,9 @@ def _client_key(request: ProxyRequest, fleet: Fleet) -> Key:
     key: Key
     if channel.known is not None and channel.known[0] is authenticator and channel.known[1] is request.fields:
         # The same fields as in the connection's last request, and nobody has changed the keys since.
-        _, _, key, request.hints = channel.known
+        key, hints = channel.known[2:]
+        if hints is not NO_HINTS:
+            request.hints = hints
         authenticator.require_current(key, request.arrived)
     else:
         key = request.key = authenticator.authenticate(request.fields, request.arrived)
