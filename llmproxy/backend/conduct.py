@@ -393,9 +393,8 @@ class Conduct(Makeup):
 
     @property
     def _idle_limit(self) -> float:
-        if self._abandoned and self.gate.unused:
-            return min(self.spec.idle, self.spec.abandon_idle)
-        return self._lingering.limit(self.gate.used_at, self.spec.idle)
+        limit = self._lingering.limit(self.gate.used_at, self.spec.idle)
+        return min(limit, self.spec.abandon_idle) if self._abandoned and self.gate.unused else limit
 
     @property
     def idle_in(self) -> float | None:
@@ -405,11 +404,10 @@ class Conduct(Makeup):
     def _idle_left(self) -> float | None:
         if self.spec.idle <= 0 or self.spec.pinned:
             return None
-        limit = self._idle_limit
         if self.gate.busy:
             # The clock starts when the last answer has ended, which is later than now.
-            return limit
-        ends = max(self.gate.used_at + limit, self._lingering.until)
+            return self._idle_limit
+        ends = max(self.gate.used_at + self._idle_limit, self._lingering.until)
         return max(0.0, ends - self.surroundings.clock.seconds())
 
     @property
