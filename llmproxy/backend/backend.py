@@ -19,6 +19,11 @@ from llmproxy.scheduling.outlook import Leave
 __all__ = ["Backend"]
 
 
+PUNCTUAL = 0.05
+"""Seconds before the end of a cool-down in which a request is not early: clients that obey Retry-After come
+to the millisecond, and timers are less exact than that (curl was refused once more every third time)."""
+
+
 class Backend(Conduct):
     """One model server behind a route."""
 
@@ -30,6 +35,10 @@ class Backend(Conduct):
         :return: True when the waiter is held now; False when it has been told already.
         """
         refusal = self.refusal
+        if refusal is not None and self.state == "failed" and (self.retry_in or 1.0) < PUNCTUAL:
+            # It comes when it was told to.
+            self.lifecycle.cooled()
+            refusal = self.refusal
         if refusal is not None:
             waiter.refused(refusal)
             return False

@@ -133,8 +133,9 @@ def _fail(core: Core, failure: StartFailure) -> None:
     core.failures += 1
     core.effects.close_gate()
     core.enter("failed", failure.message)
-    core.effects.refuse(failure)
+    # Before anybody is told how long it takes: who comes back just then must not be too early.
     core.effects.arm("cool_down")
+    core.effects.refuse(failure)
 
 
 @_starting.upon(Inputs.start_failed).to(_failed)

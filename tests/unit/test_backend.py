@@ -217,6 +217,19 @@ class BackendTests(SynchronousTestCase):
             rig.request()
             self.assertEqual(rig.backend.state, "starting")
 
+    def test_who_comes_when_told_to_is_not_early(self) -> None:
+        """A client that obeys Retry-After to the millisecond starts it again, though the timer is a little
+        late; one that comes sooner is refused."""
+        rig = Rig()
+        rig.request()
+        rig.world.exit("m", 1)
+        rig.clock.advance(4.9)
+        rig.request()
+        self.assertEqual(rig.backend.state, "failed")
+        rig.clock.advance(0.095)
+        rig.request()
+        self.assertEqual(rig.backend.state, "starting")
+
     def test_a_change_while_the_log_is_read_ends_the_cool_down(self) -> None:
         """A container that is removed while it starts is a failed start, and the next request starts it."""
         rig = Rig()
