@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -465,6 +466,8 @@ async def test_engine_goes_and_comes_back(rig: DockerRig, tmp_path: Path) -> Non
     finally:
         await runtime.close()
         await cable.pull()
+        # Here, and not in whichever test comes later.
+        gc.collect()
 
 
 IN_A_CONTAINER = """
