@@ -339,6 +339,13 @@ _ALL: tuple[Field, ...] = (
         "routes of which one that is ready answers while it is not",
     ),
     _duration("max_keep_alive", "time for which a client may have it kept after a request"),
+    Field(
+        "rewrite_model",
+        _boolean,
+        _boolean_text,
+        {"type": "boolean"},
+        "answers name the model as the client asked for it",
+    ),
 )
 
 FIELDS: Mapping[str, Field] = {field.name: field for field in _ALL}

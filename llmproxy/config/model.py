@@ -37,6 +37,7 @@ class BackendSpec:
     :ivar gpu_memory: fraction of a GPU (``float``) or bytes (``int``); ``None``: read from the container.
     :ivar fallback: routes of which one that is ready may answer while this one is not.
     :ivar max_keep_alive: seconds for which a client may have it kept after a request.
+    :ivar rewrite_model: answers name the model as the client asked for it.
     """
 
     route: str
@@ -78,6 +79,7 @@ class BackendSpec:
     hidden: bool = False
     fallback: tuple[str, ...] = ()
     max_keep_alive: float = 3600.0
+    rewrite_model: bool = False
 
 
 @frozen

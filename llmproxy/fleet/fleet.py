@@ -52,6 +52,7 @@ _TUNING = frozenset(
         "priority",
         "request_defaults",
         "request_overrides",
+        "rewrite_model",
         "sleep",
         "sleep_idle",
         "start_timeout",

@@ -13,6 +13,7 @@ from llmproxy.web.exchange import Exchange
 from llmproxy.web.heralds import Heralds
 from llmproxy.web.hints import ANY_READY, NO_HINTS
 from llmproxy.web.learning import LISTING, ListingExchange
+from llmproxy.web.renaming import RenamingExchange
 
 if TYPE_CHECKING:
     from llmproxy.backend.backend import Backend
@@ -63,6 +64,11 @@ class Handover:
             answers = self._settle(request, key, backend, hints, path)
         if model is not None or answers is not backend or spec.request_defaults or spec.request_overrides:
             body = self._body(request, answers, path, model, stands_in=answers is not backend)
+        if spec.rewrite_model and model is not None and body is not None and answers is backend:
+            served = self._served(backend, model)
+            if served is not None:
+                RenamingExchange(request, self._fleet, backend, target, body, hints, served, model).begin()
+                return
         kind = ListingExchange if path == LISTING and request.method == b"GET" else Exchange
         kind(request, self._fleet, answers, target, body, hints).begin()
 
@@ -147,6 +153,12 @@ class Handover:
 
     # -- with what body -----------------------------------------------------------------------------
 
+    @staticmethod
+    def _served(backend: Backend, model: str | None) -> str | None:
+        """The engine's own name of the model, where it was asked for by another one: it knows no other."""
+        served = backend.models
+        return served[0] if model is not None and served and model not in served else None
+
     def _body(
         self,
         request: ProxyRequest,
@@ -157,11 +169,8 @@ class Handover:
         stands_in: bool = False,
     ) -> bytes | None:
         """What the backend gets instead of the client's own body; None: that."""
-        spec, served = backend.spec, backend.models
-        name = None
-        if stands_in or (model is not None and served and model not in served):
-            # It was asked for by another name, and the engine knows its own only.
-            name = served[0]
+        spec = backend.spec
+        name = backend.models[0] if stands_in else self._served(backend, model)
         if name is None and not spec.request_defaults and not spec.request_overrides:
             return None
         if not _infers(request, path):
