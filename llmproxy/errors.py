@@ -1,7 +1,7 @@
 """Every refusal that a client can meet: status, machine-readable code, and a hint that names the fix.
 
 A :class:`Refusal` is raised or passed along wherever a request cannot be served; exactly one place
-(:func:`llmproxy.http.openai.error_body`) renders it.  The codes are section 10 of the contract; ``type``
+(:func:`llmproxy.http.dialects.error_body`) renders it.  The codes are section 10 of the contract; ``type``
 follows OpenAI's error object so that OpenAI clients map it to their own exception classes.
 """
 

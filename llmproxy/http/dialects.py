@@ -1,34 +1,62 @@
-"""What a stream of events says beside its content, in the words of its API: heartbeats, and errors that come
-after its head.  Pure.
+"""What is said beside content in the words of the API that was asked: refusals, and in streams of events
+heartbeats and the errors that come after the head.  Pure.
 
 OpenAI's clients raise what stands in ``error`` of an event; of the responses API the fields of its ``error``
-event stand beside it, where its documentation has them.  Anthropic's skip ``ping`` and raise ``error``.  All
-skip comments (HTML standard, section 9.2.6).
+event stand beside it, where its documentation has them.  Anthropic's skip ``ping`` and raise ``error``, and
+look for its type in that.  All skip comments (HTML standard, section 9.2.6).
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from llmproxy.errors import Refusal
 from llmproxy.http.openai import comment, error_fields
 
-__all__ = ["Dialect", "answer_event", "dialect_of", "error_event", "heartbeat"]
+__all__ = ["Dialect", "answer_event", "dialect_of", "error_body", "error_event", "heartbeat"]
 
 Dialect = Literal["openai", "responses", "anthropic"]
 
-_TRY_AGAIN = frozenset(("queue_full", "hold_timeout", "shutting_down", "does_not_fit"))
+_ANTHROPIC = re.compile(rb"/v1/messages(?:/|$)")
+
+# Anthropic's documentation of errors has one for each of these statuses.
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+}
+
+_TRY_AGAIN = frozenset(("hold_timeout", "shutting_down", "does_not_fit"))
 """Codes of refusals that are nobody's fault: what Anthropic's clients know as ``overloaded_error``."""
 
 
 def dialect_of(target: bytes) -> Dialect:
     """The API that a request target is of."""
     path = target.partition(b"?")[0].rstrip(b"/")
-    if path.endswith(b"/v1/messages"):
+    if _ANTHROPIC.search(path):
         return "anthropic"
     return "responses" if path.endswith(b"/v1/responses") else "openai"
+
+
+def error_body(dialect: Dialect, refusal: Refusal) -> bytes:
+    """A refusal as the JSON body of an answer."""
+    error = error_fields(refusal)
+    if dialect == "anthropic":
+        return json.dumps(_of_anthropic(refusal, error)).encode()
+    return json.dumps({"error": error}).encode()
+
+
+def _of_anthropic(refusal: Refusal, error: dict[str, Any]) -> dict[str, Any]:
+    kind = _TYPES.get(refusal.status)
+    if kind is None:
+        late = "overloaded_error" if refusal.code in _TRY_AGAIN else "api_error"
+        kind = late if refusal.status >= 500 else "invalid_request_error"
+    return {"type": "error", "error": {**error, "type": kind}}
 
 
 def heartbeat(dialect: Dialect, fields: Mapping[str, Any]) -> bytes:
@@ -42,8 +70,7 @@ def error_event(dialect: Dialect, refusal: Refusal) -> bytes:
     """A refusal as the last event of a stream."""
     error = error_fields(refusal)
     if dialect == "anthropic":
-        error["type"] = "overloaded_error" if refusal.code in _TRY_AGAIN else "api_error"
-        return _event("error", {"type": "error", "error": error})
+        return _event("error", _of_anthropic(refusal, error))
     return _error(dialect, error)
 
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 __all__ = [
     "HINTS",
     "NO_FIELDS",
+    "SPELLINGS",
     "Fields",
     "authority",
     "is_event_stream",
@@ -40,6 +41,12 @@ HINTS = frozenset(
     (b"x-llmproxy-max-wait", b"x-llmproxy-no-start", b"x-llmproxy-keep-alive", b"x-llmproxy-fallback")
 )
 """Fields by which a client speaks to the proxy (:mod:`llmproxy.web.hints`)."""
+
+SPELLINGS = {
+    name.title(): name
+    for name in (b"X-Request-ID", b"X-LLMProxy-Backend", b"X-LLMProxy-Cold-Start", b"X-LLMProxy-Fallback-For")
+}
+"""Fields of the proxy's own answers, by how libraries spell them that spell all names alike."""
 
 # Fields of a request that are the proxy's own.  ``Expect`` has been answered by the front already.
 _REWRITTEN = (

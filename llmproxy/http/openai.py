@@ -17,7 +17,6 @@ __all__ = [
     "ErrorEventFinder",
     "Glance",
     "comment",
-    "error_body",
     "error_fields",
     "error_headers",
     "glance_at",
@@ -126,11 +125,6 @@ def wants_stream(body: bytes) -> bool:
         return False
 
 
-def error_body(refusal: Refusal) -> bytes:
-    """The JSON body of a refusal, as section 10 of the contract has it."""
-    return json.dumps({"error": error_fields(refusal)}).encode()
-
-
 def error_headers(refusal: Refusal) -> list[tuple[bytes, bytes]]:
     """Header fields that go with a refusal: ``Retry-After`` (RFC 9110, 10.2.3), ``WWW-Authenticate``."""
     fields = [(b"Content-Type", b"application/json")]
@@ -142,7 +136,7 @@ def error_headers(refusal: Refusal) -> list[tuple[bytes, bytes]]:
 
 
 def error_fields(refusal: Refusal) -> dict[str, Any]:
-    """What is told of a refusal."""
+    """What is told of a refusal, as section 10 of the contract has it."""
     retry = refusal.retry_after
     return {
         "message": refusal.message,

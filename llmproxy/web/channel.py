@@ -24,6 +24,7 @@ from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from llmproxy.errors import Refusal
+from llmproxy.http.headers import SPELLINGS
 from llmproxy.reactors.writing import push, unsent, write_soon
 from llmproxy.web.accesslog import Entry
 from llmproxy.web.reader import RequestReader
@@ -196,7 +197,7 @@ class ProxyChannel(Protocol):
         if self._lingering is not None:
             return
         request_id = new_request_id()
-        head, body = closing_answer(refusal, request_id)
+        head, body = closing_answer(refusal, request_id, self.reader.target)
         transport = self.transport
         push(transport)
         transport.write(head + body)
@@ -261,7 +262,9 @@ class ProxyChannel(Protocol):
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
         """The head of an answer that a resource writes by :meth:`twisted.web.http.Request.write`."""
         lines = [b"HTTP/1.1 %b %b" % (code, reason)]
-        lines.extend(b"%b: %b" % (name, v) for name, values in headers.getAllRawHeaders() for v in values)
+        for name, values in headers.getAllRawHeaders():
+            # Twisted Web spells all names alike; an answer that is relayed has ours as they are documented.
+            lines.extend(b"%b: %b" % (SPELLINGS.get(name, name), value) for value in values)
         if not self.persistent:
             lines.append(b"Connection: close")
         lines.append(b"\r\n")

@@ -37,6 +37,7 @@ class RequestReader:
     :ivar refusal: why what follows the requests cannot be read.
     :ivar deaf: the last request has come: nothing behind it is served (RFC 9112 section 9.6).
     :ivar waits: the client waits for ``100 Continue`` before it sends the body.
+    :ivar target: what the last request whose head was parsed asks for, as far as that has come.
     :ivar left: bytes behind a request to switch protocols, for whoever answers that.
     """
 
@@ -51,7 +52,7 @@ class RequestReader:
         self.left = b""
         self._parser: Any = httptools.HttpRequestParser(self)
         # The head that is coming.
-        self._target = b""
+        self.target = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._length: int | None = None
         self._fields = NO_FIELDS
@@ -175,13 +176,13 @@ class RequestReader:
             # llhttp itself knows of ``Connection: close`` only, and not of HTTP/1.0 or CONNECT.
             raise _Deaf
         self._between = False
-        self._target = b""
+        self.target = b""
         self._headers = []
         self._length = None
 
     def on_url(self, target: bytes) -> None:
         """A piece of the request target."""
-        self._target += target
+        self.target += target
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field of the head or of the trailer."""
@@ -211,7 +212,7 @@ class RequestReader:
         if len(self._headers) > MOST_FIELDS or (
             # Several requests may have come in one piece.
             max(self._fed, self._piece) > LARGEST_HEAD
-            and head_size(self._target, self._headers) > LARGEST_HEAD
+            and head_size(self.target, self._headers) > LARGEST_HEAD
         ):
             raise head_too_large()
         # A client sends the same fields with request after request.
@@ -219,7 +220,7 @@ class RequestReader:
             self._fields = Fields(self._headers)
         request = ProxyRequest(self._channel)
         version = parser.get_http_version()
-        request.begin(parser.get_method(), self._target, version, self._fields, self._length)
+        request.begin(parser.get_method(), self.target, version, self._fields, self._length)
         if request.length is not None and request.length > limits.max_body:
             raise body_too_large(limits.max_body)
         request.upgrades = parser.should_upgrade()

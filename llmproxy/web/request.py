@@ -21,8 +21,9 @@ from twisted.web.server import Request
 from llmproxy import __version__
 from llmproxy.config.model import Key
 from llmproxy.errors import Refusal, invalid_request
+from llmproxy.http.dialects import dialect_of, error_body
 from llmproxy.http.headers import NO_FIELDS, Fields, valid_request_id
-from llmproxy.http.openai import error_body, error_headers
+from llmproxy.http.openai import error_headers
 from llmproxy.reactors.writing import unsent
 from llmproxy.web.accesslog import Entry
 from llmproxy.web.auth import NOBODY
@@ -239,7 +240,8 @@ class ProxyRequest(Request):
         if self.entry is not None:
             self.entry.outcome = outcome
         backend = refusal.backend or "-"
-        self.answer(refusal.status, error_body(refusal), error_headers(refusal), backend=backend, held=held)
+        body = error_body(dialect_of(self.uri), refusal)
+        self.answer(refusal.status, body, error_headers(refusal), backend=backend, held=held)
 
     def answer(
         self,

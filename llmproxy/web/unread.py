@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from llmproxy.errors import Refusal
-from llmproxy.http.openai import error_body, error_headers
+from llmproxy.http.dialects import dialect_of, error_body
+from llmproxy.http.openai import error_headers
 
 __all__ = ["LARGEST_HEAD", "MOST_FIELDS", "closing_answer", "head_size", "head_too_large", "no_room"]
 
@@ -49,9 +50,12 @@ def no_room() -> Refusal:
     )
 
 
-def closing_answer(refusal: Refusal, request_id: bytes) -> tuple[bytes, bytes]:
-    """Head and body of an answer outside of any resource, after which the connection ends."""
-    body = error_body(refusal)
+def closing_answer(refusal: Refusal, request_id: bytes, target: bytes) -> tuple[bytes, bytes]:
+    """Head and body of an answer outside of any resource, after which the connection ends.
+
+    :param target: what was asked for, as far as that has come.
+    """
+    body = error_body(dialect_of(target), refusal)
     fields = [
         *error_headers(refusal),
         (b"Content-Length", b"%d" % len(body)),

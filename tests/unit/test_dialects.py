@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.errors import backend_start_failed, queue_full
+from llmproxy.errors import backend_start_failed, hold_timeout
 from llmproxy.http.dialects import Dialect, answer_event, dialect_of, error_event, heartbeat
 
 FIELDS = {"state": "starting", "phase": "loading weights", "elapsed": 31, "eta": 12}
@@ -35,7 +35,8 @@ def read(stream: bytes) -> list[tuple[str, Any]]:
         (b"/v1/messages", "anthropic"),
         (b"/v1/messages?beta=true", "anthropic"),
         (b"/v1/messages/", "anthropic"),
-        (b"/v1/messages/count_tokens", "openai"),
+        (b"/v1/messages/count_tokens", "anthropic"),
+        (b"/v1/messages-of-mine", "openai"),
         (b"/v1/responses", "responses"),
         (b"/v1/chat/completions", "openai"),
         (b"/v1/completions?x=/v1/messages", "openai"),
@@ -74,7 +75,7 @@ def test_an_error_is_an_event_of_its_api() -> None:
     ((kind, told),) = read(error_event("anthropic", FAILED))
     assert (kind, told["type"], told["error"]["type"]) == ("error", "error", "api_error")
     assert (told["error"]["message"], told["error"]["retry_after"]) == ("It broke.", 5)
-    ((_, told),) = read(error_event("anthropic", queue_full(3, 1)))
+    ((_, told),) = read(error_event("anthropic", hold_timeout(3, 1)))
     assert told["error"]["type"] == "overloaded_error"
 
 
