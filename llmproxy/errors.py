@@ -27,6 +27,7 @@ __all__ = [
     "not_allowed",
     "not_running",
     "queue_full",
+    "response_not_placed",
     "route_not_found",
     "runtime_unavailable",
     "shutting_down",
@@ -85,6 +86,18 @@ def route_not_found(name: str, routes: Iterable[str]) -> Refusal:
         f"There is no route {name!r}. Routes: {_listed('/' + route for route in routes)}.",
         kind="invalid_request_error",
         hint="Use one of the listed routes, or /v1/... with a model's name in the body.",
+    )
+
+
+def response_not_placed(routes: Iterable[str]) -> Refusal:
+    """404: a stored response is asked for by its id alone."""
+    return Refusal(
+        404,
+        "route_not_found",
+        "The id of a response does not tell which backend has it: ask for it at /<route>/v1/responses/<id>.",
+        kind="invalid_request_error",
+        hint="X-LLMProxy-Backend of the answer that brought the id names the route."
+        f" Routes: {_listed('/' + route for route in routes)}.",
     )
 
 

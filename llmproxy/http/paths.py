@@ -1,11 +1,12 @@
-"""Which paths of a backend wake it, which only look, and which are its engine's own controls.  Pure."""
+"""Which paths of a backend wake it, which only look, which ask for what it has stored, and which are its
+engine's own controls.  Pure."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from urllib.parse import unquote
 
-__all__ = ["is_control", "is_passive", "plain"]
+__all__ = ["is_control", "is_passive", "is_stored", "plain"]
 
 _PASSIVE = frozenset(("health", "ping", "metrics", "load", "version"))
 
@@ -54,6 +55,15 @@ def plain(path: str) -> str:
 def is_passive(path: str) -> bool:
     """It only looks (health, metrics ...), and so never wakes a backend."""
     return _known(path) in _PASSIVE
+
+
+def is_stored(method: bytes, path: str) -> bool:
+    """It is about a response that the backend has in its memory, and loses when it is stopped."""
+    match _known(path).split("/"):
+        case ["v1", "responses", _, *rest]:
+            return method in (b"GET", b"HEAD", b"DELETE") or rest == ["cancel"]
+        case _:
+            return False
 
 
 def is_control(path: str) -> bool:

@@ -5,17 +5,24 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 
 from llmproxy.backend.backend import Backend
 from llmproxy.config.model import Key
-from llmproxy.errors import Refusal, invalid_request, model_not_found, route_not_found
+from llmproxy.errors import (
+    Refusal,
+    invalid_request,
+    model_not_found,
+    response_not_placed,
+    route_not_found,
+)
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.http.multipart import is_form, multipart_model
 from llmproxy.http.openai import glance_at, is_inference_path, model_object, requested_model
-from llmproxy.http.paths import is_control, is_passive
+from llmproxy.http.paths import is_control, is_passive, is_stored
 from llmproxy.web.auth import may_use, route_refusal
 from llmproxy.web.cors import PreflightResource, is_preflight, speak_of_origin
 from llmproxy.web.handover import Handover
@@ -24,6 +31,9 @@ from llmproxy.web.request import ProxyRequest
 from llmproxy.web.resource import ProxyResource, answer_json
 
 __all__ = ["RootResource"]
+
+LOST = "What it had stored is lost when it stops; while it only sleeps, a completion request wakes it."
+"""What to do about a stored response of a backend that is not ready."""
 
 
 def _client_key(request: ProxyRequest, fleet: Fleet) -> Key:
@@ -170,8 +180,20 @@ class BackendResource(ProxyResource):
             request.site.authenticator.require_admin(key)
         if control or is_passive(path) or (path == "/" and request.method in (b"GET", b"HEAD")):
             self._handover.visit(request, backend, target)
+        elif is_stored(request.method, path):
+            self._serve_stored(request, key, target, path)
         else:
             self._handover.serve(request, key, backend, target, path)
+
+    def _serve_stored(self, request: ProxyRequest, key: Key, target: bytes, path: str) -> None:
+        # No other backend has it, and neither has this one after a start.
+        request.hints = evolve(request.hints, no_start=True, fallback=())
+        try:
+            self._handover.serve(request, key, self.backend, target, path)
+        except Refusal as refusal:
+            if refusal.code != "not_running":
+                raise
+            raise evolve(refusal, hint=LOST) from None
 
 
 def _redirect_to_slash(request: ProxyRequest) -> None:
@@ -243,6 +265,8 @@ class ModelsResource(ProxyResource):
         """List the models, or show one."""
         key = _client_key(request, self._fleet)
         path = [segment.decode("utf-8", "replace") for segment in request.postpath or ()]
+        if path[:1] == ["responses"] and path[1:]:
+            raise response_not_placed(name for name in self._fleet.backends if may_use(key, name))
         if not path or path[0] != "models":
             raise Refusal(
                 404,
