@@ -304,6 +304,9 @@ class Conduct(Makeup):
             self._failure = self.last_failure = failure
             self.last_failure_at = self.surroundings.clock.seconds()
         refusal = self._refusal_for(failure)
+        if failure.kind == "unavailable":
+            # It is absent as before, and nothing else would tell the operator why.
+            self.wishes.unfit = refusal
         self.gate.dismiss(lambda waiter: waiter.refused(refusal))
 
     def stop(self, attempt: int) -> None:

@@ -21,7 +21,7 @@ class Wishes:
     :ivar leaves_as: how it leaves when it has drained: ``stop``, or a level of sleep.
     :ivar cause: why it leaves, while it drains.
     :ivar swapped_in: somebody else had to leave for it.
-    :ivar unfit: why there was no room for it the last time it was wanted.
+    :ivar unfit: why it was not started the last time it was wanted: there was no room, or nobody to start it.
     """
 
     run_since: float | None = None
@@ -45,6 +45,8 @@ class Wishes:
             self.swapped_in, self.sleep = False, None
         if new in ("starting", "waking", "failed"):
             self.run_since = None
+        if new in ("starting", "waking"):
+            self.unfit = None
         if new not in ("ready", "draining", "sleeping"):
             self.stop = None
 

@@ -642,6 +642,29 @@ class ApiTests(ApiCase):
         self.assertEqual(self.answered(self.post("backends/coder/reset?wait=1"))[1]["state"], "absent")
         self.assertEqual(self.answered(self.post("backends/coder/start?wait=1"))[1]["state"], "ready")
 
+    def test_a_start_without_an_engine_is_told(self) -> None:
+        """503 while the engine is away, also when it goes meanwhile, and ``why`` says so."""
+        self.world.go_away("no engine here")
+        for query in ("", "?wait=1"):
+            refused = self.refused(self.post(f"backends/coder/start{query}"))
+            self.assertEqual(refused[:3], (503, "runtime_unavailable", "no engine here"))
+        self.assertIn("it was refused: no engine here.", self.why("coder"))
+        status, view = self.answered(self.post("backends/coder/stop?wait=1"))
+        self.assertEqual((status, view["state"]), (200, "absent"))
+        self.world.come_back()
+        self.world.hold_starts = True
+        waiting = self.post("backends/coder/start?wait=1")
+        self.turn()
+        self.assertEqual((waiting.take(), self.state("coder")), (b"", "starting"))
+        self.world.go_away("gone again")
+        self.assertEqual(self.refused(waiting)[:3], (503, "runtime_unavailable", "gone again"))
+        self.world.come_back()
+        # Somebody else starts it.
+        self.world.become_running("coder")
+        self.turn()
+        view = self.get("backends/coder")
+        self.assertEqual((view["state"], view["refused"]), ("ready", None))
+
     def test_logs_that_cannot_be_read_are_told(self) -> None:
         """503 while the engine is away, 400 for what is no number."""
         self.assertEqual(self.refused(self.ask(b"GET", "backends/coder/logs?tail=many"))[0], 400)

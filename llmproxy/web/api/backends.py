@@ -62,15 +62,15 @@ class _Act:
         else:
             self._request.when_gone = done.cancel
             # It fails when it is cancelled: the client has left, or the backend is configured anew.
-            done.addBoth(self._done)
+            done.addBoth(lambda _: self._done(started=verb in ("start", "restart", "wake")))
 
     def _answer(self, status: int) -> None:
         now = self._request.site.clock.seconds()
         answer_json(self._request, status, backend_view(self._fleet, self._backend, now))
 
-    def _done(self, _: object) -> None:
+    def _done(self, *, started: bool) -> None:
         backend = self._backend
-        if backend.wishes.unfit is not None and backend.state in ("absent", "sleeping"):
+        if started and backend.wishes.unfit is not None and backend.state in ("absent", "sleeping"):
             self._request.refuse(backend.wishes.unfit)
         else:
             self._answer(200)
