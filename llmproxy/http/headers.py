@@ -17,6 +17,7 @@ __all__ = [
     "Fields",
     "authority",
     "is_event_stream",
+    "is_json",
     "request_head",
     "response_head",
     "upgrade",
@@ -171,6 +172,17 @@ def is_event_stream(fields: Fields) -> bool:
     """The answer is ``text/event-stream``."""
     kind = fields.get(b"content-type")
     return kind is not None and kind.lower().startswith(b"text/event-stream")
+
+
+def is_json(fields: Fields) -> bool:
+    """The answer is ``application/json``, or of a kind that is written as such (RFC 6839 section 3.1)."""
+    kind = fields.get(b"content-type")
+    if kind == b"application/json":
+        return True
+    if kind is None:
+        return False
+    kind = kind.partition(b";")[0].strip().lower()
+    return kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json"))
 
 
 def valid_request_id(value: bytes | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -14,7 +14,6 @@ from llmproxy.errors import Refusal, invalid_request
 
 __all__ = [
     "COMPLETION_PATHS",
-    "ErrorEventFinder",
     "Glance",
     "comment",
     "error_fields",
@@ -169,27 +168,3 @@ def model_object(
         "owned_by": "llmproxy",
         "meta": {"llmproxy": told},
     }
-
-
-class ErrorEventFinder:
-    """Notices an ``error`` event in a stream that is relayed: vLLM ends a broken stream with one, and then
-    with ``[DONE]`` and a clean end of message.
-
-    Looks for the shapes that engines write at the start of a line, across any split of the bytes.
-    """
-
-    _MARKS = (b'\ndata: {"error"', b'\ndata:{"error"', b"\nevent: error")
-    _LONGEST = max(map(len, _MARKS))
-
-    def __init__(self) -> None:
-        self._tail = b"\n"
-        self.found = False
-
-    def feed(self, pieces: Iterable[bytes]) -> None:
-        """Look at the next bytes of the stream."""
-        for piece in pieces:
-            # Most pieces hold no such word; the search for it costs far less than joining the tail.
-            window = self._tail + piece
-            if b"error" in window and any(mark in window for mark in self._MARKS):
-                self.found = True
-            self._tail = window[-self._LONGEST :]

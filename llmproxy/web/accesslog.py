@@ -12,6 +12,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from llmproxy.http.metering import NO_TOKENS, DocumentMeter, EventMeter, Tokens
+
 __all__ = ["AccessLog", "Entry"]
 
 _FORMAT = (
@@ -45,6 +47,8 @@ class Entry:
     :ivar seconds: from the whole request to the end of the answer.
     :ivar first_byte: seconds from the whole request to the backend's first byte; None when none came.
     :ivar at: when it was over (POSIX seconds).
+    :ivar handed: it was handed over to its backend.
+    :ivar meter: reads of its answer what it took; None: of none.
     """
 
     request_id: str
@@ -62,6 +66,17 @@ class Entry:
     seconds: float = 0.0
     first_byte: float | None = None
     at: float = 0.0
+    handed: bool = False
+    meter: DocumentMeter | EventMeter | None = None
+    _tokens: Tokens = NO_TOKENS
+
+    @property
+    def tokens(self) -> Tokens:
+        """What the request took; read once it is over."""
+        if self.meter is not None:
+            self._tokens = self.meter.tokens()
+            self.meter = None
+        return self._tokens
 
 
 class AccessLog:

@@ -17,8 +17,9 @@ from llmproxy.errors import (
     queue_full,
     route_not_found,
 )
-from llmproxy.http.headers import authority, is_event_stream, request_head, upgrade
-from llmproxy.http.openai import ErrorEventFinder, wants_stream
+from llmproxy.http.headers import authority, is_event_stream, is_json, request_head, upgrade
+from llmproxy.http.metering import DocumentMeter, EventMeter
+from llmproxy.http.openai import wants_stream
 from llmproxy.relay.downstream import Downstream
 from llmproxy.relay.upstream import Broken, ResponseHead, UpstreamConnection
 from llmproxy.web.auth import may_use
@@ -84,7 +85,7 @@ class Exchange:
         self._timers: dict[str, IDelayedCall | Staying] = {}
         self._retried = False
         self._head: ResponseHead | None = None
-        self._finder: ErrorEventFinder | None = None
+        self._meter: DocumentMeter | EventMeter | None = None
         self._error_answer: list[bytes] | None = None
         self._producing = False
         self._paused = False
@@ -172,6 +173,8 @@ class Exchange:
         """See :class:`~llmproxy.backend.gate.Waiter`."""
         self._hold_over()
         self._lease = lease
+        if self._request.entry is not None:
+            self._request.entry.handed = True
         self._connect(fresh=False)
 
     def refused(self, refusal: Refusal) -> None:
@@ -277,11 +280,15 @@ class Exchange:
             self._broke("it switched protocols unasked", suspicious=False)
             return
         self._head = head
-        if request.entry is not None:
-            request.entry.first_byte = self._clock.seconds() - request.arrived
         events = is_event_stream(head.fields)
         if events:
-            self._finder = ErrorEventFinder()
+            self._meter = EventMeter()
+        elif head.status == 200 and request.method == b"POST" and is_json(head.fields):
+            self._meter = DocumentMeter()
+        entry = request.entry
+        if entry is not None:
+            entry.first_byte = self._clock.seconds() - request.arrived
+            entry.meter = self._meter
         if self._down.started:
             # The head of a stream has left with the first heartbeat.
             if head.status != 200 or not events:
@@ -315,8 +322,8 @@ class Exchange:
             if sum(map(len, self._error_answer)) < LONGEST_ERROR:
                 self._error_answer.extend(pieces)
             return
-        if self._finder is not None:
-            self._finder.feed(pieces)
+        if self._meter is not None:
+            self._meter.feed(pieces)
         if not self._producing and self._up is not None and not self._up.complete:
             self._producing = True
             self._request.registerProducer(self, True)
@@ -339,7 +346,7 @@ class Exchange:
         if self._error_answer is not None:
             answer = b"".join(self._error_answer)
             self._down.data([answer_as_event(self._target, head.status, answer, self.backend)])
-        died = self._finder is not None and self._finder.found
+        died = self._meter is not None and self._meter.found
         outcome = "backend_died" if died else "ok" if self._error_answer is None else "error"
         self._finish(outcome, suspicious=died or head.status >= 500)
         self._down.end()
@@ -363,7 +370,7 @@ class Exchange:
             refusal = backend_unavailable(f"The backend {name!r} did not answer: {reason}.")
             self._fail(refusal.about(name, self.backend.state), "backend_died", suspicious=suspicious)
             return
-        if self._finder is not None:
+        if isinstance(self._meter, EventMeter):
             refusal = backend_died(f"The backend {name!r} broke its answer off: {reason}.")
             # It may have ended within a line: an empty line ends whatever that was.
             told = refusal_as_event(self._target, refusal.about(name, self.backend.state))

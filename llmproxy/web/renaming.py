@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmproxy.http.headers import Fields, is_event_stream
+from llmproxy.http.headers import Fields, is_event_stream, is_json
 from llmproxy.http.renaming import EventRenamer, renamed
 from llmproxy.relay.upstream import Broken, ResponseHead
 from llmproxy.web.exchange import Exchange
@@ -54,7 +54,7 @@ class RenamingExchange(Exchange):
         elif is_event_stream(head.fields):
             self._events = EventRenamer(*self._names)
             super().response_head(_framed_anew(head, None))
-        elif _is_json(head.fields) and (head.length or 0) <= LARGEST_DOCUMENT and not self._down.started:
+        elif is_json(head.fields) and (head.length or 0) <= LARGEST_DOCUMENT and not self._down.started:
             self._kept = head, []
         else:
             super().response_head(head)
@@ -118,11 +118,6 @@ def _may_be_changed(head: ResponseHead) -> bool:
         and b"content-range" not in head.fields
         and b"no-transform" not in control
     )
-
-
-def _is_json(fields: Fields) -> bool:
-    kind = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    return kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json"))
 
 
 def _framed_anew(head: ResponseHead, length: int | None) -> ResponseHead:
