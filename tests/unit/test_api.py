@@ -427,6 +427,40 @@ class ApiTests(ApiCase):
         self.assertIn(b'"from": "starting", "to": "starting", "decision": "phase"', body)
         self.assertIn(b'"reason": "compiling"', body)
 
+    def test_events_end_are_cut_and_chosen_as_asked(self) -> None:
+        """Those that are remembered, the last of them, or those about one backend; else they are followed."""
+
+        def told(path: str) -> list[dict[str, Any]]:
+            status, _, body = self.ask(b"GET", path).answer()
+            self.assertEqual(status, 200)
+            lines = body.decode().splitlines()
+            return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+
+        self.fleet.backends["coder"].demand()
+        self.clock.advance(1)
+        self.fleet.backends["coder"].stop_wanted("test", force=True)
+        self.turn()
+        self.fleet.backends["chat"].demand()
+        every = told("events?follow=0")
+        self.assertEqual({event["backend"] for event in every}, {"coder", "chat"})
+        self.assertEqual(told("events?follow=0&tail=2"), every[-2:])
+        self.assertEqual(told("events?follow=0&tail=0"), [])
+        about = told("events?follow=0&backend=CODER")
+        self.assertEqual(about, [event for event in every if "coder" in (event["backend"], event.get("for"))])
+        self.assertEqual(self.refused(self.ask(b"GET", "events?backend=nope"))[0], 404)
+        self.assertEqual(self.refused(self.ask(b"GET", "events?tail=x"))[0], 400)
+        follower = self.ask(b"GET", "events?tail=0&backend=coder")
+        follower.take()
+        self.clock.advance(1)
+        self.assertEqual(self.state("chat"), "ready")
+        self.assertEqual(follower.take(), b"")
+        self.fleet.backends["chat"].stop_wanted("test", force=True)
+        self.turn()
+        self.fleet.backends["coder"].demand()
+        seen = follower.take()
+        self.assertNotIn(b'"backend": "chat", "from": "ready"', seen)
+        self.assertIn(b'"backend": "coder", "from": "absent", "to": "starting"', seen)
+
     def test_a_plan_tells_of_what_is_on_its_way_and_of_refusals(self) -> None:
         """A start that goes on, one that does not fit, and a cool-down."""
         self.build(coder={"pinned": True}, chat={})

@@ -12,7 +12,7 @@ from llmproxy.backend.surroundings import Decision, Event
 from llmproxy.errors import runtime_unavailable
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.runtimes.interface import RuntimeUnavailable
-from llmproxy.web.api.answers import flag, number
+from llmproxy.web.api.answers import flag, not_found, number
 from llmproxy.web.request import ProxyRequest
 
 __all__ = ["Events", "Logs"]
@@ -57,20 +57,56 @@ class Logs:
 
 
 class Events:
-    """Every transition and decision as a server-sent event, those that are remembered first."""
+    """Transitions and decisions as server-sent events: those that are remembered, then those that come.
+
+    ``tail=N`` sends at most the last N of the remembered ones, ``backend=NAME`` only what is about that backend
+    or lease or was decided for it, and ``follow=0`` ends where the others go on.
+
+    :raises llmproxy.errors.Refusal: it is asked for what is not there.
+    """
 
     def __init__(self, request: ProxyRequest, fleet: Fleet) -> None:
         self._request = request
         self._fleet = fleet
+        self._follow = not request.args.get(b"follow") or flag(request, b"follow")
+        tail = number(request, b"tail", MOST_TAIL, MOST_TAIL)
+        self._about = self._asked()
+        kept = [event for event in fleet.events if self._wanted(event)]
+        self._kept = kept[-tail:] if tail else []
 
     def send(self) -> None:
         """Answer."""
         self._request.stream_text(b"text/event-stream; charset=utf-8")
         # A comment first, so that a client knows at once that it is connected.
         self._request.stream(b": llmproxy events\n\n")
-        for event in list(self._fleet.events):
+        for event in self._kept:
             self._tell(event)
-        self._request.when_gone = self._fleet.follow(self._tell)
+        # A stream may be followed for days; what is sent need not be kept for it.
+        self._kept = []
+        if self._follow:
+            self._request.when_gone = self._fleet.follow(self._tell_wanted)
+        else:
+            self._request.end_stream()
+
+    def _asked(self) -> str | None:
+        names: list[bytes] = self._request.args.get(b"backend", [])
+        if not names:
+            return None
+        asked, fleet = names[-1].decode("utf-8", "replace"), self._fleet
+        backend = fleet.route(asked)
+        # What is configured no more, and leases that have ended, are known by what is remembered of them.
+        if backend is None and asked not in {event.backend for event in fleet.events}:
+            known = ", ".join(sorted(fleet.backends)) or "none"
+            raise not_found(f"There is no backend {asked!r}. Backends: {known}.")
+        return asked if backend is None else backend.name
+
+    def _wanted(self, event: Event) -> bool:
+        whom = event.whom if isinstance(event, Decision) else None
+        return self._about is None or self._about in (event.backend, whom)
+
+    def _tell_wanted(self, event: Event) -> None:
+        if self._wanted(event):
+            self._tell(event)
 
     def _tell(self, event: Event) -> None:
         fields: dict[str, Any] = {"at": event.at, "backend": event.backend}
