@@ -14,29 +14,12 @@ from llmproxy.engines.needs import Needs
 from llmproxy.scheduling.claims import Room
 from llmproxy.scheduling.learned import Estimate
 from llmproxy.scheduling.outlook import Leave, Plan, Wait
+from llmproxy.words import duration
 
 __all__ = ["GpuSum", "Left", "Story", "duration", "ready_in", "tell_plan", "tell_why"]
 
 _FOUND = ("found running", "found asleep")
 """The lifecycle's words for what it takes over rather than starts."""
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them.
-
-    >>> duration(0.42), duration(75), duration(3700)
-    ('0.4 s', '1 m 15 s', '1 h 1 m')
-    """
-    if seconds < 9.95:
-        return f"{max(seconds, 0):.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} m {whole % 60} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60} m"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
 @frozen

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2] / "llmproxy"
 
 # From the ground up; a module imports from its own floor and from those below it.
 FLOORS = (
-    ("errors", "__init__", "garbage", "reactors"),
+    ("errors", "__init__", "garbage", "reactors", "words"),
     ("engines", "http"),
     ("config",),
     ("scheduling",),
@@ -49,6 +49,7 @@ PURE = (
     "web.hints",
     "web.histogram",
     "web.unread",
+    "words",
 )
 # Reads the files that the others are given as texts; prints.
 NOT_PURE = ("config.loader", "config.schema")

@@ -59,8 +59,8 @@ class Logs:
 class Events:
     """Transitions and decisions as server-sent events: those that are remembered, then those that come.
 
-    ``tail=N`` sends at most the last N of the remembered ones, ``backend=NAME`` only what is about that backend
-    or lease or was decided for it, and ``follow=0`` ends where the others go on.
+    ``tail=N`` sends at most the last N of the remembered ones, ``backend=NAME`` only what is about that
+    backend or lease or was decided for it, and ``follow=0`` ends where the others go on.
 
     :raises llmproxy.errors.Refusal: it is asked for what is not there.
     """
