@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from attrs import evolve
 
 from llmproxy.config import units
-from llmproxy.config.fields import metrics_access, read_field
+from llmproxy.config.fields import log_format, log_level, metrics_access, read_field
 from llmproxy.config.layers import Layer, Setting, route_name
 from llmproxy.config.model import Key
 from llmproxy.errors import ConfigError
@@ -22,6 +22,12 @@ _TEXTS = {
     "DOCKER_HOST": "docker.host",
     "COMPOSE_FILE": "docker.compose_file",
     "LLMPROXY_STATE_DIR": "state_dir",
+}
+
+_CHOICES = {
+    "LLMPROXY_METRICS_ACCESS": ("metrics_access", metrics_access),
+    "LLMPROXY_LOG_FORMAT": ("log.format", log_format),
+    "LLMPROXY_LOG_LEVEL": ("log.level", log_level),
 }
 
 
@@ -44,15 +50,15 @@ def read_environment(environ: Mapping[str, str]) -> Layer:
         text = environ.get(variable, "").strip()
         if text:
             layer.top[path] = Setting(text, f"environment {variable}")
-    access = environ.get("LLMPROXY_METRICS_ACCESS", "").strip()
-    if access:
-        try:
-            value = metrics_access(access)
-        except ValueError as allowed:
-            raise ConfigError(
-                f"environment LLMPROXY_METRICS_ACCESS is {access!r}, which is not allowed; use {allowed}"
-            ) from None
-        layer.top["metrics_access"] = Setting(value, "environment LLMPROXY_METRICS_ACCESS")
+    for variable, (path, read) in _CHOICES.items():
+        text = environ.get(variable, "").strip()
+        if text:
+            try:
+                layer.top[path] = Setting(read(text), f"environment {variable}")
+            except ValueError as allowed:
+                raise ConfigError(
+                    f"environment {variable} is {text!r}, which is not allowed; use {allowed}"
+                ) from None
     listen = environ.get("LLMPROXY_LISTEN", "").split()
     if listen:
         layer.top["listen"] = Setting(tuple(listen), "environment LLMPROXY_LISTEN")

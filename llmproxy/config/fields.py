@@ -20,9 +20,13 @@ from llmproxy.errors import ConfigError
 __all__ = [
     "FIELDS",
     "HEALTH_COMPLETIONS",
+    "LOG_FORMATS",
+    "LOG_LEVELS",
     "METRICS_ACCESS",
     "Field",
     "health_completions",
+    "log_format",
+    "log_level",
     "metrics_access",
     "read_field",
     "unknown_key",
@@ -219,6 +223,18 @@ HEALTH_COMPLETIONS = ("serve", "refuse")
 
 health_completions = _choice(*HEALTH_COMPLETIONS)
 """Reads one of :data:`HEALTH_COMPLETIONS`."""
+
+LOG_FORMATS = ("text", "json")
+"""How the log is written."""
+
+log_format = _choice(*LOG_FORMATS)
+"""Reads one of :data:`LOG_FORMATS`."""
+
+LOG_LEVELS = ("debug", "info", "warn", "error")
+"""How important something must be to be told, the least important first."""
+
+log_level = _choice(*LOG_LEVELS)
+"""Reads one of :data:`LOG_LEVELS`."""
 
 _PORT = _whole(1, 65535)
 _COUNT = _whole(1, 1_000_000)

@@ -13,6 +13,8 @@ from llmproxy.config import units
 from llmproxy.config.fields import (
     FIELDS,
     health_completions,
+    log_format,
+    log_level,
     metrics_access,
     read_field,
     unknown_key,
@@ -167,6 +169,7 @@ SECTIONS: Mapping[str, Readers] = {
         "paths": _probe_paths,
         "health_completions": health_completions,
     },
+    "log": {"format": log_format, "level": log_level},
 }
 """Settings that stand in a section."""
 

@@ -19,6 +19,7 @@ __all__ = [
     "Gpu",
     "Key",
     "Limits",
+    "LogSettings",
     "Probes",
     "Scheduler",
 ]
@@ -149,6 +150,18 @@ class Probes:
 
 
 @frozen
+class LogSettings:
+    """How the log is written.
+
+    :ivar format: ``text`` to be read by people, or ``json``: one object a line.
+    :ivar level: what is less important is left out; requests are told at ``info``.
+    """
+
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warn", "error"] = "info"
+
+
+@frozen
 class Key:
     """An API key and what it may do.
 
@@ -192,6 +205,7 @@ class Config:
     limits: Limits = Limits()
     cors: Cors = Cors()
     probes: Probes = Probes()
+    log: LogSettings = LogSettings()
     default_route: str | None = None
     drain: float = 30.0
     stop_backends_on_exit: bool = False

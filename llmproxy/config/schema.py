@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from llmproxy.config import units
-from llmproxy.config.fields import FIELDS, HEALTH_COMPLETIONS, METRICS_ACCESS
+from llmproxy.config.fields import FIELDS, HEALTH_COMPLETIONS, LOG_FORMATS, LOG_LEVELS, METRICS_ACCESS
 from llmproxy.config.file import EXPIRES_PATTERN, ORIGIN_PATTERN, PROBE_PATH_PATTERN
 from llmproxy.config.layers import RESERVED
 
@@ -106,6 +106,12 @@ def schema() -> dict[str, Any]:
                         "user_agents": _TEXTS,
                         "paths": _texts(PROBE_PATH_PATTERN),
                         "health_completions": {"enum": list(HEALTH_COMPLETIONS)},
+                    }
+                ),
+                "log": _object(
+                    {
+                        "format": {"enum": list(LOG_FORMATS), "description": "how the log is written"},
+                        "level": {"enum": list(LOG_LEVELS), "description": "what is told"},
                     }
                 ),
                 "default_route": {**_TEXT, "description": "where requests to /v1 go that name no model"},

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from attrs import define
+from attrs import define, frozen
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -47,6 +47,8 @@ class Entry:
     :ivar seconds: from the whole request to the end of the answer.
     :ivar first_byte: seconds from the whole request to the backend's first byte; None when none came.
     :ivar at: when it was over (POSIX seconds).
+    :ivar error: code of the refusal that it was answered with; empty: none.
+    :ivar trace_id: the trace that it is a part of, where that is known; 32 hexadecimal digits.
     :ivar handed: it was handed over to its backend.
     :ivar meter: reads of its answer what it took; None: of none.
     """
@@ -66,6 +68,8 @@ class Entry:
     seconds: float = 0.0
     first_byte: float | None = None
     at: float = 0.0
+    error: str = ""
+    trace_id: str = ""
     handed: bool = False
     meter: DocumentMeter | EventMeter | None = None
     _tokens: Tokens = NO_TOKENS
@@ -115,11 +119,21 @@ class AccessLog:
         self._observe(entries)
         told = [entry for entry in entries if entry.path not in _PROBES or entry.status != 200]
         if told:
-            self._log.info("{lines}", lines="\n".join(map(_line, told)), entries=told)
+            self._log.info("{lines}", lines=_Lines(told), entries=told)
 
     def failure(self, what: str, reason: Failure) -> None:
         """Log a fault of the proxy's own that ended a request."""
         self._log.failure("{what}", reason, what=what)
+
+
+@frozen
+class _Lines:
+    """The lines of some entries, made when somebody writes them: not every form of the log has them."""
+
+    entries: Sequence[Entry]
+
+    def __str__(self) -> str:
+        return "\n".join(map(_line, self.entries))
 
 
 def _line(entry: Entry) -> str:

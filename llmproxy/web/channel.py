@@ -211,6 +211,7 @@ class ProxyChannel(Protocol):
                 outcome="refused",
                 sent=len(body),
                 at=self.site.clock.seconds(),
+                error=refusal.code,
             )
         )
         # Nothing that still comes means anything.

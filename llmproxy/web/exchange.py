@@ -424,6 +424,8 @@ class Exchange:
         started = self._down.started
         if started:
             self._down.data([refusal_as_event(self._target, refusal)])
+            if self._request.entry is not None:
+                self._request.entry.error = refusal.code
         self._finish(outcome, suspicious=suspicious)
         if started:
             self._down.end()

@@ -238,7 +238,7 @@ class ProxyRequest(Request):
         if self._disconnected or self.finished or self.startedWriting:
             return
         if self.entry is not None:
-            self.entry.outcome = outcome
+            self.entry.outcome, self.entry.error = outcome, refusal.code
         backend = refusal.backend or "-"
         body = error_body(dialect_of(self.uri), refusal)
         self.answer(refusal.status, body, error_headers(refusal), backend=backend, held=held)
