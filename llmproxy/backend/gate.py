@@ -79,6 +79,7 @@ class Gate:
     :ivar address: where the backend answers; None while the gate is closed.
     :ivar used_at: when the last exchange that counts ended (reactor seconds).
     :ivar unused: nobody has gone through since it was opened.
+    :ivar cuts: exchanges that count and were broken off, ever.
     """
 
     _log = Logger()
@@ -94,6 +95,7 @@ class Gate:
         self.address: Address | None = None
         self.used_at = clock.seconds()
         self.unused = True
+        self.cuts = 0
         self._clock = clock
         self._pool: ConnectionPool | None = None
         self._leases: set[Lease] = set()
@@ -188,6 +190,7 @@ class Gate:
     def cut(self, reason: str) -> None:
         """Break off everything that is in flight."""
         for lease in list(self._leases):
+            self.cuts += lease.counted
             lease.waiter.cut(reason)
 
     def leases(self) -> list[Lease]:

@@ -733,12 +733,12 @@ class ApiTests(ApiCase):
         for path in ("", "nothing", "backends/coder/dance", "backends/a/b/c", "leases/a/b", "plan/x"):
             self.assertEqual(self.refused(self.ask(b"GET", path))[:2], (404, "route_not_found"), path)
         for method, path, allow in (
-            (b"PUT", "leases", "GET, POST"),
-            (b"POST", "leases/lease-1", "GET, DELETE"),
-            (b"POST", "plan", "GET"),
-            (b"POST", "gpus", "GET"),
-            (b"POST", "advice", "GET"),
-            (b"POST", "backends/coder/why", "GET"),
+            (b"PUT", "leases", "GET, HEAD, POST"),
+            (b"POST", "leases/lease-1", "GET, HEAD, DELETE"),
+            (b"POST", "plan", "GET, HEAD"),
+            (b"POST", "gpus", "GET, HEAD"),
+            (b"POST", "advice", "GET, HEAD"),
+            (b"OPTIONS", "backends/coder/why", "GET, HEAD"),
             (b"GET", "backends/coder/sleep", "POST"),
         ):
             status, _, fields = self.ask(method, path).error()

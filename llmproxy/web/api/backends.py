@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from llmproxy.backend.backend import Backend
+from llmproxy.errors import shutting_down
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.web.api.answers import conflict, flag
 from llmproxy.web.api.until import Waiting
@@ -17,7 +18,15 @@ from llmproxy.web.resource import answer_json
 
 __all__ = ["VERBS", "act"]
 
-VERBS = ("start", "stop", "sleep", "wake", "restart", "reset")
+VERBS = {
+    "start": ("wait",),
+    "stop": ("wait", "force"),
+    "sleep": ("wait",),
+    "wake": ("wait",),
+    "restart": ("wait", "force"),
+    "reset": ("wait",),
+}
+"""What can be done, and the parameters that each takes."""
 
 
 def act(request: ProxyRequest, fleet: Fleet, waiting: Waiting, backend: Backend, verb: str) -> None:
@@ -27,6 +36,9 @@ def act(request: ProxyRequest, fleet: Fleet, waiting: Waiting, backend: Backend,
 
     :raises llmproxy.errors.Refusal: it cannot be done.
     """
+    if fleet.closing:
+        # Backends outlive the proxy; whoever comes then is told what becomes of them.
+        raise shutting_down().about(backend.name, backend.state)
     _Act(request, fleet, waiting, backend).do(verb)
     # What is wanted no more shall not be told as waiting.
     fleet.scheduler.soon()
@@ -40,6 +52,7 @@ class _Act:
         self._waiting = waiting
         self._backend = backend
         self._force = flag(request, b"force")
+        self._cuts = backend.gate.cuts
         self._asynchronous = _prefers_async(request)
         self._wait = flag(request, b"wait") and not self._asynchronous
 
@@ -52,6 +65,7 @@ class _Act:
             "restart": self._restart,
             "reset": self._reset,
         }
+        self._tells_cut = "force" in VERBS[verb]
         done = steps[verb]()
         if not self._wait:
             done.addErrback(lambda _: None)
@@ -66,7 +80,10 @@ class _Act:
 
     def _answer(self, status: int) -> None:
         now = self._request.site.clock.seconds()
-        answer_json(self._request, status, backend_view(self._fleet, self._backend, now))
+        view = backend_view(self._fleet, self._backend, now)
+        if self._tells_cut:
+            view["cut"] = self._backend.gate.cuts - self._cuts
+        answer_json(self._request, status, view)
 
     def _done(self, *, started: bool) -> None:
         backend = self._backend
@@ -115,6 +132,7 @@ class _Act:
         return stopped.addCallback(lambda _: deferLater(self._request.site.clock, 0))
 
     def _restart(self) -> Deferred[None]:
+        self._must_run_here("does not restart it")
         self._backend.stop_wanted("restarted by the operator", force=self._force)
         self._backend.reset()
         return self._start()
@@ -131,7 +149,12 @@ class _Act:
                 backend.name, backend.state
             )
         leaves = backend.state == "draining" and backend.wishes.leaves_as not in ("1", "2")
-        if leaves or backend.state not in ("ready", "draining", "falling_asleep", "sleeping"):
+        if backend.wishes.stop is not None or leaves:
+            raise conflict(
+                f"{backend.name} is about to stop.",
+                f"Start it when it has stopped (llmproxy start {backend.name}), and put it to sleep then.",
+            ).about(backend.name, backend.state)
+        if backend.state not in ("ready", "draining", "falling_asleep", "sleeping"):
             raise conflict(
                 f"{backend.name} is {backend.state}; only what is ready can fall asleep.",
                 f"Start it first (llmproxy start {backend.name}), or wait until it is ready.",
@@ -151,7 +174,8 @@ class _Act:
         dozes = backend.state == "draining" and backend.wishes.leaves_as in ("1", "2")
         if not dozes and backend.state not in ("sleeping", "falling_asleep", "waking", "ready"):
             raise conflict(
-                f"{backend.name} is {backend.state}, not asleep.", f"Start it: llmproxy start {backend.name}."
+                f"{backend.name} is {backend.state}, not asleep.",
+                f"llmproxy start {backend.name} starts it, and waits until it is ready.",
             ).about(backend.name, backend.state)
         return self._start()
 

@@ -12,7 +12,7 @@ from llmproxy.backend.surroundings import Decision, Event
 from llmproxy.errors import runtime_unavailable
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.runtimes.interface import RuntimeUnavailable
-from llmproxy.web.api.answers import flag, not_found, number
+from llmproxy.web.api.answers import flag, not_found, number, text
 from llmproxy.web.request import ProxyRequest
 
 __all__ = ["Events", "Logs"]
@@ -33,7 +33,7 @@ class Logs:
     def send(self) -> None:
         """Answer."""
         request = self._request
-        if not self._follow:
+        if not self._follow or request.method == b"HEAD":
             self._backend.logs(self._tail).addCallbacks(self._whole, self._failed)
             return
         request.stream_text(b"text/plain; charset=utf-8")
@@ -68,7 +68,7 @@ class Events:
     def __init__(self, request: ProxyRequest, fleet: Fleet) -> None:
         self._request = request
         self._fleet = fleet
-        self._follow = not request.args.get(b"follow") or flag(request, b"follow")
+        self._follow = flag(request, b"follow", default=True) and request.method != b"HEAD"
         tail = number(request, b"tail", MOST_TAIL, MOST_TAIL)
         self._about = self._asked()
         kept = [event for event in fleet.events if self._wanted(event)]
@@ -89,10 +89,9 @@ class Events:
             self._request.end_stream()
 
     def _asked(self) -> str | None:
-        names: list[bytes] = self._request.args.get(b"backend", [])
-        if not names:
+        asked, fleet = text(self._request, b"backend"), self._fleet
+        if asked is None:
             return None
-        asked, fleet = names[-1].decode("utf-8", "replace"), self._fleet
         backend = fleet.route(asked)
         # What is configured no more, and leases that have ended, are known by what is remembered of them.
         if backend is None and asked not in {event.backend for event in fleet.events}:

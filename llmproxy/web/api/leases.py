@@ -11,7 +11,7 @@ from llmproxy.errors import does_not_fit, invalid_request
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.http.openai import parse_body
 from llmproxy.scheduling.leases import LONGEST, GpuLease
-from llmproxy.web.api.answers import flag, not_found
+from llmproxy.web.api.answers import flag, not_found, short_body
 from llmproxy.web.api.until import Waiting
 from llmproxy.web.api.views import lease_view
 from llmproxy.web.request import ProxyRequest
@@ -57,7 +57,7 @@ def take_lease(request: ProxyRequest, fleet: Fleet, waiting: Waiting) -> None:
 
     :raises llmproxy.errors.Refusal: ``invalid_request``; ``does_not_fit``: it could never be had.
     """
-    asked = parse_body(request.body.whole())
+    asked = parse_body(short_body(request))
     unknown = sorted(set(asked) - set(_FIELDS))
     if unknown:
         raise invalid_request(f"{unknown[0]!r} is not known; use {', '.join(_FIELDS)}.", param=unknown[0])

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from attrs import asdict
-from twisted.python.failure import Failure
 
 from llmproxy.backend.backend import Backend
 from llmproxy.fleet.fleet import Fleet
@@ -14,7 +13,7 @@ from llmproxy.fleet.telling import duration, ready_in, tell_plan, tell_why
 from llmproxy.runtimes.gpus import AbsentMeter, IGpuMeter
 from llmproxy.scheduling.advice import LEAST_DAYS, Advice, Present, advise
 from llmproxy.scheduling.history import Entry
-from llmproxy.web.api.answers import in_thread
+from llmproxy.web.api.answers import failed, in_thread
 from llmproxy.web.api.views import backend_view, estimate_of, gpu_sums, plan_view, story_of, sum_view
 from llmproxy.web.request import ProxyRequest
 from llmproxy.web.resource import answer_json
@@ -70,7 +69,7 @@ def show_gpus(request: ProxyRequest, fleet: Fleet) -> None:
 
     # A reading waits for the driver's locks while a process is torn down.
     reading = in_thread(request, lambda: _measure(meter, gpus))
-    reading.addCallback(answer).addErrback(_failed, request)
+    reading.addCallback(answer).addErrback(failed, request)
 
 
 def _measure(meter: IGpuMeter, gpus: list[str]) -> dict[str, tuple[int | None, int | None]]:
@@ -88,11 +87,7 @@ def show_advice(request: ProxyRequest, fleet: Fleet) -> None:
         answer_json(request, 200, {"days": days, "advice": advice, "told": _why_none(found, days)})
 
     advising = in_thread(request, lambda: advise(entries, present, capacities))
-    advising.addCallback(answer).addErrback(_failed, request)
-
-
-def _failed(failure: Failure, request: ProxyRequest) -> None:
-    request.processingFailed(failure)
+    advising.addCallback(answer).addErrback(failed, request)
 
 
 def _days(entries: tuple[Entry, ...], present: Mapping[str, Present]) -> float:
