@@ -1,4 +1,4 @@
-"""``multipart/form-data`` (RFC 7578) as far as a proxy needs it: the ``model`` field.  Pure.
+"""``multipart/form-data`` (RFC 7578) as far as a proxy needs it: the fields ``model`` and ``stream``.  Pure.
 
 It is read as python-multipart and Starlette read it, which stand in vLLM: a delimiter begins a line and has
 a line's end or ``--`` behind it; what has a filename, be it empty, is a file; of several fields with one name
@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from llmproxy.errors import invalid_request
+from llmproxy.errors import Refusal, invalid_request
 
-__all__ = ["is_form", "multipart_model", "with_model"]
+__all__ = ["form_streams", "is_form", "multipart_model", "with_model"]
 
 LONGEST_HEAD = 8 * 1024
 """Bytes of one part's head."""
@@ -25,6 +25,9 @@ LONGEST_NAME = 1024
 MOST_PARTS = 2000
 """As many as Starlette takes: 1,000 files and 1,000 other fields."""
 
+
+# What pydantic takes for true, in whatever case.
+_TRUE = frozenset((b"1", b"on", b"t", b"true", b"y", b"yes"))
 
 _PARAMETER = re.compile(r';[ \t]*([^=; \t"]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"(?=[ \t]*(?:;|$))|[^;]*)')
 
@@ -47,7 +50,7 @@ def multipart_model(content_type: str, body: bytes) -> str | None:
     :raises llmproxy.errors.Refusal: ``invalid_request``: it is no form, or the field is no model's name.
     """
     span = None
-    for span in _model_fields(content_type, body):
+    for span in _fields(content_type, body, "model"):
         if span.end - span.start > LONGEST_NAME:
             raise invalid_request(f"'model' is longer than {LONGEST_NAME} bytes.", param="model")
     if span is None or span.start == span.end:
@@ -65,14 +68,27 @@ def with_model(content_type: str, body: bytes, model: str) -> bytes | None:
     pieces: list[bytes] = []
     at = 0
     changed = False
-    for span in _model_fields(content_type, body):
+    for span in _fields(content_type, body, "model"):
         changed = changed or body[span.start : span.end] != name
         pieces += (body[at : span.start], name)
         at = span.end
     return b"".join((*pieces, body[at:])) if changed else None
 
 
-def _model_fields(content_type: str, body: bytes) -> Iterator[_Span]:
+def form_streams(content_type: str, body: bytes) -> bool:
+    """Whether a form asks for its answer as a stream of events."""
+    value = b""
+    try:
+        for span in _fields(content_type, body, "stream"):
+            value = body[span.start : min(span.end, span.start + 8)]
+    except Refusal:
+        # What it is instead is for the backend to say.
+        return False
+    return value.lower() in _TRUE
+
+
+def _fields(content_type: str, body: bytes, wanted: str) -> Iterator[_Span]:
+    """The places of all fields of one name."""
     for head, span in _parts(content_type, body):
         disposition = None
         for line in head.split(b"\r\n"):
@@ -83,7 +99,7 @@ def _model_fields(content_type: str, body: bytes) -> Iterator[_Span]:
         if "name*" in options:
             # RFC 7578 section 4.2 forbids it; some take it for a name, and some do not.
             raise invalid_request("A part of the form has its name in the form of RFC 2231.")
-        if options.get("name") == "model" and not options.keys() & {"filename", "filename*"}:
+        if options.get("name") == wanted and not options.keys() & {"filename", "filename*"}:
             yield span
 
 

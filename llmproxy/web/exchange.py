@@ -19,6 +19,7 @@ from llmproxy.errors import (
 )
 from llmproxy.http.headers import authority, is_event_stream, is_json, request_head, upgrade
 from llmproxy.http.metering import DocumentMeter, EventMeter
+from llmproxy.http.multipart import form_streams, is_form
 from llmproxy.http.openai import wants_stream
 from llmproxy.relay.downstream import Downstream
 from llmproxy.relay.upstream import Broken, ResponseHead, UpstreamConnection
@@ -129,7 +130,9 @@ class Exchange:
         request, replaced = self._request, self._replaced
         if not self._length or request.method != b"POST":
             return False
-        return wants_stream(request.body.whole() if replaced is None else replaced)
+        body = request.body.whole() if replaced is None else replaced
+        kind = request.fields.get(b"content-type", b"").decode("latin-1")
+        return form_streams(kind, body) if is_form(kind) else wants_stream(body)
 
     def _waited_too_long(self) -> None:
         del self._timers["max_wait"]

@@ -72,6 +72,24 @@ class HeartbeatTests(SynchronousTestCase):
         phases = {"creating": 1.0, "starting": 9.0, "loading weights": 20.0, "compiling": 10.0}
         self.fleet.learned.started(name, backend.fingerprint, phases, 40.0)
 
+    def test_a_form_that_streams(self) -> None:
+        """A transcription that is to be streamed hears of the start; one that is not hears nothing."""
+
+        def asked(stream: bytes) -> Client:
+            client = Client(self.site)
+            self.addCleanup(client.leave)
+            fields = ((b"model", b"coder-model"), (b"stream", stream))
+            body = b"".join(
+                b'--B\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % field for field in fields
+            )
+            kind = b"x-api-key: client\r\nContent-Type: multipart/form-data; boundary=B\r\n"
+            return client.post(b"/v1/audio/transcriptions", body + b"--B--\r\n", kind)
+
+        streams, whole = asked(b"true"), asked(b"false")
+        self.clock.advance(8)
+        self.assertEqual([beat["state"] for beat in self.beats(streams)], ["starting"])
+        self.assertEqual(whole.take(), b"")
+
     def test_a_cold_start_is_explained(self) -> None:
         """Each heartbeat tells the phase, how much of it is done, and how long the rest takes."""
         self.learn()

@@ -15,6 +15,7 @@ from llmproxy.http.multipart import (
     LONGEST_HEAD,
     LONGEST_NAME,
     MOST_PARTS,
+    form_streams,
     is_form,
     multipart_model,
     with_model,
@@ -58,6 +59,24 @@ def part(name: str, content: bytes, more: str = "", head: str = "Content-Disposi
 
 def form(*parts: bytes) -> bytes:
     return b"".join(b"--B\r\n" + one + b"\r\n" for one in parts) + b"--B--\r\n"
+
+
+def test_a_form_may_ask_for_a_stream() -> None:
+    """By the words that servers take for true; the last field of that name counts, and a file is none."""
+    for value in (b"true", b"True", b"1", b"yes", b"on", b"t", b"y"):
+        assert form_streams(KIND, form(part("model", b"m"), part("stream", value)))
+    for parts in (
+        [part("model", b"m")],
+        [part("stream", b"false")],
+        [part("stream", b"")],
+        [part("stream", b"true"), part("stream", b"0")],
+        [part("stream", b"true", '; filename="x"')],
+        [part("file", b"stream", '; filename="true"')],
+    ):
+        assert not form_streams(KIND, form(*parts))
+    # Whatever else is wrong with it is for the backend to say.
+    assert not form_streams(KIND, b"stream=true")
+    assert not form_streams("multipart/form-data", form(part("stream", b"true")))
 
 
 @given(
