@@ -46,6 +46,7 @@ class ProxyService(Service):
 
     :param reload: reads all sources of the configuration again.
     :param failed: called with one line when the proxy cannot listen.
+    :param adopted: called with the application that this becomes a part of.
     """
 
     _log = Logger()
@@ -57,14 +58,21 @@ class ProxyService(Service):
         site: ProxySite,
         reload: Callable[[], Deferred[Config]],
         failed: Callable[[str], None],
+        adopted: Callable[[Any], None] = lambda application: None,
     ) -> None:
         self._reactor = reactor
+        self._adopted = adopted
         self._fleet = fleet
         self._site = site
         self._reload = reload
         self._failed = failed
         self._ports: list[IListeningPort] = []
         self._listens: tuple[str, ...] = ()
+
+    def setServiceParent(self, parent: Any) -> None:
+        """See :class:`twisted.application.service.IService`."""
+        super().setServiceParent(parent)
+        self._adopted(parent)
 
     def startService(self) -> None:
         """Listen at once; requests are dispatched as soon as it is known what runs."""

@@ -28,6 +28,7 @@ from llmproxy.errors import ConfigError
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.keeping import remember
 from llmproxy.garbage import tune_collector
+from llmproxy.observe.log import log_to
 from llmproxy.reactors import install_unless_chosen
 from llmproxy.relay.endpoints import endpoint_for
 from llmproxy.runtimes.docker_later import DockerWhenNeeded, read_labels
@@ -133,6 +134,7 @@ class _Assembly:
 
     def __init__(self, reactor: Any, options: Options, environ: Mapping[str, str]) -> None:
         self._reactor = reactor
+        self._twistd: Mapping[str, Any] = getattr(options, "parent", None) or {}
         command_line = CommandLine(
             listen=tuple(options["listen"]), demo=bool(options["demo"]), python=sys.executable
         )
@@ -158,7 +160,9 @@ class _Assembly:
         root = RootResource(self._fleet)
         root.putChild(b"metrics", MetricsResource(metrics, access_log.flush))
         site = ProxySite(root, self._reactor, Authenticator(config.keys), config.limits, access_log)
-        self._service = ProxyService(self._reactor, self._fleet, site, self._load_again, self._cannot_listen)
+        self._service = ProxyService(
+            self._reactor, self._fleet, site, self._load_again, self._cannot_listen, self._log_for
+        )
         self._reactor.callWhenRunning(self._listen_to_signals)
         self._reactor.callWhenRunning(tune_collector)
         # Of what is cut at the end it is known only when its connection has gone.
@@ -166,6 +170,9 @@ class _Assembly:
         if self._docker is not None:
             self._docker.on_catalogue_change(self._catalogue_changed)
         return self._service
+
+    def _log_for(self, application: Any) -> None:
+        log_to(application, self._twistd, lambda: self._fleet.config.log, self._reactor)
 
     def _containers(self) -> list[LabelledContainer]:
         if self._demo:

@@ -20,6 +20,7 @@ FLOORS = (
     ("backend",),
     ("fleet",),
     ("web",),
+    ("observe",),
     ("service",),
     ("cli", "demo", "tap"),
 )
@@ -29,6 +30,7 @@ PURE = (
     "config",
     "engines",
     "http",
+    "observe.lines",
     "scheduling",
     "runtimes.interface",
     "backend.admission",
