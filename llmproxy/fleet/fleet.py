@@ -351,14 +351,17 @@ class Fleet:
         self.events.append(event)
         if isinstance(event, Decision):
             self._log.info(
-                "{backend}: {kind} ({reason})", backend=event.backend, kind=event.kind, reason=event.reason
+                "{backend}: {kind} ({reason})",
+                backend=event.backend,
+                kind=event.kind,
+                reason=event.reason,
+                whom=event.whom,
             )
         else:
             self._log.info(
-                "{backend}: {old} -> {new} ({reason})",
+                "{backend}: {from} -> {to} ({reason})",
                 backend=event.backend,
-                old=event.old,
-                new=event.new,
+                **{"from": event.old, "to": event.new},
                 reason=event.reason,
             )
         for listener in list(self._listeners):

@@ -296,3 +296,14 @@ class SecretTests(FrontCase):
         self.assertEqual(written.count('"key":"me"'), 2)
         for secret in (SECRET, "a-wrong-key", 'prompt"', "answer", "own"):
             self.assertNotIn(secret, written)
+
+    def test_a_transition_is_an_event_of_its_own(self) -> None:
+        """With the backend, the states that it left and came to, and the reason."""
+        with capturedLogs() as events:
+            self.warm("coder")
+        told = [line for one in events for line in objects(json_lines(one)) if line.get("to")]
+        self.assertEqual(
+            [(line["backend"], line["from"], line["to"], line["reason"]) for line in told],
+            [("coder", "absent", "starting", "wanted"), ("coder", "starting", "ready", "healthy")],
+        )
+        self.assertEqual(told[1]["message"], "coder: starting -> ready (healthy)")
