@@ -26,6 +26,7 @@ from llmproxy.web.resources import RootResource
 from llmproxy.web.site import ProxySite
 from tests.fakes import FakeController, FakeRuntime
 from tests.inmemory import Servers
+from tests.openapi import described
 from tests.unit.test_front import ADMIN, OK, Client, Log
 from tests.unit.test_scheduler import CONTROLS, GIB, Meter
 
@@ -49,6 +50,23 @@ class Threaded(Clock):
 
     def callFromThread(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> None:
         call(*arguments, **named)
+
+
+class Operator(Client):
+    """One who holds each answer of the admin API to its description."""
+
+    asked: tuple[str, str] = ("", "")
+
+    def send(self, data: bytes) -> Operator:
+        method, target, _ = data.split(b" ", 2)
+        self.asked = (method.decode(), target.decode())
+        super().send(data)
+        return self
+
+    def answer(self) -> tuple[int, dict[str, str], bytes]:
+        status, fields, body = super().answer()
+        described().hold(*self.asked, status, fields, body)
+        return status, fields, body
 
 
 class ApiCase(SynchronousTestCase):
@@ -75,7 +93,7 @@ class ApiCase(SynchronousTestCase):
         self.site = ProxySite(root, self.clock, Authenticator(keys), Limits(max_body=1000), Log())
 
     def client(self) -> Client:
-        client = Client(self.site)
+        client = Operator(self.site)
         self.addCleanup(client.leave)
         return client
 
