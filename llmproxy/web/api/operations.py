@@ -15,6 +15,7 @@ from llmproxy.web.api.backends import VERBS, act
 from llmproxy.web.api.document import show_document
 from llmproxy.web.api.following import Events, Logs
 from llmproxy.web.api.leases import end_lease, show_lease, show_leases, take_lease
+from llmproxy.web.api.prometheus import show_targets
 from llmproxy.web.api.scheduling import show_advice, show_gpus, show_plan, show_why
 from llmproxy.web.api.views import backend_view
 from llmproxy.web.resource import answer_json
@@ -106,6 +107,7 @@ OPERATIONS = (
         ("wait",),
     ),
     Operation("DELETE", "/leases/{lease}", lambda ask: end_lease(ask.request, ask.fleet, ask.name)),
+    Operation("GET", "/prometheus", show_targets, ("direct",)),
     Operation("GET", "/openapi.json", lambda ask: show_document(ask.request)),
 )
 """All of them, in the order in which their users meet them."""
