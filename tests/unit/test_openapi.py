@@ -104,6 +104,7 @@ class ServedTests(ApiCase):
         self.clock.advance(60)
         self.turn()
         self.warm("chat")
+        self.warm("coder")
         self.answered(self.post("leases", {"memory": 0.3, "seconds": 5}))
         self.clock.advance(5)
         self.turn()
