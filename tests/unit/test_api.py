@@ -222,12 +222,12 @@ class ApiTests(ApiCase):
         self.assertIn("only with VLLM_SERVER_DEV_MODE=1", self.refused(self.post("backends/coder/sleep"))[3])
 
     def test_what_runs_elsewhere_is_left_alone(self) -> None:
-        """409 for stop and sleep."""
+        """409 for stop, sleep and restart."""
         config = Config(backends={"far": BackendSpec(route="far", runtime="url", url="http://h:1")})
         self.fleet = Fleet(self.clock, self.servers.connect, {"url": UrlRuntime()}, config)
         self.fleet.start()
         self.site.resource = RootResource(self.fleet)
-        for verb in ("stop", "sleep"):
+        for verb in ("stop", "sleep", "restart"):
             self.assertEqual(self.refused(self.post(f"backends/far/{verb}"))[0], 409)
 
     def test_only_sleepers_are_woken(self) -> None:
@@ -238,6 +238,120 @@ class ApiTests(ApiCase):
         self.world.refuse_next_start("coder")
         self.fleet.backends["coder"].demand()
         self.assertEqual(self.refused(self.post("backends/coder/wake"))[1], "backend_start_failed")
+
+    # -- the same again, and what contradicts -------------------------------------------------------
+
+    def test_to_start_what_runs_changes_nothing(self) -> None:
+        """202, and 200 with wait=1, however often; one start in all."""
+        self.world.hold_starts = True
+        for _ in range(3):
+            self.assertEqual(self.answered(self.post("backends/coder/start"))[0], 202)
+        waiting = [self.post("backends/coder/start?wait=1") for _ in range(2)]
+        self.turn()
+        self.assertEqual([one.take() for one in waiting], [b"", b""])
+        self.world.finish_start("coder")
+        for one in waiting:
+            status, view = self.answered(one)
+            self.assertEqual((status, view["state"]), (200, "ready"))
+        status, view = self.answered(self.post("backends/coder/start?wait=1"))
+        self.assertEqual((status, view["state"]), (200, "ready"))
+        self.assertEqual(self.answered(self.post("backends/coder/start"))[1]["state"], "ready")
+        self.assertEqual(self.world.count("ensure_started"), 1)
+
+    def test_to_stop_what_does_not_run_changes_nothing(self) -> None:
+        """Nor does a second stop of what stops; a reset of what has not failed does nothing either."""
+        for verb in ("stop", "stop?force=1", "reset"):
+            for query in ("", "wait=1"):
+                path = f"backends/coder/{verb}{'&' if '?' in verb else '?'}{query}".rstrip("?&")
+                status, view = self.answered(self.post(path))
+                self.assertEqual((status, view["state"]), (200 if query else 202, "absent"), path)
+        self.assertEqual(self.world.count("stop"), 0)
+        self.warm("coder")
+        self.world.hold_stops = True
+        for _ in range(3):
+            status, view = self.answered(self.post("backends/coder/stop"))
+            self.assertEqual((status, view["state"], view["cut"]), (202, "stopping", 0))
+        waiting = self.post("backends/coder/stop?wait=1")
+        self.world.finish_stop("coder")
+        self.assertEqual(self.answered(waiting)[1]["state"], "absent")
+        self.assertEqual(self.world.count("stop"), 1)
+
+    def test_a_stop_that_is_forced_tells_how_many_it_cut(self) -> None:
+        """Requests in flight, and no one who only looks; a restart tells it, too."""
+        for verb in ("stop", "restart"):
+            self.warm("coder")
+            held = [self.request("coder") for _ in range(3)]
+            looking = self.client().get(b"/coder/metrics")
+            self.turn()
+            status, view = self.answered(self.post(f"backends/coder/{verb}?force=1&wait=1"))
+            self.assertEqual((status, view["cut"], view["in_flight"]), (200, 3, 0))
+            for one in (*held, looking):
+                self.assertEqual(one.answer()[0], 502)
+        self.answered(self.post("backends/coder/stop?force=1&wait=1"))
+        self.warm("coder")
+        self.assertEqual(self.answered(self.post("backends/coder/stop?force=1"))[1]["cut"], 0)
+
+    def test_a_stop_that_waits_tells_what_the_limit_cut(self) -> None:
+        """Those who have not ended in the time that they have are broken off."""
+        self.warm("coder")
+        held = self.request("coder")
+        self.turn()
+        waiting = self.post("backends/coder/stop?wait=1")
+        self.turn()
+        self.assertEqual((waiting.take(), self.state("coder")), (b"", "draining"))
+        self.clock.advance(self.config.drain)
+        self.turn()
+        status, view = self.answered(waiting)
+        self.assertEqual((status, view["state"], view["cut"]), (200, "absent", 1))
+        self.assertEqual(held.answer()[0], 502)
+
+    def test_a_start_that_fails_is_told_to_who_waited(self) -> None:
+        """503 with the cause and when to come back, as a request would have been told."""
+        self.world.hold_starts = True
+        for verb in ("start", "restart"):
+            waiting = self.post(f"backends/coder/{verb}?wait=1")
+            self.turn()
+            self.world.refuse_start("coder", "no such image")
+            self.turn()
+            status, error, fields = waiting.error()
+            self.assertEqual((status, error["code"], error["state"]), (503, "backend_start_failed", "failed"))
+            self.assertIn("no such image", error["message"])
+            self.assertEqual(fields["retry-after"], str(error["retry_after"]))
+
+    def test_what_stops_is_not_put_to_sleep(self) -> None:
+        """409 while it drains for its end, and while that has not begun; and what wakes is not, either."""
+        self.build(coder={"sleep": "1", "gpu_memory": 0.4}, chat={"gpu_memory": 0.4})
+        self.warm("coder")
+        self.servers.mode = "refuse"
+        self.fleet.backends["chat"].demand()
+        self.assertEqual(self.answered(self.post("backends/coder/stop"))[1]["state"], "ready")
+        status, code, message, hint = self.refused(self.post("backends/coder/sleep"))
+        self.assertEqual((status, code, message), (409, "invalid_request", "coder is about to stop."))
+        self.assertIn("llmproxy start coder", hint)
+        self.build(coder={"sleep": "1"})
+        self.servers.mode = "healthy"
+        self.warm("coder")
+        self.request("coder")
+        self.assertEqual(self.answered(self.post("backends/coder/stop"))[1]["state"], "draining")
+        self.assertEqual(self.refused(self.post("backends/coder/sleep"))[0], 409)
+        self.assertEqual(self.refused(self.post("backends/coder/wake"))[0], 409)
+        self.answered(self.post("backends/coder/stop?force=1&wait=1"))
+        self.warm("coder")
+        self.answered(self.post("backends/coder/sleep?wait=1"))
+        self.servers.controls["POST /wake_up"] = None
+        self.assertEqual(self.answered(self.post("backends/coder/wake"))[1]["state"], "waking")
+        status, _, message, _ = self.refused(self.post("backends/coder/sleep"))
+        self.assertEqual((status, "waking" in message), (409, True))
+
+    def test_nothing_is_done_while_the_proxy_ends(self) -> None:
+        """503 for each verb, a restart included; what runs goes on."""
+        self.warm("coder")
+        self.fleet.refuse_new()
+        for verb in VERBS:
+            status, code, _, _ = self.refused(self.post(f"backends/coder/{verb}?wait=1"))
+            self.assertEqual((status, code), (503, "shutting_down"), verb)
+        self.assertEqual((self.state("coder"), self.world.count("stop")), ("ready", 0))
+        self.assertEqual(self.get("backends/coder")["state"], "ready")
 
     # -- starts that wait for room ------------------------------------------------------------------
 
@@ -764,6 +878,67 @@ class ApiTests(ApiCase):
         self.assertEqual(self.get("leases/"), self.get("leases"))
         status, _, body = self.ask(b"HEAD", "gpus").answer()
         self.assertEqual((status, body), (200, b""))
+        self.assertIn("/api/openapi.json", self.refused(self.ask(b"GET", "nothing"))[3])
+
+    def test_a_look_at_the_head_alone_ends(self) -> None:
+        """Of what would be followed as well: the connection is free for the next request."""
+        self.warm("coder")
+        for path in ("events", "backends/coder/logs?follow=1", "backends/coder/logs"):
+            client = self.ask(b"HEAD", path)
+            status, fields, body = client.answer()
+            self.assertEqual((status, body), (200, b""), path)
+            self.assertIn(fields["content-type"].partition(";")[0], ("text/plain", "text/event-stream"))
+            self.assertEqual(client.get(b"/api/leases", ADMIN).answer()[0], 200)
+
+    def test_what_is_not_known_is_refused_by_name(self) -> None:
+        """400 for parameters that a path does not have, has twice, or has with another value."""
+        self.warm("coder")
+        for method, path, name in (
+            ("GET", "backends?wait=1", "wait"),
+            ("GET", "backends/coder?x", "x"),
+            ("GET", "leases?=1", ""),
+            ("GET", "gpus?x%3Dy=z", "x=y"),
+            ("GET", "plan?backend=chat&backend=coder", "backend"),
+            ("GET", "backends/coder/logs?tail=-1", "tail"),
+            ("GET", "backends/coder/logs?tail=10001", "tail"),
+            ("GET", "backends/coder/logs?tail=%C2%B2", "tail"),
+            ("GET", f"backends/coder/logs?tail={'9' * 5000}", "tail"),
+            ("GET", "backends/coder/logs?tail=", "tail"),
+            ("GET", "backends/coder/logs?follow=maybe", "follow"),
+            ("GET", "events?follow=", "follow"),
+            ("POST", "backends/coder/start?wait", "wait"),
+            ("POST", "backends/coder/start?wait=1;force=1", "wait"),
+            ("POST", "backends/coder/stop?wait=1&wait=0", "wait"),
+            ("POST", "backends/coder/stop?Force=1", "Force"),
+            ("POST", "backends/coder/reset?force=1", "force"),
+            ("POST", "leases?waits=1", "waits"),
+            ("DELETE", "leases/lease-1?wait=1", "wait"),
+        ):
+            status, error, _ = self.ask(method.encode(), path).error()
+            told = (status, error["code"], error["param"])
+            self.assertEqual(told, (400, "invalid_request", name), path)
+            self.assertIn(name, error["message"])
+        self.assertEqual(self.state("coder"), "ready")
+        self.assertEqual(self.answered(self.post("backends/coder/stop?wait=yes&force=False"))[0], 200)
+
+    def test_bodies_are_refused_where_none_is_read(self) -> None:
+        """400 with where it is said instead; nothing at all, and an empty object, say nothing."""
+        for body in (b'{"wait": true}', b"wait=1", b"\x00" * 900):
+            status, code, message, hint = self.refused(self.post("backends/coder/stop", body))
+            self.assertEqual((status, code, message), (400, "invalid_request", "This path takes no body."))
+            self.assertEqual(hint, "What it takes stands in the query: wait, force.")
+        head = b"DELETE /api/leases/lease-1 HTTP/1.1\r\nHost: h\r\n%bContent-Length: 1\r\n\r\n1" % ADMIN
+        self.assertEqual(self.refused(self.client().send(head))[0], 400)
+        for body in (b"", b"{}", b" {}\r\n"):
+            self.assertEqual(self.answered(self.post("backends/coder/stop", body))[0], 202)
+
+    def test_bodies_are_short(self) -> None:
+        """413: a lease is asked for in a handful of fields."""
+        self.site.limits = Limits()
+        note = "x" * 65536
+        status, code, message, hint = self.refused(self.post("leases", {"note": note}))
+        self.assertEqual((status, code, hint), (413, "body_too_large", ""))
+        self.assertIn("65536", message)
 
     def test_all_of_it_is_for_administrators(self) -> None:
         """403 for a client's key."""

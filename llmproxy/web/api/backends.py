@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from llmproxy.backend.backend import Backend
-from llmproxy.errors import shutting_down
+from llmproxy.errors import Refusal, shutting_down
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.web.api.answers import conflict, flag
 from llmproxy.web.api.until import Waiting
@@ -87,8 +87,14 @@ class _Act:
 
     def _done(self, *, started: bool) -> None:
         backend = self._backend
-        if started and backend.wishes.unfit is not None and backend.state in ("absent", "sleeping"):
-            self._request.refuse(backend.wishes.unfit)
+        refusal: Refusal | None = None
+        if started and backend.state in ("absent", "sleeping"):
+            refusal = backend.wishes.unfit
+        elif started and backend.state == "failed":
+            # What a request that had waited would have been told.
+            refusal = backend.refusal
+        if refusal is not None:
+            self._request.refuse(refusal)
         else:
             self._answer(200)
 
