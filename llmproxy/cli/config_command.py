@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from pathlib import Path
-
 import click
 from rich.table import Table
 from rich.text import Text
 
-from llmproxy.cli.client import read_env_file
-from llmproxy.cli.view import console
+from llmproxy.cli.command import in_json, json_option, say_json
+from llmproxy.cli.reading import config_option, loader_of, refusing
+from llmproxy.cli.terminal import console
 from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.loader import Loader
 from llmproxy.config.model import Config, DockerSettings
-from llmproxy.config.resolve import CommandLine, describe
-from llmproxy.errors import ConfigError
+from llmproxy.config.resolve import describe
 
 __all__ = ["config"]
 
 # Labels are wanted for the picture, but nobody should wait long for an engine that does not answer.
 DOCKER_TIMEOUT = 5.0
+# A value may be a whole command line. What is less wide than this would be no table any more.
+_LEAST_VALUE = 16
 
 
 def _containers(settings: DockerSettings) -> tuple[list[LabelledContainer], str | None]:
@@ -48,44 +45,58 @@ def _load(loader: Loader, docker: bool) -> tuple[Config, list[str]]:
 
 
 @click.command()
-@click.option("--config", "file", type=click.Path(dir_okay=False), metavar="FILE", help="llmproxy.yaml.")
-@click.option("--check", is_flag=True, help="Only say whether all is right.")
+@click.argument("place", required=False, metavar="[FILE]", type=click.Path(dir_okay=False))
+@config_option
+@click.option("--check", is_flag=True, help="Only say whether all is right: status 2 if it is not.")
+@click.option("--changed", is_flag=True, help="Leave out what has its default.")
 @click.option("--demo", is_flag=True, help="As with twistd llmproxy --demo.")
 @click.option("--docker/--no-docker", default=True, help="Read the labels of containers.")
-@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+@json_option
 @click.pass_context
 def config(
-    context: click.Context, file: str | None, check: bool, demo: bool, docker: bool, as_json: bool
+    context: click.Context,
+    place: str | None,
+    file: str | None,
+    check: bool,
+    changed: bool,
+    demo: bool,
+    docker: bool,
+    as_json: bool,
 ) -> None:
     """Show the settings in force and where each came from; no proxy needs to run.
 
     The environment is this one's and what ./.env adds to it, as with ``make run``. Secrets are not shown.
+
+    \b
+    Examples:
+      llmproxy config --changed                   what was set, and where
+      llmproxy config --check llmproxy.yaml       before it is put in place
     """
-    as_json = as_json or bool(context.find_root().params.get("as_json"))
-    environment = {**read_env_file(Path(".env")), **os.environ}
-    try:
-        loader = Loader(environment, CommandLine(demo=demo, python=sys.executable), file)
-        found, notes = _load(loader, docker and not demo)
-    except ConfigError as wrong:
-        if as_json:
-            click.echo(json.dumps({"error": {"message": str(wrong)}}))
-        else:
-            click.echo(f"error: {wrong}", err=True)
-        context.exit(2)
-    rows = describe(found)
+    if place and file and place != file:
+        raise click.UsageError("Name one file.")
+    as_json = in_json(context, as_json)
+    with refusing(as_json):
+        found, notes = _load(loader_of(place or file, demo=demo), docker and not demo)
+    rows = [row for row in describe(found) if not changed or row[2] != "default"]
     if as_json:
         settings = {name: {"value": value, "source": source} for name, value, source in rows}
-        click.echo(json.dumps({"settings": {} if check else settings, "notes": notes, "ok": True}))
+        say_json({"settings": {} if check else settings, "notes": notes, "ok": True})
         return
     if check:
         routes = ", ".join(f"/{route}" for route in found.backends) or "none"
         click.echo(f"The configuration is right. Routes: {routes}.")
     else:
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
-        for heading in ("SETTING", "VALUE", "SOURCE"):
-            table.add_column(heading, overflow="fold")
-        for name, value, source in rows:
-            table.add_row(Text(name), Text(value), Text(source, style="dim" if source == "default" else ""))
-        console().print(table)
+        console().print(_table(rows))
     for note in notes:
         click.echo(f"note: {note}", err=True)
+
+
+def _table(rows: list[tuple[str, str, str]]) -> Table:
+    """Values are whole: what is long goes on below itself."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("SETTING", overflow="fold")
+    table.add_column("VALUE", overflow="fold", min_width=_LEAST_VALUE)
+    table.add_column("SOURCE", overflow="fold")
+    for name, value, source in rows:
+        table.add_row(Text(name), Text(value), Text(source, style="dim" if source == "default" else "cyan"))
+    return table

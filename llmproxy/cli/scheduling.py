@@ -10,14 +10,15 @@ import click
 
 from llmproxy.cli.client import Api, ApiError
 from llmproxy.cli.command import command, say_json
+from llmproxy.cli.completing import backend_names, lease_names
 from llmproxy.cli.sharing_view import advice_lines, gpu_table, lease_lines, leases_table
-from llmproxy.cli.view import console
+from llmproxy.cli.terminal import console, print_lines, width_of
 
-__all__ = ["COMMANDS"]
+__all__ = ["advise", "gpus", "lease", "leases", "plan", "release", "why"]
 
 
 @click.command()
-@click.argument("name", metavar="BACKEND")
+@click.argument("name", metavar="BACKEND", shell_complete=backend_names)
 @command
 def why(api: Api, name: str, *, as_json: bool) -> None:
     """Tell why a backend runs, waits, or has left.
@@ -36,10 +37,12 @@ def why(api: Api, name: str, *, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name", metavar="[BACKEND]", required=False)
+@click.argument("name", metavar="[BACKEND]", required=False, shell_complete=backend_names)
 @command
 def plan(api: Api, name: str | None, *, as_json: bool) -> None:
-    """Tell what is to be done now; with a backend, what a request for it would do. Nothing of it is done.
+    """Tell what is to be done now, or what a request would do.
+
+    With a backend: a request for it. Nothing of it is done.
 
     \b
     Example: llmproxy plan chat
@@ -63,7 +66,8 @@ def gpus(api: Api, *, as_json: bool) -> None:
     if not found.get("gpus"):
         click.echo("No backend needs GPU memory.")
         return
-    console().print(gpu_table(found["gpus"]))
+    out = console()
+    print_lines(out, gpu_table(found["gpus"], width_of(out)))
     if found.get("not_measured"):
         click.echo(f"Free memory is not measured: {found['not_measured']}.")
 
@@ -137,11 +141,12 @@ def leases(api: Api, *, as_json: bool) -> None:
     elif not found:
         click.echo("No GPU memory is lent.")
     else:
-        console().print(leases_table(found, time.time()))
+        out = console()
+        print_lines(out, leases_table(found, time.time(), width_of(out)))
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[LEASE]...")
+@click.argument("names", nargs=-1, metavar="[LEASE]...", shell_complete=lease_names)
 @click.option("--all", "every", is_flag=True, help="All of them.")
 @command
 def release(api: Api, names: tuple[str, ...], every: bool, *, as_json: bool) -> None:
@@ -167,6 +172,3 @@ def release(api: Api, names: tuple[str, ...], every: bool, *, as_json: bool) -> 
         click.echo(f"{found['id']}: released")
     if not ended:
         click.echo("No GPU memory is lent.")
-
-
-COMMANDS = (why, plan, gpus, advise, lease, leases, release)

@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
+from llmproxy.cli.columns import Column, table
 from llmproxy.cli.view import amount
-from llmproxy.fleet.telling import duration
+from llmproxy.words import duration
 
 __all__ = ["advice_lines", "gpu_table", "lease_lines", "leases_table", "wait_lines"]
-
-
-def _table(*names: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
-    for name in names:
-        table.add_column(name)
-    return table
 
 
 def wait_lines(backends: Iterable[Mapping[str, Any]], now: float) -> list[str]:
@@ -51,38 +44,68 @@ def _how(lease: Mapping[str, Any], now: float) -> str:
     return f"waits {why}, {left}"
 
 
-def leases_table(leases: Iterable[Mapping[str, Any]], now: float) -> Table:
-    """One line for each lease.
+def _cells(what: Iterable[str], style: str = "") -> list[Text]:
+    return [Text(each, style=style) for each in what]
+
+
+def leases_table(leases: Sequence[Mapping[str, Any]], now: float, width: int | None) -> list[Text]:
+    """A line for each lease.
 
     :param now: POSIX seconds.
+    :param width: how wide it may be; None: as wide as it is.
     """
-    table = _table("LEASE", "GPU", "MEMORY", "STATE", "LEFT", "NOTE")
-    for lease in leases:
-        waits = (lease.get("waits") or {}).get("why") or "waits"
-        table.add_row(
-            Text(lease["id"]),
-            Text(lease["gpu"]),
-            amount(lease["memory"]),
-            Text("held") if lease["held"] else Text(waits, style="yellow"),
-            duration(lease["until"] - now),
-            Text(lease.get("note") or ""),
-        )
-    return table
+    waits = [
+        Text("held") if lease["held"] else Text((lease.get("waits") or {}).get("why") or "waits", "yellow")
+        for lease in leases
+    ]
+    return table(
+        [
+            Column("LEASE", _cells((lease["id"] for lease in leases), "bold")),
+            Column("GPU", _cells(lease["gpu"] for lease in leases)),
+            Column("MEMORY", _cells(amount(lease["memory"]) for lease in leases), right=True),
+            Column("STATE", waits, shorten=(2, 20)),
+            Column("LEFT", _cells(duration(lease["until"] - now) for lease in leases)),
+            Column("NOTE", _cells(lease.get("note") or "" for lease in leases), shorten=(0, 12), drop=1),
+        ],
+        width,
+    )
 
 
-def gpu_table(gpus: Iterable[Mapping[str, Any]]) -> Table:
-    """One line for each GPU."""
-    table = _table("GPU", "TOTAL", "RESERVE", "LENT", "CLAIMED", "UNCLAIMED", "MEASURED FREE", "BY")
-    for gpu in gpus:
-        measured, unit = gpu.get("measured"), gpu["unit"]
-        who = [f"{claim['name']} {amount(claim['memory'], unit)}" for claim in gpu.get("claims") or ()]
-        table.add_row(
-            Text(gpu["gpu"]),
-            *(amount(gpu[name], unit) for name in ("total", "reserve", "lent", "claimed", "unclaimed")),
-            amount(measured["free"], "bytes") if measured else "",
-            Text(", ".join([*who, *(gpu.get("leases") or ())])),
+_SUMS = ("total", "reserve", "lent", "claimed", "unclaimed")
+
+
+def gpu_table(gpus: Sequence[Mapping[str, Any]], width: int | None) -> list[Text]:
+    """A line for each GPU."""
+    sums = {
+        name: _cells(amount(gpu[name], gpu["unit"]) if gpu[name] is not None else "" for gpu in gpus)
+        for name in _SUMS
+    }
+    free = _cells(amount(gpu["measured"]["free"], "bytes") if gpu.get("measured") else "" for gpu in gpus)
+    who = [
+        ", ".join(
+            [
+                *(
+                    f"{claim['name']} {amount(claim['memory'], gpu['unit'])}"
+                    for claim in gpu.get("claims") or ()
+                ),
+                *(gpu.get("leases") or ()),
+            ]
         )
-    return table
+        for gpu in gpus
+    ]
+    return table(
+        [
+            Column("GPU", _cells((gpu["gpu"] for gpu in gpus), "bold")),
+            Column("TOTAL", sums["total"], right=True, drop=5),
+            Column("RESERVE", sums["reserve"], right=True, drop=2),
+            Column("LENT", sums["lent"], right=True, drop=3),
+            Column("CLAIMED", sums["claimed"], right=True, drop=4),
+            Column("UNCLAIMED", sums["unclaimed"], right=True, brief=(0, "LEFT")),
+            Column("MEASURED FREE", free, right=True, brief=(0, "MEASURED"), drop=1),
+            Column("BY", _cells(who), shorten=(6, 12)),
+        ],
+        width,
+    )
 
 
 def advice_lines(found: Mapping[str, Any]) -> list[str]:

@@ -6,13 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from llmproxy.fleet.telling import duration
+from llmproxy.cli.columns import Column, table
+from llmproxy.words import duration
 
-__all__ = ["amount", "backend_lines", "backends_table", "console", "duration", "event_line", "failure_lines"]
+__all__ = [
+    "amount",
+    "backend_lines",
+    "backends_table",
+    "duration",
+    "event_line",
+    "failure_lines",
+    "state_text",
+    "what_next",
+]
 
 _COLOURS = {
     "ready": "green",
@@ -23,18 +31,12 @@ _COLOURS = {
     "falling_asleep": "yellow",
     "sleeping": "cyan",
     "failed": "red",
+    "absent": "dim",
 }
-# Wide enough that nothing is cut off when the output goes to a file or a pipe.
-_PIPE_WIDTH = 240
 
 
-def console() -> Console:
-    """Standard output: coloured and as wide as the terminal, or plain and wide."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
-
-
-def _next(backend: Mapping[str, Any]) -> str:
+def what_next(backend: Mapping[str, Any]) -> str:
+    """What will become of it, or how far it is."""
     if backend.get("retry_in") is not None:
         return f"retry in {duration(backend['retry_in'])}"
     if backend["state"] in ("starting", "waking") and backend.get("phase"):
@@ -67,27 +69,50 @@ def _since(backend: Mapping[str, Any], now: float) -> str:
     return "" if since is None else duration(now - since)
 
 
-def backends_table(backends: Iterable[Mapping[str, Any]], now: float) -> Table:
-    """One line for each backend.
+def state_text(backend: Mapping[str, Any]) -> Text:
+    """Its state, in its colour."""
+    return Text(_state(backend), style=_COLOURS.get(str(backend["state"]), ""))
+
+
+def backends_table(backends: Sequence[Mapping[str, Any]], now: float, width: int | None) -> list[Text]:
+    """A line for each backend, below a line of headings.
 
     :param now: POSIX seconds.
+    :param width: how wide it may be; None: as wide as it is.
     """
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
-    for name in ("BACKEND", "STATE", "FOR", "IN FLIGHT", "WAITING", "NEXT", "MODELS", "ADDRESS"):
-        table.add_column(name, justify="right" if name in ("IN FLIGHT", "WAITING") else "left")
-    for backend in backends:
-        state = str(backend["state"])
-        table.add_row(
-            Text(str(backend["name"])),
-            Text(_state(backend), style=_COLOURS.get(state, "")),
-            Text(_since(backend, now)),
-            str(backend.get("in_flight", 0)),
-            str(backend.get("waiting", 0)),
-            Text(_next(backend)),
-            Text(", ".join(backend.get("models") or ())),
-            Text(backend.get("address") or ""),
-        )
-    return table
+
+    def cells(what: Iterable[str]) -> list[Text]:
+        return [Text(each) for each in what]
+
+    def number(name: str) -> list[Text]:
+        # A nought says nothing: what is busy shall be seen.
+        counts = [int(backend.get(name) or 0) for backend in backends]
+        return [Text(str(count), style="" if count else "dim") for count in counts]
+
+    columns = [
+        Column("BACKEND", [Text(str(backend["name"]), style="bold") for backend in backends]),
+        Column("STATE", [state_text(backend) for backend in backends]),
+        Column("FOR", cells(_since(backend, now) for backend in backends), drop=8),
+        Column("IN FLIGHT", number("in_flight"), right=True, brief=(2, "BUSY"), drop=6),
+        Column("WAITING", number("waiting"), right=True, brief=(3, "WAIT"), drop=7),
+        Column("NEXT", cells(map(what_next, backends)), shorten=(5, 12), drop=9),
+    ]
+    if any(backend.get("tokens_per_second") for backend in backends):
+        speeds = cells(_speed(backend) for backend in backends)
+        columns.insert(5, Column("TOKENS/S", speeds, right=True, brief=(2, "TOK/S"), drop=4))
+    models = cells(", ".join(backend.get("models") or ()) for backend in backends)
+    addresses = cells(backend.get("address") or "" for backend in backends)
+    columns += [
+        Column("MODELS", models, shorten=(1, 16), drop=2),
+        Column("ADDRESS", addresses, drop=0),
+    ]
+    return table(columns, width)
+
+
+def _speed(backend: Mapping[str, Any]) -> str:
+    """Tokens a second."""
+    speed = backend.get("tokens_per_second")
+    return "" if not speed else f"{speed:.1f}" if speed < 100 else f"{speed:.0f}"
 
 
 def failure_lines(name: str, failure: Mapping[str, Any] | None, tail: int = 5) -> list[str]:
@@ -109,7 +134,7 @@ def backend_lines(backend: Mapping[str, Any], now: float) -> list[str]:
     """All that is known of one backend."""
     pairs = [
         ("state", f"{_state(backend)} for {_since(backend, now)}"),
-        ("now" if backend.get("phase") else "next", _progress(backend) or _next(backend)),
+        ("now" if backend.get("phase") else "next", _progress(backend) or what_next(backend)),
         ("waits", (backend.get("waits") or {}).get("why") or ""),
         ("decided", _decided(backend.get("decision"), now)),
         ("runtime", f"{backend.get('runtime')}, engine {backend.get('engine')}"),
@@ -152,13 +177,20 @@ def amount(memory: float | int, unit: str = "") -> str:
     return f"{memory / 2**30:.1f} GiB" if memory > 1 or unit == "bytes" else f"{memory:.2f}"
 
 
-def event_line(event: Mapping[str, Any]) -> str:
-    """One transition, or one decision."""
-    at = datetime.fromtimestamp(float(event.get("at") or 0)).strftime("%H:%M:%S")
-    reason = f": {event['reason']}" if event.get("reason") else ""
+def event_line(event: Mapping[str, Any], today: str | None = None) -> Text:
+    """One transition, or one decision.
+
+    :param today: as ``2026-11-26``; the date of an event of that day is not told.
+    """
+    when = datetime.fromtimestamp(float(event.get("at") or 0))
+    at = when.strftime("%H:%M:%S" if today in (None, when.strftime("%Y-%m-%d")) else "%Y-%m-%d %H:%M:%S")
+    line = Text.assemble((at, "dim"), " ", (str(event.get("backend")), "bold"), " ")
+    new = str(event.get("to"))
     if event.get("decision") == "phase":
-        return f"{at} {event.get('backend')} {event.get('from')}{reason}"
-    if event.get("decision"):
+        line.append(str(event.get("from")))
+    elif event.get("decision"):
         whom = f" for {event['for']}" if event.get("for") else ""
-        return f"{at} {event.get('backend')} decided: {event['decision']}{whom}{reason}"
-    return f"{at} {event.get('backend')} {event.get('from')} -> {event.get('to')}{reason}"
+        line.append(f"decided: {event['decision']}{whom}")
+    else:
+        line.append(f"{event.get('from')} -> ").append(new, _COLOURS.get(new, ""))
+    return line.append(f": {event['reason']}" if event.get("reason") else "")

@@ -38,7 +38,7 @@ class Loader:
 
         :raises llmproxy.errors.ConfigError: a setting is not allowed.
         """
-        return self._bare().docker
+        return self.bare().docker
 
     def load(self, containers: Sequence[LabelledContainer]) -> Config:
         """Read everything.
@@ -63,7 +63,11 @@ class Loader:
         text = None if name is None else _read(name)
         return Sources(environ, text, name or PLACES[0], options=self.options)
 
-    def _bare(self) -> Config:
+    def bare(self) -> Config:
+        """Everything but the routes: it is right without the labels of containers, too.
+
+        :raises llmproxy.errors.ConfigError: a setting is not allowed, or the file cannot be read.
+        """
         return self._without_routes(self._sources())
 
     def _docker(self, sources: Sources) -> DockerSettings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import threading
@@ -16,7 +15,6 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given, strategies
-from rich.console import Console
 
 from llmproxy.cli.client import Api, connect, read_env_file
 from llmproxy.cli.main import cli
@@ -657,11 +655,12 @@ def test_words() -> None:
         "1 h 1 m",
         "1 d 1 h",
     ]
-    assert event_line({"at": 0, "backend": "a", "from": "ready", "to": "stopping"}).endswith(
-        "a ready -> stopping"
-    )
+    event = {"at": 0, "backend": "a", "from": "ready", "to": "stopping"}
+    assert event_line(event).plain.endswith("a ready -> stopping")
+    (day, _), (hours, _) = (event_line(event, today).plain.split(" a ") for today in ("2001-01-01", None))
+    assert (len(day), len(hours)) == (19, 8)
     phase = {"at": 0, "backend": "a", "from": "starting", "to": "starting", "decision": "phase"}
-    assert event_line({**phase, "reason": "compiling"}).endswith(" a starting: compiling")
+    assert event_line({**phase, "reason": "compiling"}).plain.endswith(" a starting: compiling")
     shown = backend("a", "ready", last_start={"seconds": 12.0, "at": 1.0, "phases": {"loading weights": 3.0}})
     assert "12 s (loading weights 3.0 s)" in "\n".join(backend_lines(shown, 20.0))
 
@@ -676,9 +675,7 @@ def test_a_start_under_way() -> None:
         ({}, ""),
     ):
         shown = backend("a", "starting", **more)
-        with io.StringIO() as out:
-            Console(file=out, width=200).print(backends_table([shown], 20.0))
-            assert told in out.getvalue()
+        assert told in backends_table([shown], 20.0, None)[1].plain
         lines = backend_lines(shown, 20.0)
         assert f"  now:         {told}" in lines or not told
     waits = backend(
