@@ -52,11 +52,12 @@ def error_body(dialect: Dialect, refusal: Refusal) -> bytes:
 
 
 def _of_anthropic(refusal: Refusal, error: dict[str, Any]) -> dict[str, Any]:
-    kind = _TYPES.get(refusal.status)
-    if kind is None:
-        late = "overloaded_error" if refusal.code in _TRY_AGAIN else "api_error"
-        kind = late if refusal.status >= 500 else "invalid_request_error"
+    kind = "overloaded_error" if refusal.code in _TRY_AGAIN else _type_of(refusal.status)
     return {"type": "error", "error": {**error, "type": kind}}
+
+
+def _type_of(status: int) -> str:
+    return _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
 
 
 def heartbeat(dialect: Dialect, fields: Mapping[str, Any]) -> bytes:
@@ -94,7 +95,7 @@ def answer_event(dialect: Dialect, status: int, answer: bytes) -> bytes | None:
     if dialect == "anthropic":
         kind = error.get("type")
         native = isinstance(kind, str) and kind.endswith("_error")
-        error["type"] = kind if native else "invalid_request_error" if status < 500 else "api_error"
+        error["type"] = kind if native else _type_of(status)
         return _event("error", {"type": "error", "error": error})
     return _error(dialect, error)
 

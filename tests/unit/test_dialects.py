@@ -99,6 +99,9 @@ def test_an_engines_own_error_is_told_as_it_is() -> None:
         "invalid_request_error",
         "too long",
     )
+    for status, kind in ((404, "not_found_error"), (429, "rate_limit_error"), (422, "invalid_request_error")):
+        ((_, told),) = read(answer_event("anthropic", status, vllm) or b"")
+        assert told["error"]["type"] == kind
     own = b'{"type": "error", "error": {"type": "not_found_error", "message": "no"}}'
     assert answer_event("anthropic", 404, own) == b"event: error\ndata: " + own + b"\n\n"
     ((_, told),) = read(answer_event("anthropic", 500, b'{"error": "broken"}') or b"")
