@@ -15,7 +15,7 @@ backend has counters and histograms from its first request or start on.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, get_args
 
@@ -60,6 +60,10 @@ class Finished(Protocol):
         """HTTP status of the answer; 0 when there was none."""
 
     @property
+    def error(self) -> str:
+        """Code of the refusal that it was answered with; empty when there was none."""
+
+    @property
     def held(self) -> float:
         """Seconds that it waited for its backend; 0 when it did not."""
 
@@ -91,9 +95,18 @@ class Metrics:
     def __init__(self, fleet: Fleet, version: str) -> None:
         self.fleet = fleet
         self._requests: defaultdict[tuple[str, str, int], int] = defaultdict(int)
+        self._refusals: defaultdict[tuple[str, str], int] = defaultdict(int)
         self._times: dict[str, _Times] = {}
         self._collectors: tuple[Collector, ...] = (self, Starts(fleet), Sharing(fleet))
         self._version = version
+        self._tokens: Mapping[tuple[str, str, str], int] = {}
+
+    def count_tokens(self, totals: Mapping[tuple[str, str, str], int]) -> None:
+        """Tell of tokens, too.
+
+        :param totals: by backend, name of the key, and kind; it is read when somebody asks.
+        """
+        self._tokens = totals
 
     @cached_property
     def _exposition(self) -> Exposition:
@@ -110,6 +123,8 @@ class Metrics:
             times = known.get(route)
             if times is None:
                 times = self._new(route)
+            if entry.error:
+                self._refusals[NO_BACKEND if times is None else route, entry.error] += 1
             if times is None:
                 requests[NO_BACKEND, entry.outcome, entry.status] += 1
                 continue
@@ -151,6 +166,16 @@ class Metrics:
         for (route, outcome, status), count in self._requests.items():
             requests.add((route, outcome, str(status)), count)
         yield requests
+        yield self._tokens_told()
+        refusals = Family(
+            "counter",
+            "llmproxy_refusals",
+            "Requests that llmproxy answered with an error of its own, by the error's code.",
+            ("backend", "error"),
+        )
+        for about, count in self._refusals.items():
+            refusals.add(about, count)
+        yield refusals
         yield _histograms(
             "llmproxy_hold_seconds",
             "Seconds that requests were held for the backend; only those that were.",
@@ -167,6 +192,18 @@ class Metrics:
             ((route, times.request) for route, times in self._times.items()),
         )
 
+    def _tokens_told(self) -> Family:
+        tokens = Family(
+            "counter",
+            "llmproxy_tokens",
+            "Tokens by kind: prompt, completion, and estimated: of streams whose engine did not tell, counted by"
+            " their events.",
+            ("backend", "key", "kind"),
+        )
+        for about, count in self._tokens.items():
+            tokens.add(about, count)
+        return tokens
+
     def _fleet_now(self) -> Iterator[Family]:
         states = Family(
             "gauge",
@@ -180,13 +217,28 @@ class Metrics:
         waiting = Family(
             "gauge", "llmproxy_waiting", "Requests held until the backend is ready.", ("backend",)
         )
+        longest = Family(
+            "gauge",
+            "llmproxy_longest_wait_seconds",
+            "Seconds for which somebody has been waiting for the backend; 0 when nobody does.",
+            ("backend",),
+        )
+        sound = Family(
+            "gauge",
+            "llmproxy_scheduler_sound",
+            "Whether the scheduler decides as it should; /healthz says 503 when it does not.",
+            (),
+        )
+        sound.add((), 1 if self.fleet.scheduler.sound else 0)
         for name, backend in self.fleet.backends.items():
             now = backend.state
             for state in get_args(State):
                 states.add((name, state), 1 if state == now else 0)
             in_flight.add((name,), backend.admission.in_flight)
             waiting.add((name,), backend.admission.waiting)
-        yield from (states, in_flight, waiting)
+            since = backend.admission.waiting_since
+            longest.add((name,), 0.0 if since is None else backend.surroundings.clock.seconds() - since)
+        yield from (states, in_flight, waiting, longest, sound)
 
 
 def _histograms(name: str, meaning: str, each: Iterable[tuple[str, Histogram]]) -> Family:

@@ -46,6 +46,7 @@ class Request:
     held: float = 0.0
     first_byte: float | None = 0.02
     seconds: float = 0.3
+    error: str = ""
 
 
 def spec(route: str, **fields: Any) -> BackendSpec:
@@ -125,6 +126,31 @@ class MetricsTests(SynchronousTestCase):
         self.assertEqual(scrape.value("llmproxy_in_flight", backend="b"), 0)
         self.assertEqual(scrape.value("llmproxy_waiting", backend="a"), 0)
         self.assertEqual(scrape.value("llmproxy_waiting", backend="b"), 1)
+
+    def test_the_longest_wait_is_told(self) -> None:
+        """While somebody waits, and 0 when nobody does."""
+        start = self.clock.seconds()
+        self.fleet.backends["b"].admission.hold(cast(Any, object()), start)
+        self.clock.advance(7.5)
+        scrape = self.scrape()
+        self.assertEqual(scrape.value("llmproxy_longest_wait_seconds", backend="a"), 0)
+        self.assertEqual(scrape.value("llmproxy_longest_wait_seconds", backend="b"), 7.5)
+
+    def test_whether_the_scheduler_decides_is_told(self) -> None:
+        """As the health path has it."""
+        self.assertEqual(self.scrape().value("llmproxy_scheduler_sound"), 1)
+        self.fleet.scheduler.sound = False
+        self.assertEqual(self.scrape().value("llmproxy_scheduler_sound"), 0)
+
+    def test_refusals_are_counted_by_their_code(self) -> None:
+        """Of the backend that they were about, or of none."""
+        full = Request(outcome="refused", status=429, error="queue_full")
+        self.metrics.observe([full, full, Request(), evolve(full, route="nobody's", error="model_not_found")])
+        for accept in ("", OPENMETRICS):
+            scrape = self.scrape(accept)
+            self.assertEqual(scrape.value("llmproxy_refusals_total", backend="a", error="queue_full"), 2)
+            self.assertEqual(scrape.value("llmproxy_refusals_total", backend="-", error="model_not_found"), 1)
+            self.assertEqual(len(scrape.named("llmproxy_refusals_total")), 2)
 
     def test_the_version_and_the_process_are_told(self) -> None:
         """In both formats."""
