@@ -725,7 +725,8 @@ class ApiTests(ApiCase):
             ({"memory": "0%"}, "a fraction"),
             ({"memory": "101%"}, "a fraction"),
             ({"memory": 0}, "a fraction"),
-            ({"seconds": "8d"}, "up to 7d"),
+            ({"seconds": "8d"}, "from 1s to 7d"),
+            ({"seconds": 5e-324}, "from 1s"),
             ({"seconds": 0}, "as in 90s"),
             ({"seconds": None}, "as in 90s"),
             ({"note": 5}, "one line"),
@@ -773,7 +774,9 @@ class ApiTests(ApiCase):
         """Each is looked at with every decision."""
         for _ in range(100):
             self.assertEqual(self.answered(self.post("leases", {"memory": 0.001, "seconds": 60}))[0], 201)
-        self.assertEqual(self.refused(self.post("leases", {"memory": 0.001, "seconds": 60}))[0], 400)
+        status, _, message, hint = self.refused(self.post("leases", {"memory": 0.001, "seconds": 60}))
+        self.assertEqual((status, message), (409, "There are 100 leases already."))
+        self.assertIn("release", hint)
 
     # -- advice -------------------------------------------------------------------------------------
 

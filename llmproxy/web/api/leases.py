@@ -11,7 +11,7 @@ from llmproxy.errors import does_not_fit, invalid_request
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.http.openai import parse_body
 from llmproxy.scheduling.leases import LONGEST, GpuLease
-from llmproxy.web.api.answers import flag, not_found, short_body
+from llmproxy.web.api.answers import conflict, flag, not_found, short_body
 from llmproxy.web.api.until import Waiting
 from llmproxy.web.api.views import lease_view
 from llmproxy.web.request import ProxyRequest
@@ -21,6 +21,9 @@ __all__ = ["end_lease", "show_lease", "show_leases", "take_lease"]
 
 LONGEST_NOTE = 200
 """Characters of a note: it is for a person, and goes into every list."""
+
+SHORTEST = 1.0
+"""Seconds that a lease is for at least: none shall end while it is taken."""
 
 MOST_LEASES = 100
 """Leases at once: each is looked at with every decision."""
@@ -64,7 +67,7 @@ def take_lease(request: ProxyRequest, fleet: Fleet, waiting: Waiting) -> None:
     gpu, memory = _gpu(asked, fleet), _memory(asked)
     seconds, note = _seconds(asked), _note(asked)
     if len(list(fleet.scheduler.leases)) >= MOST_LEASES:
-        raise invalid_request(f"There are {MOST_LEASES} leases already.", hint="llmproxy release ID")
+        raise conflict(f"There are {MOST_LEASES} leases already.", "End one: llmproxy release ID.")
     lease = fleet.scheduler.lease(gpu, memory, seconds, note)
     if flag(request, b"wait"):
         _wait(request, fleet, waiting, lease, 201)
@@ -128,9 +131,10 @@ def _seconds(asked: Mapping[str, Any]) -> float:
         seconds = duration(given)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds <= LONGEST:
+    if not SHORTEST <= seconds <= LONGEST:
         raise invalid_request(
-            f"seconds is {given!r}; use {DURATION_ALLOWED}, up to {format_duration(LONGEST)}.",
+            f"seconds is {given!r}; use {DURATION_ALLOWED}, from {format_duration(SHORTEST)} to"
+            f" {format_duration(LONGEST)}.",
             param="seconds",
             hint="What is wanted for longer is a reserve: gpus.<gpu>.reserve in llmproxy.yaml.",
         )
