@@ -82,6 +82,10 @@ _LOG = (
     ),
     # -- other memory, and disks
     _Cause(
+        r"Available memory on node .* less than requested memory",
+        "Lower VLLM_CPU_KVCACHE_SPACE or --kv-cache-memory-bytes, or stop what else uses the memory.",
+    ),
+    _Cause(
         r"(?:Insufficient space in /dev/shm|No space left on device.*shm|shm.*No space left on device"
         r"|unable to (?:open|write to) (?:shared memory|file </torch_)|insufficient shared memory|Bus error)",
         "Give the container more shared memory: ipc: host, or shm_size.",
@@ -104,19 +108,31 @@ _LOG = (
         r"Repo id must be in the form 'repo_name' or 'namespace/repo_name'"
         r"|Invalid repository ID or local directory specified"
         r"|(?:RepositoryNotFoundError|404 Client Error.*huggingface|Repository Not Found)",
-        "There is no such model: check its name, or its path and the volume that it lies on.",
+        "There is no such model: check its name, or its path (with a config.json) and the volume it lies on.",
     ),
     _Cause(
         r"Cannot find any model weights|No (?:safetensors|model) weights? (?:files? )?found",
         "The model's folder has no weights that vLLM reads: see --load-format and its download.",
     ),
     _Cause(
+        r"(?:SafetensorError: |config file at .* is not a valid JSON file)",
+        "A file of the model is cut short or broken: download the model again.",
+    ),
+    _Cause(
+        r"Couldn't instantiate the backend tokenizer",
+        "The model's folder lacks its tokenizer: complete its download, or name one by --tokenizer.",
+    ),
+    _Cause(
+        r"(?:supplied chat template .* doesn't exist|Loading lora .* failed: No adapter found)",
+        "Check the path, and the volume that it lies on.",
+    ),
+    _Cause(
         r"(?:We couldn't connect to .*huggingface|Max retries exceeded with url.*huggingface"
         r"|(?:huggingface\.co|hf\.co).*(?:Max retries exceeded|Network is unreachable|timed out)"
         r"|name resolution|LocalEntryNotFoundError|OfflineModeIsEnabled|outgoing traffic has been disabled"
         r"|cannot find the (?:requested files|appropriate snapshot folder))",
-        "The model has to be downloaded, and the container cannot: check its network and proxy, or mount a"
-        " cache that has the model.",
+        "The model is in no cache here and cannot be downloaded: check its name, the network, the proxy and"
+        " HF_HUB_OFFLINE, or mount a cache that has it.",
     ),
     _Cause(
         r"(?:[Pp]lease pass the argument `?trust_remote_code=True|requires you to execute the configuration"
@@ -129,13 +145,13 @@ _LOG = (
         "This vLLM does not know the model's kind: take a newer image.",
     ),
     _Cause(
-        r"User-specified max_model_len ",
-        "Lower --max-model-len to what the model was made for.",
+        r"User-specified max_model_len (?:.*?derived max_model_len \(\w+=(?P<most>\d{1,12}))?",
+        "Lower --max-model-len to {most} at most: the model was made for no more.",
     ),
     # -- quantisation and types
     _Cause(
         r"(?:Unknown quantization method|[Ii]nvalid quantization method|Quantization method specified in the"
-        r" model config)",
+        r" model config|Cannot find the config file for \w+)",
         "Remove --quantization (the model says what it is), or take an image whose vLLM knows the method.",
     ),
     _Cause(
@@ -145,6 +161,14 @@ _LOG = (
     _Cause(
         r"quantization method .* is not supported for the current GPU",
         "The GPU is too old for this quantisation: take the model in another one, AWQ or GPTQ.",
+    ),
+    _Cause(
+        r"quantization method .* is deprecated",
+        "Take the model in another quantisation, or add --allow-deprecated-quantization.",
+    ),
+    _Cause(
+        r"is not supported for quantization method .*dtypes: \[torch\.bfloat16\]",
+        "Add --dtype bfloat16.",
     ),
     _Cause(
         r"(?:[Bb]float16 is only supported on GPUs|torch\.\w+ is not supported for quantization method)",
@@ -167,9 +191,14 @@ _LOG = (
     ),
     _Cause(r"Sleep mode is not supported on current platform", "Remove --enable-sleep-mode."),
     _Cause(
-        r"error: (?:unrecognized arguments|argument -|the following arguments are required|invalid choice"
-        r"|ambiguous option)",
+        r"(?:error: (?:unrecognized arguments|argument -|the following arguments are required|invalid choice"
+        r"|ambiguous option)|--enable-auto-tool-choice requires|invalid tool call parser"
+        r"|Reasoning parser .* not found|Load format .* is not supported)",
         "vLLM does not take this flag like that: check args, and that the image is of the right version.",
+    ),
+    _Cause(
+        r"^\w+: Input should be ",
+        "vLLM does not take this value: correct the flag of that name.",
     ),
     # -- the machine
     _Cause(
@@ -185,6 +214,11 @@ _LOG = (
     _Cause(
         r"(?:[Aa]ddress already in use|EADDRINUSE)",
         "The port is taken where the server runs (network_mode: host: on the host): choose another --port.",
+    ),
+    _Cause(
+        # Not "(errno: 99 - ...": with that PyTorch warns of a machine without IPv6.
+        r"\[Errno 99\] Cannot assign requested address",
+        "--host names no address of where the server runs: 0.0.0.0 is all of them.",
     ),
 )
 
@@ -248,8 +282,24 @@ _PREFIX = re.compile(
 _BEGIN = ("vLLM API server version", "non-default args:")
 """What a run of vLLM writes first: a container's log holds its earlier runs as well."""
 
-_POINTERS = ("See root cause above", "See stack trace (above)")
-"""What only points upwards is told when there is nothing else."""
+_POINTERS = (
+    "See root cause above",
+    "See stack trace",
+    "For further information visit https://errors.pydantic",
+)
+"""What only points elsewhere is told when there is nothing else."""
+
+_RAISED = re.compile(r"Value error, |[\w.]*(?:Error|Exception)(?:: |$)|\S.* \[type=\w+, input_value=")
+"""A line by which Python, or pydantic, tells an error: warnings and ends of tracebacks stand below it."""
+
+_FIELD = re.compile(r"^(\w+)\n(?=Input should be )", re.MULTILINE)
+"""pydantic tells the setting in one line, and what is wrong with it in the next."""
+
+_WRAPPING = re.compile(
+    r"^Value error, | ?\[type=\w+, input_value=.*|^RuntimeError: Worker failed with error '"
+    r"|', please check the stack trace above.*"
+)
+"""What pydantic and vLLM put around a message."""
 
 LONGEST = 2000
 """Characters of a line that are searched."""
@@ -284,6 +334,7 @@ def diagnose(
         return ended
     said = [line for line in lines if line]
     told = [line for line in said if not any(pointer in line for pointer in _POINTERS)] or said
+    told = [line for line in told if _RAISED.match(line)] or told
     if exit_code == 0:
         return "It ended by itself before it answered.", (
             "Its command is no server, or it was told to end: look at its command and its log."
@@ -324,7 +375,8 @@ def refusal_hint(said: str) -> str | None:
 
 
 def _last_run(log: str) -> list[str]:
-    lines = [_PREFIX.sub("", line[:LONGEST]).strip() for line in re.split(r"[\r\n]+", log)]
+    bare = "\n".join(_PREFIX.sub("", line[:LONGEST]).strip() for line in re.split(r"[\r\n]+", log))
+    lines = _FIELD.sub(r"\1: ", bare).split("\n")
     for number in range(len(lines) - 1, -1, -1):
         if any(begin in lines[number] for begin in _BEGIN):
             return lines[number:]
@@ -341,4 +393,5 @@ def _told(cause: _Cause, found: dict[str, str | None], neighbours: Iterable[str]
 def _gist(line: str, sign: int = 0) -> str:
     """What is told of a line whose sign stands there."""
     line = (line[sign:] if sign > _GIST // 2 else line).strip()
+    line = _WRAPPING.sub("", line).strip() or line
     return line if len(line) <= _GIST else line[:_GIST].rstrip() + "..."

@@ -179,6 +179,54 @@ UPWARDS = "RuntimeError: Engine core initialization failed. See root cause above
         ("RuntimeError: No CUDA GPUs are available", "GPU"),
         ("RuntimeError: Failed to infer device type", "GPU"),
         ("Value error, Sleep mode is not supported on current platform.", "--enable-sleep-mode"),
+        (
+            "  Value error, User-specified max_model_len (100000) is greater than the derived max_model_len"
+            " (max_position_embeddings=8192.0 or model_max_length=None in model's config.json).",
+            "--max-model-len to 8192 at most",
+        ),
+        ("  Value error, Cannot find the config file for awq", "Remove --quantization"),
+        (
+            "  Value error, torch.float32 is not supported for quantization method mxfp4. Supported dtypes:"
+            " [torch.bfloat16]",
+            "--dtype bfloat16",
+        ),
+        (
+            "  Value error, ('The quantization method %s is deprecated and will be removed in future versions"
+            " of vLLM. To bypass, set `--allow-deprecated-quantization`.', 'fp_quant')",
+            "--allow-deprecated-quantization",
+        ),
+        (
+            "ValueError: Available memory on node 0 (12.69/14.59 GiB) on kv cache allocation is less than"
+            " requested memory for kv (100.0 GiB). Decrease --kv-cache-memory-bytes, VLLM_CPU_KVCACHE_SPACE,"
+            " or reduce CPU memory used by other processes.",
+            "Lower VLLM_CPU_KVCACHE_SPACE",
+        ),
+        (
+            "safetensors._safetensors_rust.SafetensorError: Error while deserializing header: incomplete"
+            " metadata, file not fully covered",
+            "download the model again",
+        ),
+        (
+            "OSError: It looks like the config file at '/models/tiny/config.json' is not a valid JSON file.",
+            "download the model again",
+        ),
+        (
+            "vllm.exceptions.VLLMValidationError: The supplied chat template string (/no/such/template.jinja)"
+            " appears path-like, but doesn't exist! Tried: /no/such/template.jinja and"
+            " /no/such/template.jinja (parameter=chat_template)",
+            "Check the path",
+        ),
+        ("ValueError: Loading lora a failed: No adapter found for /no/such/lora", "Check the path"),
+        (
+            "huggingface_hub.errors.LocalEntryNotFoundError: Cannot find an appropriate cached snapshot"
+            " folder for the specified revision on the local disk and outgoing traffic has been disabled.",
+            "HF_HUB_OFFLINE",
+        ),
+        ("TypeError: Error: --enable-auto-tool-choice requires --tool-call-parser", "check args"),
+        ("KeyError: 'invalid tool call parser: zork (chose from { hermes,internlm })'", "check args"),
+        ("KeyError: \"Reasoning parser 'zork' not found. Available parsers: qwen3\"", "check args"),
+        ("ValueError: Load format `zork` is not supported", "check args"),
+        ("OSError: [Errno 99] Cannot assign requested address", "--host"),
     ],
 )
 def test_known_causes(line: str, hint: str) -> None:
@@ -188,6 +236,98 @@ def test_known_causes(line: str, hint: str) -> None:
     assert len(cause) > 10
     assert found is not None
     assert hint in found
+
+
+PYDANTIC = "    For further information visit https://errors.pydantic.dev/2.14/v/"
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        (
+            "gpu_memory_utilization",
+            "Input should be less than or equal to 1 [type=less_than_equal, input_value=1.5,"
+            " input_type=float]",
+        ),
+        (
+            "max_num_seqs",
+            "Input should be greater than or equal to 1 [type=greater_than_equal, input_value=0,"
+            " input_type=int]",
+        ),
+    ],
+)
+def test_a_setting_that_is_out_of_its_bounds_is_named(field: str, said: str) -> None:
+    """Its name, which stands in the line above, is told with what is wrong with it."""
+    error = "pydantic_core._pydantic_core.ValidationError: 1 validation error for CacheConfig"
+    tail = "\n".join([error, field, f"  {said}", f"{PYDANTIC}less_than_equal"])
+    cause, hint = diagnose(1, False, tail)
+    assert cause == f"{field}: {said.partition(' [type')[0]}"
+    assert hint is not None
+    assert "flag of that name" in hint
+
+
+def test_a_tokenizer_that_is_missing() -> None:
+    """The first of its lines is the cause."""
+    tail = (
+        "ValueError: Couldn't instantiate the backend tokenizer from one of: \n"
+        "(1) a `tokenizers` library serialization file, \n"
+        "(2) a slow tokenizer instance to convert or \n"
+        "(3) an equivalent slow tokenizer class to instantiate and convert. \n"
+        "You need to have sentencepiece or tiktoken installed to convert a slow tokenizer to a fast one.\n"
+    )
+    cause, hint = diagnose(1, False, tail)
+    assert cause == "ValueError: Couldn't instantiate the backend tokenizer from one of:"
+    assert hint is not None
+    assert "--tokenizer" in hint
+
+
+def test_what_is_put_around_a_message_is_not_told() -> None:
+    """Nor is pydantic's pointer to its own pages, below an error that nobody knows."""
+    value_error = (
+        "  Value error, invalid literal for int() with base 10: 'many' [type=value_error,"
+        " input_value=ArgsKwargs((), {'model_co... 'shutdown_timeout': 0}), input_type=ArgsKwargs]"
+    )
+    head = "pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig"
+    tail = "\n".join([head, value_error, f"{PYDANTIC}value_error"])
+    assert diagnose(1, False, tail) == ("invalid literal for int() with base 10: 'many'", None)
+    short = "Available memory on node 0 (1.2/14.59 GiB) on kv cache allocation is less than requested memory"
+    around = (
+        f"RuntimeError: Worker failed with error '{short} for kv (9.0 GiB).', please check the stack trace"
+        " above for the root cause"
+    )
+    assert diagnose(1, False, log(around, UPWARDS))[0] == f"{short} for kv (9.0 GiB)."
+
+
+def test_an_unknown_error_of_a_worker_is_found_above_what_came_of_it() -> None:
+    """The error is told, and neither what the other processes made of it nor the warnings at the end."""
+    worker = "RuntimeError: start (0) + length (256) exceeds dimension size (128)."
+    came_of_it = (
+        "Exception: WorkerProc initialization failed due to an exception in a background process. See stack"
+        " trace for root cause."
+    )
+    tail = (
+        log("WorkerProc failed to start.", "    raise e", worker, "")
+        + log("EngineCore failed to start.", "    raise e from None", came_of_it)
+        + f"Process EngineCore:\n    raise e from None\n{came_of_it}\n"
+        + f"    wait_for_engine_startup(\n    raise RuntimeError(\n{UPWARDS}\n"
+        + "multiprocessing/resource_tracker.py:254: UserWarning: resource_tracker: There appear to be 1"
+        " leaked shared_memory objects to clean up at shutdown\n"
+        "  warnings.warn('resource_tracker: There appear to be %d '\n"
+    )
+    assert diagnose(1, False, tail) == (worker, None)
+    assert diagnose(1, False, " [type=value_error, input_value=1]") == (
+        "[type=value_error, input_value=1]",
+        None,
+    )
+
+
+def test_a_warning_about_a_machine_without_ipv6_is_no_cause() -> None:
+    """PyTorch's own words for it are like those of an address that cannot be bound."""
+    warning = (
+        "[W socket.cpp:200] The client socket has failed to connect to [localhost]:29500 (errno: 99 - Cannot"
+        " assign requested address)."
+    )
+    assert diagnose(1, False, log(warning, "ValueError: something else"))[0] == "ValueError: something else"
 
 
 def test_unknown_causes() -> None:
@@ -258,6 +398,9 @@ def test_a_long_line_is_told_from_its_sign_on() -> None:
         "Access to model ",
         "Model architectures ",
         "huggingface.co ",
+        "User-specified max_model_len ",
+        "quantization method ",
+        "x",
     ):
         diagnose(1, False, "\n".join([piece * 20_000] * 20))
     assert time.process_time() - began < 10
