@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import zip_longest
+from textwrap import wrap
+
 import click
-from rich.table import Table
 from rich.text import Text
 
+from llmproxy.cli.columns import Column, table
 from llmproxy.cli.command import in_json, json_option, say_json
 from llmproxy.cli.reading import config_option, loader_of, refusing
-from llmproxy.cli.terminal import console
+from llmproxy.cli.terminal import console, print_lines
 from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.loader import Loader
 from llmproxy.config.model import Config, DockerSettings
@@ -20,6 +24,8 @@ __all__ = ["config"]
 DOCKER_TIMEOUT = 5.0
 # A value may be a whole command line. What is less wide than this would be no table any more.
 _LEAST_VALUE = 16
+
+_Row = tuple[str, str, str]
 
 
 def _containers(settings: DockerSettings) -> tuple[list[LabelledContainer], str | None]:
@@ -86,17 +92,45 @@ def config(
         routes = ", ".join(f"/{route}" for route in found.backends) or "none"
         click.echo(f"The configuration is right. Routes: {routes}.")
     else:
-        console().print(_table(rows))
+        out = console()
+        print_lines(out, _grouped(rows, out.width) if out.is_terminal else _flat(rows))
     for note in notes:
         click.echo(f"note: {note}", err=True)
 
 
-def _table(rows: list[tuple[str, str, str]]) -> Table:
-    """Values are whole: what is long goes on below itself."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("SETTING", overflow="fold")
-    table.add_column("VALUE", overflow="fold", min_width=_LEAST_VALUE)
-    table.add_column("SOURCE", overflow="fold")
-    for name, value, source in rows:
-        table.add_row(Text(name), Text(value), Text(source, style="dim" if source == "default" else "cyan"))
-    return table
+def _flat(rows: Sequence[_Row]) -> list[Text]:
+    """A line for each setting, to be searched."""
+    cells = [[Text(row[place]) for row in rows] for place in range(3)]
+    titles = ("SETTING", "VALUE", "SOURCE")
+    return table([Column(title, column) for title, column in zip(titles, cells, strict=True)], None)
+
+
+def _grouped(rows: Sequence[_Row], width: int) -> list[Text]:
+    """In groups, to be read: what is said of a backend below its name, long values below themselves."""
+    shown = [(*_split(name), value, _short(source, name)) for name, value, source in rows]
+    names = max((len(name) for _, name, _, _ in shown), default=0) + 2
+    sources = min(max((len(source) for *_, source in shown), default=0), width // 3)
+    values = max(width - names - sources - 4, _LEAST_VALUE)
+    lines: list[Text] = []
+    last = ""
+    for group, name, value, source in shown:
+        if group != last:
+            lines += [Text(), Text(group, style="bold")]
+            last = group
+        indent = "  " if group else ""
+        parts = zip_longest(wrap(value, values) or [""], wrap(source, sources) or [""], fillvalue="")
+        for number, (part, where) in enumerate(parts):
+            line = Text(f"{indent + name if number == 0 else '':<{names}}  {part:<{values}}  ")
+            lines.append(line.append(where, "dim" if source == "default" else "cyan"))
+    return lines
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Its group and its name there."""
+    group, _, last = name.rpartition(".")
+    return group, last
+
+
+def _short(source: str, name: str) -> str:
+    """A file where the setting stands under its own name need not say it."""
+    return source.removesuffix(f" {name}")

@@ -22,6 +22,7 @@ from llmproxy.words import duration
 __all__ = ["Progress", "sees_progress", "step_of"]
 
 _BAR = 14
+_FAULTS = {"backend_start_failed": "failed", "backend_start_timeout": "failed"}
 
 
 def sees_progress() -> bool:
@@ -36,6 +37,8 @@ def step_of(view: Mapping[str, Any]) -> str:
         return f"waits: {waits['why']}"
     if view["state"] in ("starting", "waking") and view.get("phase"):
         part = view.get("progress")
+        if view["phase"] == view["state"]:
+            return ""
         return f"{view['phase']} {part:.0%}" if part is not None else str(view["phase"])
     if view["state"] == "draining":
         count = view.get("in_flight", 0)
@@ -106,8 +109,8 @@ class Progress:
             return [
                 mark,
                 Text(name, style="bold"),
-                Text("refused", style="red"),
-                Text(str(done.error)),
+                Text(_FAULTS.get(str(done.error.code), "refused"), style="red"),
+                Text(str(done.error).partition("\n")[0]),
                 "",
                 "",
                 clock,

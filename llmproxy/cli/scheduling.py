@@ -32,8 +32,7 @@ def why(api: Api, name: str, *, as_json: bool) -> None:
     if as_json:
         say_json(found)
         return
-    for line in found.get("why") or ():
-        click.echo(line)
+    print_lines(console(), found.get("why") or ())
 
 
 @click.command()
@@ -51,8 +50,7 @@ def plan(api: Api, name: str | None, *, as_json: bool) -> None:
     if as_json:
         say_json(found)
         return
-    for line in found.get("told") or ():
-        click.echo(line)
+    print_lines(console(), found.get("told") or ())
 
 
 @click.command()
@@ -69,7 +67,7 @@ def gpus(api: Api, *, as_json: bool) -> None:
     out = console()
     print_lines(out, gpu_table(found["gpus"], width_of(out)))
     if found.get("not_measured"):
-        click.echo(f"Free memory is not measured: {found['not_measured']}.")
+        print_lines(out, [f"Free memory is not measured: {found['not_measured']}."])
 
 
 @click.command()
@@ -83,8 +81,7 @@ def advise(api: Api, *, as_json: bool) -> None:
     if as_json:
         say_json(found)
         return
-    for line in advice_lines(found):
-        click.echo(line)
+    print_lines(console(), advice_lines(found))
 
 
 @click.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from textwrap import wrap
 from typing import Any
 
 import click
@@ -59,7 +60,7 @@ def status(api: Api, names: tuple[str, ...], watch: float | None, *, as_json: bo
         return {"backends": api.backends(), "leases": api.leases()}
 
     def draw(found: dict[str, Any], width: int | None) -> list[Any]:
-        return _in_full(found) if names else _in_brief(found, width)
+        return _in_full(found, width) if names else _in_brief(found, width)
 
     if watch is not None:
         from llmproxy.cli.watching import keep_watching
@@ -75,15 +76,20 @@ def status(api: Api, names: tuple[str, ...], watch: float | None, *, as_json: bo
         print_lines(out, draw(found, width_of(out)))
 
 
-def _in_full(found: dict[str, Any]) -> list[Any]:
+def _in_full(found: dict[str, Any], width: int | None) -> list[Any]:
     """All that is known of some backends, as lines of rich's Text."""
     # rich takes a fifth of the time that the command takes; --json does without it.
     from rich.text import Text
 
-    from llmproxy.cli.view import backend_lines
+    from llmproxy.cli.view import VALUES_AT, backend_lines
 
     now = time.time()
-    return [Text(line) for backend in found["backends"] for line in backend_lines(backend, now)]
+    lines = [line for backend in found["backends"] for line in backend_lines(backend, now)]
+    if width is not None:
+        # What does not fit goes on below the values, not below their names.
+        wrapped = [wrap(line, width, subsequent_indent=" " * VALUES_AT) for line in lines]
+        lines = [part for parts in wrapped for part in parts]
+    return [Text(line) for line in lines]
 
 
 def _in_brief(found: dict[str, Any], width: int | None) -> list[Any]:

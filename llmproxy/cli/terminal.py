@@ -33,10 +33,10 @@ def has_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def print_lines(out: Console, lines: Iterable[Text]) -> None:
-    """Print lines that fit; what does not is broken by the terminal rather than cut."""
+def print_lines(out: Console, lines: Iterable[Text | str]) -> None:
+    """Print lines; one that does not fit is broken between words."""
     for line in lines:
-        out.print(line, soft_wrap=True)
+        out.print(Text(line) if isinstance(line, str) else line)
 
 
 @contextmanager

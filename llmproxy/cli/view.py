@@ -12,6 +12,7 @@ from llmproxy.cli.columns import Column, table
 from llmproxy.words import duration
 
 __all__ = [
+    "VALUES_AT",
     "amount",
     "backend_lines",
     "backends_table",
@@ -21,6 +22,9 @@ __all__ = [
     "state_text",
     "what_next",
 ]
+
+VALUES_AT = 15
+"""The column where the values stand in what is told of one backend."""
 
 _COLOURS = {
     "ready": "green",
@@ -152,7 +156,7 @@ def backend_lines(backend: Mapping[str, Any], now: float) -> list[str]:
         parts = ", ".join(f"{phase} {duration(took)}" for phase, took in phases.items())
         pairs.append(("last start", f"{duration(start['seconds'])}{f' ({parts})' if parts else ''}"))
     lines = [str(backend["name"])]
-    lines += [f"  {name + ':':<12} {value}" for name, value in pairs if value]
+    lines += [f"  {name + ':':<{VALUES_AT - 3}} {value}" for name, value in pairs if value]
     return lines + failure_lines("  last failure", backend.get("last_failure"))
 
 

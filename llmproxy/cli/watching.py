@@ -85,7 +85,8 @@ class _Watch:
                     live.update(Group(Text(head, "dim", no_wrap=True), Text(), *lines), refresh=True)
                     self._again()
         finally:
-            print_lines(out, lines)
+            # Below the ^C that the terminal has written.
+            print_lines(out, ["", *lines])
 
     def _again(self) -> None:
         """Wait, and look again; while the proxy is away what was seen last stays."""
