@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -124,16 +124,22 @@ def _stopped(api: Api, name: str, wait: bool, force: bool) -> Done:
     began = time.monotonic()
     before = api.backend(name)["state"]
     backend = api.act(name, "stop", wait=wait, force=force)
-    state = backend["state"]
+    state, cut = backend["state"], _cut(backend)
     if not wait:
-        return Done(name, backend, f"{name}: was {before}, now {state}", well=True)
+        return Done(name, backend, f"{name}: was {before}, now {state}{cut}", well=True)
     if before in ("absent", "failed"):
         return Done(name, backend, f"{name}: was not running ({before})", well=True)
     took = duration(time.monotonic() - began)
     if state in ("absent", "failed"):
-        return Done(name, backend, f"{name}: was {before}, stopped after {took}", well=True)
-    again = f"{name}: was {before}, is {state} again after {took}: something asked for it"
+        return Done(name, backend, f"{name}: was {before}, stopped after {took}{cut}", well=True)
+    again = f"{name}: was {before}, is {state} again after {took}: something asked for it{cut}"
     return Done(name, backend, again, well=False)
+
+
+def _cut(backend: Mapping[str, Any]) -> str:
+    """What has become of the requests that it was answering, if they did not end."""
+    cut = backend.get("cut", 0)
+    return f"; {cut} {'request was' if cut == 1 else 'requests were'} broken off" if cut else ""
 
 
 def _slept(api: Api, name: str, wait: bool) -> Done:

@@ -19,8 +19,8 @@ from tests.openapi import described
 EXAMPLES = 15
 """Requests that are made up for each operation, beside those that the document itself suggests."""
 
-# 503 is an answer like others here: there is no room, or the pause after a failed start lasts.  What is asked of
-# a lease JSON Schema cannot say in full: that 0% is nothing, say, or which GPUs there are.
+# 503 is an answer like others here: there is no room, or the pause after a failed start lasts.  JSON Schema
+# cannot say all of a lease: that 0% is nothing, say, or which GPUs there are.
 SETTINGS = """
 [checks]
 not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 503]

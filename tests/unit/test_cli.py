@@ -297,6 +297,19 @@ def test_stop_tells_what_happened(proxy: FakeProxy) -> None:
     assert ("POST", "/api/backends/coder/stop", {"wait": ["1"], "force": ["1"]}) in proxy.asked
 
 
+def test_stop_tells_what_it_broke_off(proxy: FakeProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many requests did not end, whether it is waited for or not."""
+    act = Api.act
+    for cut, told in ((1, "; 1 request was broken off\n"), (3, "; 3 requests were broken off\n"), (0, "\n")):
+        monkeypatch.setattr(Api, "act", lambda *args, cut=cut, **more: {**act(*args, **more), "cut": cut})
+        for flag in ("--force", "--no-wait"):
+            proxy.backends["coder"]["state"] = "ready"
+            result = run("stop", "coder", "--force", flag)
+            assert result.exit_code == 0
+            assert result.stdout.endswith(told)
+            assert told != "\n" or "broken" not in result.stdout
+
+
 def test_stop_that_does_not_last(proxy: FakeProxy) -> None:
     """A backend that was asked for while it stopped is told as running again: status 1."""
     proxy.after["stop"] = "starting"
