@@ -64,6 +64,9 @@ _SECTIONS = {
         "keys": Later("llmproxy.cli.keys_command", "Show the API keys and what each may do"),
         "completion": Later(
             "llmproxy.cli.completion", "Print what makes a shell complete commands and backends"
+        "doctor": Later(
+            "llmproxy.cli.doctor_command", "Look for what is wrong, and tell what to do about it"
+        ),
         ),
     },
 }

@@ -56,6 +56,7 @@ class ComposeService:
     :ivar args: entrypoint and command together, as far as the file gives them.
     :ivar ports: in the short form, ``[[address:]published:]target[/protocol]``.
     :ivar devices: the GPUs that it asks for; ``None`` when it leaves that open.
+    :ivar volumes: in the short form, ``[source:]target[:mode]``.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ComposeService:
     profiles: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()
     devices: DeviceRequest | None = None
+    volumes: tuple[str, ...] = ()
 
 
 def read_compose(text: str, name: str, environ: Mapping[str, str]) -> tuple[ComposeService, ...]:
@@ -113,6 +115,7 @@ def _service(name: str, service: dict[Any, Any], environ: Mapping[str, str]) -> 
         profiles=_words(service.get("profiles")),
         ports=tuple(_port(port) for port in _list(service.get("ports"))),
         devices=_devices(service),
+        volumes=tuple(_volume(volume) for volume in _list(service.get("volumes"))),
     )
 
 
@@ -151,6 +154,14 @@ def _port(value: Any) -> str:
         return str(value)
     parts = [str(value[key]) for key in ("host_ip", "published", "target") if value.get(key)]
     return ":".join(parts) + (f"/{value['protocol']}" if value.get("protocol") else "")
+
+
+def _volume(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    parts = [str(value[key]) for key in ("source", "target") if value.get(key)]
+    read_only = len(parts) == 2 and value.get("read_only") == "true"
+    return ":".join([*parts, "ro"] if read_only else parts)
 
 
 def _list(value: Any) -> list[Any]:

@@ -23,6 +23,7 @@ FLOORS = (
     ("observe",),
     ("service",),
     ("cli", "demo", "tap"),
+    ("doctor",),
 )
 
 PURE = (
@@ -45,6 +46,11 @@ PURE = (
     "backend.progress",
     "backend.wishes",
     "fleet.crowd",
+    "doctor.checks",
+    "doctor.facts",
+    "doctor.findings",
+    "doctor.judge",
+    "doctor.numbers",
     "fleet.names",
     "fleet.telling",
     "web.family",

@@ -1,0 +1,1 @@
+"""What may be wrong with an installation, and the fix for each; ``llmproxy doctor``."""

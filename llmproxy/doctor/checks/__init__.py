@@ -1,0 +1,1 @@
+"""From facts to findings.  Pure: each check is a function of frozen facts."""
