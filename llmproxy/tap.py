@@ -38,9 +38,11 @@ from llmproxy.runtimes.interface import Address, IRuntime, RuntimeUnavailable
 from llmproxy.runtimes.process import ProcessRuntime
 from llmproxy.runtimes.url import UrlRuntime
 from llmproxy.service import ProxyService
-from llmproxy.web.accesslog import AccessLog
+from llmproxy.usage.keeping import keep_book
+from llmproxy.web.accesslog import AccessLog, Entry
 from llmproxy.web.auth import Authenticator
 from llmproxy.web.metrics import Metrics, MetricsResource
+from llmproxy.web.requests import open_sums
 from llmproxy.web.resources import RootResource
 from llmproxy.web.site import ProxySite
 
@@ -156,10 +158,18 @@ class _Assembly:
         self._remember(config)
         self._reactor.callWhenRunning(self._measure_gpus)
         metrics = Metrics(self._fleet, __version__)
-        access_log = AccessLog(self._reactor, metrics.observe)
+        book = keep_book(self._fleet, self._reactor, Lane(self._reactor, "usage", 1))
+        metrics.count_tokens(book.ledger.totals)
+
+        def observe(entries: Sequence[Entry]) -> None:
+            metrics.observe(entries)
+            book.observe(entries)
+
+        access_log = AccessLog(self._reactor, observe)
         root = RootResource(self._fleet)
         root.putChild(b"metrics", MetricsResource(metrics, access_log.flush))
         site = ProxySite(root, self._reactor, Authenticator(config.keys), config.limits, access_log)
+        site.book, book.open_requests = book, lambda: open_sums(site)
         self._service = ProxyService(
             self._reactor, self._fleet, site, self._load_again, self._cannot_listen, self._log_for
         )
@@ -167,6 +177,7 @@ class _Assembly:
         self._reactor.callWhenRunning(tune_collector)
         # Of what is cut at the end it is known only when its connection has gone.
         self._reactor.addSystemEventTrigger("after", "shutdown", access_log.flush)
+        self._reactor.addSystemEventTrigger("after", "shutdown", book.close)
         if self._docker is not None:
             self._docker.on_catalogue_change(self._catalogue_changed)
         return self._service

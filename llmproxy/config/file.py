@@ -120,6 +120,13 @@ def _count(value: Any) -> int:
     return int(value)
 
 
+def _many(value: Any) -> int:
+    value = whole(_plain(value))
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 10_000_000:
+        _fail("a whole number from 0")
+    return int(value)
+
+
 ORIGIN_PATTERN = r"^(\*|[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+)$"
 """As browsers send it (RFC 6454 section 6.2), or ``*``."""
 
@@ -169,6 +176,7 @@ SECTIONS: Mapping[str, Readers] = {
         "paths": _probe_paths,
         "health_completions": health_completions,
     },
+    "usage": {"history": _many, "retention": units.duration},
     "log": {"format": log_format, "level": log_level},
 }
 """Settings that stand in a section."""

@@ -20,6 +20,7 @@ __all__ = [
     "Key",
     "Limits",
     "LogSettings",
+    "UsageSettings",
     "Probes",
     "Scheduler",
 ]
@@ -150,6 +151,18 @@ class Probes:
 
 
 @frozen
+class UsageSettings:
+    """What is kept of what models were used for.
+
+    :ivar history: requests; 0: none.
+    :ivar retention: seconds for which sums are kept, in whole days.
+    """
+
+    history: int = 100_000
+    retention: float = 400 * 86400.0
+
+
+@frozen
 class LogSettings:
     """How the log is written.
 
@@ -206,6 +219,7 @@ class Config:
     cors: Cors = Cors()
     probes: Probes = Probes()
     log: LogSettings = LogSettings()
+    usage: UsageSettings = UsageSettings()
     default_route: str | None = None
     drain: float = 30.0
     stop_backends_on_exit: bool = False

@@ -29,6 +29,7 @@ from llmproxy.config.model import (
     LogSettings,
     Probes,
     Scheduler,
+    UsageSettings,
 )
 from llmproxy.engines.vllm import redact
 from llmproxy.errors import ConfigError
@@ -151,6 +152,7 @@ def _put_together(
         cors=Cors(**_section(top, "cors")),
         probes=Probes(**_section(top, "probes")),
         log=LogSettings(**_section(top, "log")),
+        usage=UsageSettings(**_section(top, "usage")),
         default_route=default_route,
         drain=_value(top, "drain", Config().drain),
         stop_backends_on_exit=_value(top, "stop_backends_on_exit", False),
@@ -362,6 +364,11 @@ def describe(config: Config) -> list[tuple[str, str, str]]:
             _source(config, "scheduler.drain_limit"),
         ),
     ]
+    for name, value in (
+        ("usage.history", str(config.usage.history)),
+        ("usage.retention", f"{config.usage.retention:g}"),
+    ):
+        rows.append((name, value, _source(config, name)))
     for attribute in fields(Limits):
         name = f"limits.{attribute.name}"
         rows.append((name, str(getattr(config.limits, attribute.name)), _source(config, name)))

@@ -108,6 +108,17 @@ def schema() -> dict[str, Any]:
                         "health_completions": {"enum": list(HEALTH_COMPLETIONS)},
                     }
                 ),
+                "usage": _object(
+                    {
+                        "history": {
+                            "type": "integer",
+                            "minimum": 0,
+                            "maximum": 10_000_000,
+                            "description": "requests that are kept",
+                        },
+                        "retention": {**_DURATION, "description": "how long sums are kept"},
+                    }
+                ),
                 "log": _object(
                     {
                         "format": {"enum": list(LOG_FORMATS), "description": "how the log is written"},

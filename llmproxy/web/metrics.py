@@ -196,8 +196,8 @@ class Metrics:
         tokens = Family(
             "counter",
             "llmproxy_tokens",
-            "Tokens by kind: prompt, completion, and estimated: of streams whose engine did not tell, counted by"
-            " their events.",
+            "Tokens by kind: prompt, completion, and estimated (of streams whose engine did not tell, counted"
+            " by their events).",
             ("backend", "key", "kind"),
         )
         for about, count in self._tokens.items():

@@ -11,6 +11,7 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from llmproxy.config.model import Limits
+from llmproxy.usage.book import Book
 from llmproxy.web.accesslog import AccessLog
 from llmproxy.web.auth import Authenticator
 from llmproxy.web.channel import ProxyChannel
@@ -35,6 +36,7 @@ class ProxySite(Site):
     :ivar streams: answers that go on until the client leaves (events, logs).
     :ivar ready: fires when the fleet knows what runs; None afterwards.
     :ivar closing: no connection is kept any more.
+    :ivar book: what the models were used for; None: nobody keeps it.
     """
 
     noisy = False
@@ -58,6 +60,7 @@ class ProxySite(Site):
         self.streams: set[ProxyRequest] = set()
         self.ready: Deferred[None] | None = None
         self.closing = False
+        self.book: Book | None = None
         self._look: IDelayedCall | None = None
 
     def buildProtocol(self, addr: IAddress | None) -> ProxyChannel:  # type: ignore[override]

@@ -16,6 +16,7 @@ from llmproxy.web.api.document import show_document
 from llmproxy.web.api.following import Events, Logs
 from llmproxy.web.api.leases import end_lease, show_lease, show_leases, take_lease
 from llmproxy.web.api.prometheus import show_targets
+from llmproxy.web.api.requests import rates, show_requests, show_usage
 from llmproxy.web.api.scheduling import show_advice, show_gpus, show_plan, show_why
 from llmproxy.web.api.views import backend_view
 from llmproxy.web.resource import answer_json
@@ -55,7 +56,11 @@ class Operation:
 
 def _show_backends(ask: Ask) -> None:
     now = ask.request.site.clock.seconds()
-    views = [backend_view(ask.fleet, backend, now) for backend in ask.fleet.backends.values()]
+    speeds = rates(ask)
+    views = [
+        {**backend_view(ask.fleet, backend, now), "tokens_per_second": speeds.get(backend.name, 0.0)}
+        for backend in ask.fleet.backends.values()
+    ]
     answer_json(ask.request, 200, {"backends": views})
 
 
@@ -108,6 +113,8 @@ OPERATIONS = (
     ),
     Operation("DELETE", "/leases/{lease}", lambda ask: end_lease(ask.request, ask.fleet, ask.name)),
     Operation("GET", "/prometheus", show_targets, ("direct",)),
+    Operation("GET", "/requests", show_requests, ("limit", "before", "backend", "key", "outcome")),
+    Operation("GET", "/usage", show_usage, ("by", "since", "until", "format")),
     Operation("GET", "/openapi.json", lambda ask: show_document(ask.request)),
 )
 """All of them, in the order in which their users meet them."""

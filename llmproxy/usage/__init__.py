@@ -1,0 +1,1 @@
+"""What the models were used for, by whom, and at what cost."""
