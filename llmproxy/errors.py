@@ -217,14 +217,18 @@ def does_not_fit(name: str, sums: str, *, retry_after: float | None) -> Refusal:
     )
 
 
-def not_running(state: str) -> Refusal:
-    """503: a passive path was asked for, and the backend is not ready; passive paths wake nothing."""
+def not_running(state: str, retry_after: float | None = None) -> Refusal:
+    """503: the backend is not ready, and the request is one that wakes nothing.
+
+    :param retry_after: seconds until it will be, where it is on its way.
+    """
     return Refusal(
         503,
         "not_running",
-        f"The backend is {state}; this path does not start it.",
+        f"The backend is {state}; this request does not start it.",
         hint="Send a completion request, or POST /api/backends/<name>/start.",
         state=state,
+        retry_after=retry_after,
     )
 
 

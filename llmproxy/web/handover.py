@@ -80,7 +80,7 @@ class Handover:
         :raises llmproxy.errors.Refusal: ``not_running``.
         """
         if not Exchange(request, self._fleet, backend, target, body).visit():
-            raise not_running(backend.state).about(backend.name)
+            raise _not_running(backend)
 
     # -- who answers --------------------------------------------------------------------------------
 
@@ -104,7 +104,7 @@ class Handover:
                 f"The key {key.name!r} may not start a backend, and this one is {backend.state}."
             ).about(backend.name, backend.state)
         if hints.no_start:
-            raise not_running(backend.state).about(backend.name)
+            raise _not_running(backend)
         if hints.max_wait is not None:
             self._wait_or_refuse(key, backend, hints)
         return backend
@@ -181,6 +181,13 @@ class Handover:
         except Refusal:
             # What else it is, is for the backend to say.
             return None
+
+
+def _not_running(backend: Backend) -> Refusal:
+    """Who only looks is told when it will be ready, if it is on its way."""
+    coming = backend.state in ("starting", "waking")
+    later = backend.retry_after(RETRY_AFTER) if coming else None
+    return not_running(backend.state, later).about(backend.name)
 
 
 def _infers(request: ProxyRequest, path: str) -> bool:

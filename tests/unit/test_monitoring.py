@@ -89,6 +89,15 @@ class MonitoringTests(FrontCase):
         self.far().send(OK)
         self.assertEqual(client.answer()[0], 200)
 
+    def test_who_only_looks_is_told_when_it_will_be_ready(self) -> None:
+        """As far as that is known, while it is on its way; else nothing would come of trying again."""
+        _, _, headers = self.client().get(b"/coder/health").error()
+        self.assertNotIn("retry-after", headers)
+        self.backend("coder").demand()
+        status, error, headers = self.client().get(b"/coder/health").error()
+        self.assertEqual((status, error["state"]), (503, "starting"))
+        self.assertGreaterEqual(int(headers["retry-after"]), 1)
+
     def test_the_root_of_a_route_wakes_nothing(self) -> None:
         """GET and HEAD: 503 not_running, or the backend's own answer; it is no use of it."""
         self.refused(self.client().get(b"/coder/"))
