@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
+from socket import SHUT_RDWR, socket
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -124,10 +126,20 @@ class Api:
         """Why a backend is as it is."""
         return self._json("GET", f"{_backend(name)}/why")
 
-    def logs(self, name: str, tail: int, *, follow: bool) -> Iterator[str]:
-        """The lines of a backend's output; with ``follow`` also those to come."""
+    def logs(
+        self,
+        name: str,
+        tail: int,
+        *,
+        follow: bool,
+        can_end: Callable[[Callable[[], None]], object] | None = None,
+    ) -> Iterator[str]:
+        """The lines of a backend's output; with ``follow`` also those to come.
+
+        :param can_end: is given what ends it from another thread, however silent it is.
+        """
         path = f"{_backend(name)}/logs{_query(tail=tail, follow=int(follow) or None)}"
-        with self._open("GET", path, forever=follow) as response:
+        with self._open("GET", path, forever=follow, can_end=can_end) as response:
             for line in response:
                 yield line.decode("utf-8", "replace").rstrip("\r\n")
 
@@ -213,7 +225,13 @@ class Api:
 
     @contextmanager
     def _open(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, forever: bool = False
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        forever: bool = False,
+        can_end: Callable[[Callable[[], None]], object] | None = None,
     ) -> Iterator[HTTPResponse]:
         headers = {"Accept": "application/json, text/plain, text/event-stream, text/csv"}
         if self._key:
@@ -226,6 +244,8 @@ class Api:
             self._connect(connection)
             if forever:
                 connection.sock.settimeout(None)
+            if can_end is not None:
+                can_end(partial(_end, connection.sock))
             connection.request(method, urlsplit(self.base).path + path, data, headers)
             response = connection.getresponse()
             if response.status >= 300:
@@ -276,6 +296,12 @@ class Api:
             )
             hint = "Set LLMPROXY_ADMIN_KEY (or VLLM_API_KEY) in the environment or in ./.env."
         return ApiError(message, hint, body, status)
+
+
+def _end(connected: socket) -> None:
+    # It may have ended by itself.
+    with suppress(OSError):
+        connected.shutdown(SHUT_RDWR)
 
 
 def _backend(name: str) -> str:

@@ -22,6 +22,7 @@ Examples:
   llmproxy status                    what runs, who waits, what comes next
   llmproxy start coder               start a model and wait until it is ready
   llmproxy why coder                 why it runs, waits, or has left
+  llmproxy top                       all of it on one screen, as it changes
 
 Exit status: 0 done; 1 it could not be done; 2 wrong usage or configuration.
 """
@@ -32,6 +33,9 @@ _SECTIONS = {
         "status": Later(
             "llmproxy.cli.status_command",
             "Show all backends and leases, or all that is known of some backends",
+        ),
+        "top": Later(
+            "llmproxy.cli.top.command", "Show backends, requests and GPUs on one screen, and steer them"
         ),
         "logs": Later("llmproxy.cli.following", "Show a backend's output; with --json one object to a line"),
         "events": Later("llmproxy.cli.following", "Show each change of state and each decision, and why"),
@@ -60,13 +64,13 @@ _SECTIONS = {
         "advise": Later("llmproxy.cli.scheduling", "Tell which settings would have spared starts"),
     },
     "Set up": {
+        "doctor": Later(
+            "llmproxy.cli.doctor_command", "Look for what is wrong, and tell what to do about it"
+        ),
         "config": Later("llmproxy.cli.config_command", "Show the settings in force and where each came from"),
         "keys": Later("llmproxy.cli.keys_command", "Show the API keys and what each may do"),
         "completion": Later(
             "llmproxy.cli.completion", "Print what makes a shell complete commands and backends"
-        "doctor": Later(
-            "llmproxy.cli.doctor_command", "Look for what is wrong, and tell what to do about it"
-        ),
         ),
     },
 }
