@@ -267,7 +267,7 @@ class ProxyRequest(Request):
         fields.setRawHeaders(b"X-LLMProxy-Backend", [backend.encode("utf-8")])
         fields.setRawHeaders(b"X-LLMProxy-Cold-Start", [b"%.3f" % held])
         fields.setRawHeaders(b"Server", [_SERVER])
-        if status != 204:
+        if status not in (204, 304):
             fields.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
         self.setResponseCode(status)
         if self.entry is not None:

@@ -25,6 +25,7 @@ from llmproxy.http.openai import glance_at, is_inference_path, model_object, req
 from llmproxy.http.paths import is_control, is_passive, is_stored
 from llmproxy.web.auth import may_use, route_refusal
 from llmproxy.web.cors import PreflightResource, is_preflight, speak_of_origin
+from llmproxy.web.crosssite import refuse_cross_site
 from llmproxy.web.handover import Handover
 from llmproxy.web.hints import NO_HINTS, read_hints
 from llmproxy.web.request import ProxyRequest
@@ -73,12 +74,18 @@ class RootResource(Resource):
 
     def getChild(self, path: bytes, request: Any) -> Resource:
         """The resource for a first path segment."""
+        if path in (b"api", b"ui"):
+            # Neither is for any page of others.
+            refuse_cross_site(request.method, request.fields)
+            return self._ui if path == b"ui" else self._api
         origins = self._fleet.config.cors.origins
-        if origins and path != b"api":
-            # The operator's API is for no page of others.
+        if origins:
             speak_of_origin(request, origins)
             if is_preflight(request):
                 return self._preflight
+        return self._inside(path, request)
+
+    def _inside(self, path: bytes, request: Any) -> Resource:
         if is_inference_path(request.path.decode("latin-1")):
             return self._inference
         if path == b"api":
@@ -94,6 +101,12 @@ class RootResource(Resource):
         from llmproxy.web.api.resource import ApiResource
 
         return ApiResource(self._fleet)
+
+    @cached_property
+    def _ui(self) -> Resource:
+        from llmproxy.web.ui.resource import UiResource
+
+        return UiResource(self._inside)
 
     def _route(self, backend: Backend) -> BackendResource:
         # A route may have another backend after each reading of the configuration.

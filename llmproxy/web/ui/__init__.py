@@ -1,0 +1,1 @@
+"""``/ui``: the dashboard.  Loaded when it is first asked for."""
