@@ -20,7 +20,7 @@ EXAMPLES = 15
 """Requests that are made up for each operation, beside those that the document itself suggests."""
 
 # 503 is an answer like others here: there is no room, or the pause after a failed start lasts.  JSON Schema
-# cannot say all of a lease: that 0% is nothing, say, or which GPUs there are.
+# cannot say all of a lease, or of a day: that 0% is nothing, which GPUs there are, how long months are.
 SETTINGS = """
 [checks]
 not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 503]
@@ -28,7 +28,7 @@ negative_data_rejection.expected-statuses = [400, 404, 409, 503]
 positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 503]
 
 [[operations]]
-include-operation-id = "takeLease"
+include-operation-id = ["takeLease", "sumUsage"]
 checks.positive_data_acceptance.enabled = false
 
 # Here they are asked for what ends alone.
