@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.integration.proxy import ADMIN, KEY, Demo, Proxy, demo, running
+from tests.integration.world import until
 from tests.openapi import described
 
 EXAMPLES = 15
@@ -109,10 +110,35 @@ def test_no_key_no_answer(proxy: Proxy) -> None:
     assert proxy.state("coder") in ("absent", "ready", "stopping")
 
 
-def test_force_tells_how_many_it_cut(proxy: Proxy) -> None:
-    """A stream that is broken off by a forced stop counts, and its client sees no clean end."""
+def test_what_is_kept_is_as_described(proxy: Proxy) -> None:
+    """Requests that are open and over, and their sums, with no field beside those of the document."""
+    end_leases(proxy)
+    proxy.act("coder", "restart")
+    assert proxy.chat("coder").status == 200
+
+    def held(path: str) -> dict[str, Any]:
+        found = proxy.ask("GET", f"/api/{path}", key=ADMIN)
+        fields = {name.lower(): value for name, value in found.headers}
+        described().hold("GET", f"/api/{path}", found.status, fields, found.body)
+        return dict(found.json)
+
+    with proxy.streaming("coder"):
+        until(lambda: held("requests?key=site&outcome=ok")["finished"])
+        assert [one["state"] for one in held("requests")["open"] if one["key"] == "site"] == ["in_flight"]
+        until(lambda: any(one["tokens_per_second"] for one in held("backends")["backends"]))
+    until(lambda: held("usage?by=day,backend,key")["rows"])
+    assert proxy.ask("GET", "/api/usage?format=csv", key=ADMIN).body.startswith(b"backend,requests,")
+
+
+def end_leases(proxy: Proxy) -> None:
+    """What was lent before is given back."""
     for lease in proxy.ask("GET", "/api/leases", key=ADMIN).json["leases"]:
         proxy.ask("DELETE", f"/api/leases/{lease['id']}", key=ADMIN)
+
+
+def test_force_tells_how_many_it_cut(proxy: Proxy) -> None:
+    """A stream that is broken off by a forced stop counts, and its client sees no clean end."""
+    end_leases(proxy)
     assert proxy.act("coder", "start").json["state"] == "ready"
     with proxy.streaming("coder") as wire:
         found = proxy.act("coder", "stop", "?force=1&wait=1")
