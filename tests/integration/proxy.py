@@ -27,7 +27,20 @@ from attrs import define, field, frozen
 from tests.integration.docker_world import DockerWorld
 from tests.integration.world import ROOT, ProcessWorld, World, until
 
-__all__ = ["ADMIN", "KEY", "Answer", "Demo", "Proxy", "Wire", "at_once", "chat", "content", "demo", "running"]
+__all__ = [
+    "ADMIN",
+    "KEY",
+    "Answer",
+    "Demo",
+    "Proxy",
+    "Wire",
+    "at_once",
+    "chat",
+    "content",
+    "demo",
+    "free_port",
+    "running",
+]
 
 KEY = "client-key-for-tests"
 ADMIN = "admin-key-for-tests"
@@ -201,7 +214,7 @@ def head(method: str, target: str, *fields: str, key: str | None = KEY, version:
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -216,7 +229,7 @@ class Proxy:
 
     folder: Path
     world: World
-    port: int = field(factory=_free_port)
+    port: int = field(factory=free_port)
     environment: dict[str, str] = field(factory=dict)
     config: dict[str, Any] = field(factory=dict)
     process: subprocess.Popen[bytes] | None = None
