@@ -261,27 +261,30 @@ class ProxyRequest(Request):
             return
         if self.site.closing:
             self.channel.persistent = False
-        fields = self.responseHeaders
-        for name, value in (*headers, *self.own_headers):
-            fields.setRawHeaders(name, [value])
-        fields.setRawHeaders(b"X-LLMProxy-Backend", [backend.encode("utf-8")])
-        fields.setRawHeaders(b"X-LLMProxy-Cold-Start", [b"%.3f" % held])
-        fields.setRawHeaders(b"Server", [_SERVER])
+        self._set_fields([*headers, *self.own_headers], backend, held)
         if status not in (204, 304):
-            fields.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
+            self.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
         self.setResponseCode(status)
         if self.entry is not None:
             self.entry.sent = len(body)
         self.write(b"" if self.method == b"HEAD" else body)
         self.finish()
 
-    def stream_text(self, kind: bytes) -> None:
+    def _set_fields(self, headers: list[tuple[bytes, bytes]], backend: str, held: float) -> None:
+        fields = self.responseHeaders
+        for name, value in headers:
+            fields.setRawHeaders(name, [value])
+        fields.setRawHeaders(b"X-LLMProxy-Backend", [backend.encode("utf-8")])
+        fields.setRawHeaders(b"X-LLMProxy-Cold-Start", [b"%.3f" % held])
+        fields.setRawHeaders(b"Server", [_SERVER])
+
+    def stream_text(self, kind: bytes, *, backend: str = "-") -> None:
         """Begin an answer whose end is not known yet.
 
         :param kind: its ``Content-Type``.
+        :param backend: the backend concerned.
         """
-        for name, value in self.own_headers:
-            self.responseHeaders.setRawHeaders(name, [value])
+        self._set_fields(self.own_headers, backend, 0.0)
         self.setHeader(b"Content-Type", kind)
         self.setHeader(b"Cache-Control", b"no-cache")
         self.setHeader(b"X-Accel-Buffering", b"no")

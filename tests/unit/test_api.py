@@ -893,6 +893,16 @@ class ApiTests(ApiCase):
             self.assertIn(fields["content-type"].partition(";")[0], ("text/plain", "text/event-stream"))
             self.assertEqual(client.get(b"/api/leases", ADMIN).answer()[0], 200)
 
+    def test_what_is_followed_says_what_all_answers_say(self) -> None:
+        """The fields that the contract has on every answer."""
+        self.warm("coder")
+        for path, backend in (("events", "-"), ("backends/coder/logs?follow=1", "coder")):
+            _, fields, _ = self.ask(b"GET", path).answer()
+            self.assertEqual(
+                (fields["x-llmproxy-backend"], fields["x-llmproxy-cold-start"]), (backend, "0.000")
+            )
+            self.assertTrue(fields["x-request-id"])
+
     def test_what_is_not_known_is_refused_by_name(self) -> None:
         """400 for parameters that a path does not have, has twice, or has with another value."""
         self.warm("coder")

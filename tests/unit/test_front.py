@@ -871,12 +871,13 @@ class FrontTests(SynchronousTestCase):
         self.assertEqual(self.fleet.backends["coder"].state, "starting")
 
     def test_a_failed_start_that_is_waited_for_is_told(self) -> None:
-        """With wait=1 a start that fails answers with its cause."""
+        """With wait=1 a start that fails answers with its cause, as a request is answered."""
         client = self.client().post(b"/api/backends/coder/start?wait=1", b"", ADMIN)
         self.world.exit("coder", 3)
         self.clock.advance(0)
-        view = json.loads(client.answer()[2])
-        self.assertEqual((view["state"], view["last_failure"]["exit_code"]), ("failed", 3))
+        status, error, _ = client.error()
+        self.assertEqual((status, error["code"], error["state"]), (503, "backend_start_failed", "failed"))
+        self.assertIn("exit status 3", error["message"])
 
     def test_a_start_while_it_ends_is_not_lost(self) -> None:
         """Start and restart wait for the end of the old run, and with wait=1 answer for the new one."""

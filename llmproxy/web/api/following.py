@@ -36,7 +36,7 @@ class Logs:
         if not self._follow or request.method == b"HEAD":
             self._backend.logs(self._tail).addCallbacks(self._whole, self._failed)
             return
-        request.stream_text(b"text/plain; charset=utf-8")
+        request.stream_text(b"text/plain; charset=utf-8", backend=self._backend.name)
         following = self._backend.runtime.follow_logs(self._backend.spec, self._tail, self._line)
         request.when_gone = following.cancel
         following.addErrback(lambda _: None)
