@@ -68,16 +68,17 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_contents(wheel: Path) -> None:
-    """The wheel has every module, the schema and the plugin, and no tests."""
+    """The wheel has every module, every file that they read and the plugin, and no tests."""
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "llmproxy").rglob("*.py")}
     assert modules <= names
     others = {
-        "twisted/plugins/llmproxy_plugin.py",
-        "llmproxy/py.typed",
-        "llmproxy/config/llmproxy.schema.json",
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "llmproxy").rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
     }
-    assert others <= names
+    assert "llmproxy/web/api/openapi.yaml" in others
+    assert {"twisted/plugins/llmproxy_plugin.py", *others} <= names
     assert "twisted/plugins/__init__.py" not in names
     assert "twisted/__init__.py" not in names
     assert not [name for name in names if name.startswith(("tests", "bench"))]
