@@ -236,6 +236,4 @@ class Book:
         self.ledger.forget(self._occupancy.backends)
 
     def _charge(self, backend: str, held: float, now: float, open_: Sequence[Open] = ()) -> None:
-        claim = self._claim(backend)
-        if claim and held:
-            self.ledger.occupied(backend, held * claim, held, now, open_)
+        self.ledger.occupied(backend, held * self._claim(backend), held, now, open_)

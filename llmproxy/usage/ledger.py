@@ -78,6 +78,8 @@ class Ledger:
         :param open_: its requests that are not over.
         """
         ended = self._ended.pop(backend, [])
+        if not gpu_seconds:
+            return
         if open_:
             self._owners[backend] = open_[-1].key
         weights = [*ended, *((one.key, one.age) for one in open_)]
@@ -106,6 +108,11 @@ class Ledger:
             mine.estimated += lost.estimated
             mine.held += lost.held
             mine.gpu += lost.gpu
+
+    @property
+    def unshared(self) -> int:
+        """Requests that are remembered until GPU time is shared out the next time."""
+        return sum(map(len, self._ended.values()))
 
     @property
     def empty(self) -> bool:

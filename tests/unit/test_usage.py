@@ -351,6 +351,9 @@ def test_a_backend_without_gpus_costs_nothing(shelf: Shelf) -> None:
     book.heard(Transition(clock.seconds(), "far", "absent", "ready", "x"))
     clock.advance(GPU_GATHER * 3)
     assert not os.path.exists(shelf.path)
+    book.observe([entry("far")] * 9)
+    clock.advance(GPU_GATHER)
+    assert book.ledger.unshared == 0, "nothing is remembered of its requests"
     book.close()
     assert clock.getDelayedCalls() == []
 
