@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from twisted.application.service import IService
@@ -175,12 +175,23 @@ class _Assembly:
         )
         self._reactor.callWhenRunning(self._listen_to_signals)
         self._reactor.callWhenRunning(tune_collector)
+        self._reactor.callWhenRunning(self._trace, site)
         # Of what is cut at the end it is known only when its connection has gone.
         self._reactor.addSystemEventTrigger("after", "shutdown", access_log.flush)
         self._reactor.addSystemEventTrigger("after", "shutdown", book.close)
         if self._docker is not None:
             self._docker.on_catalogue_change(self._catalogue_changed)
         return self._service
+
+    def _trace(self, site: ProxySite) -> None:
+        if not any(name.startswith("OTEL_") for name in self._environ):
+            return
+        from llmproxy.observe.tracing import trace
+
+        def ends(last: Callable[[], None]) -> None:
+            self._reactor.addSystemEventTrigger("after", "shutdown", last)
+
+        site.tracer = trace(self._environ, self._fleet, self._reactor, ends)
 
     def _log_for(self, application: Any) -> None:
         log_to(application, self._twistd, lambda: self._fleet.config.log, self._reactor)

@@ -116,7 +116,10 @@ class Exchange:
         if self._lease is not None or self._done:
             return
         self._held = True
-        self._request.site.held += 1
+        site = self._request.site
+        site.held += 1
+        if site.tracer is not None:
+            site.tracer.held(self._request, self.backend.name)
         spec, hints = self.backend.spec, self._hints
         limit = hints.longest(spec.max_wait)
         if limit is not None:
@@ -247,10 +250,11 @@ class Exchange:
         assert self._lease is not None
         request, spec, address = self._request, self.backend.spec, self._lease.address
         host = authority(address.host, address.port, 443 if address.tls else 80)
+        tracer = request.site.tracer
         return request_head(
             request.method,
             address.prefix.encode("ascii") + self._target,
-            request.fields,
+            request.fields if tracer is None else tracer.handed(request),
             client=request.channel.forwarded_for,
             scheme=b"https" if request.channel.secure else b"http",
             request_id=request.request_id,

@@ -351,4 +351,6 @@ class ProxyRequest(Request):
             entry.at = self.site.clock.seconds()
             entry.seconds = entry.at - self.arrived
             entry.key = self.key.name
+            if self.site.tracer is not None:
+                self.site.tracer.over(self, entry)
             self.site.access_log.write(entry)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall
@@ -16,6 +16,9 @@ from llmproxy.web.accesslog import AccessLog
 from llmproxy.web.auth import Authenticator
 from llmproxy.web.channel import ProxyChannel
 from llmproxy.web.request import ProxyRequest
+
+if TYPE_CHECKING:
+    from llmproxy.web.tracing import Tracer
 
 __all__ = ["ProxySite"]
 
@@ -36,6 +39,7 @@ class ProxySite(Site):
     :ivar streams: answers that go on until the client leaves (events, logs).
     :ivar ready: fires when the fleet knows what runs; None afterwards.
     :ivar closing: no connection is kept any more.
+    :ivar tracer: follows requests; None: nobody does.
     :ivar book: what the models were used for; None: nobody keeps it.
     """
 
@@ -60,6 +64,7 @@ class ProxySite(Site):
         self.streams: set[ProxyRequest] = set()
         self.ready: Deferred[None] | None = None
         self.closing = False
+        self.tracer: Tracer | None = None
         self.book: Book | None = None
         self._look: IDelayedCall | None = None
 

@@ -61,6 +61,7 @@ PURE = (
     "web.family",
     "web.hints",
     "web.histogram",
+    "web.tracing",
     "web.unread",
     "words",
 )
