@@ -56,7 +56,7 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def _unknown(self, ctx: click.Context, name: str) -> NoReturn:
-        near = get_close_matches(name, self.list_commands(ctx), n=3)
+        near = get_close_matches(name, self.list_commands(ctx), n=2, cutoff=0.7)
         meant = f" Did you mean {' or '.join(near)}?" if near else ""
         ctx.fail(f"There is no command {name!r}.{meant}")
 

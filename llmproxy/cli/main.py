@@ -65,7 +65,8 @@ _SECTIONS = {
     },
     "Set up": {
         "doctor": Later(
-            "llmproxy.cli.doctor_command", "Look for what is wrong, and tell what to do about it"
+            "llmproxy.cli.doctor_command",
+            "Look for what is wrong with this installation, and tell what to do about it",
         ),
         "config": Later("llmproxy.cli.config_command", "Show the settings in force and where each came from"),
         "keys": Later("llmproxy.cli.keys_command", "Show the API keys and what each may do"),

@@ -56,7 +56,14 @@ def plan(api: Api, name: str | None, *, as_json: bool) -> None:
 @click.command()
 @command
 def gpus(api: Api, *, as_json: bool) -> None:
-    """Show who has the memory of each GPU."""
+    """Show who has the memory of each GPU.
+
+    CLAIMED is what the models that run have of it, LENT what leases have. What is really free is measured by
+    NVML, where that is there.
+
+    \b
+    Example: llmproxy gpus
+    """
     found = api.gpus()
     if as_json:
         say_json(found)
@@ -76,6 +83,9 @@ def advise(api: Api, *, as_json: bool) -> None:
     """Tell which settings would have spared starts, by what has happened.
 
     It looks at what was recorded of the last 30 days, and takes about a second.
+
+    \b
+    Example: llmproxy advise
     """
     found = api.advice()
     if as_json:
@@ -131,7 +141,11 @@ def _wait_for(api: Api, name: str) -> dict[str, Any]:
 @click.command()
 @command
 def leases(api: Api, *, as_json: bool) -> None:
-    """Show the GPU memory that is lent."""
+    """Show the GPU memory that is lent.
+
+    \b
+    Example: llmproxy leases
+    """
     found = api.leases()
     if as_json:
         say_json({"leases": found})
