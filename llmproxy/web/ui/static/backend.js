@@ -16,6 +16,9 @@ const facts = h("div");
 const actions = buttons(store, () => store.backends[0]);
 let begun = false;
 
+// Of a progress bar, which draws over itself, its last state.
+const plain = (line) => line.replace(/\r+$/, "").split("\r").pop();
+
 const fact = (term, ...told) => (told.some(Boolean) ? [h("dt", null, term), h("dd", null, ...told)] : []);
 
 function phases(start) {
@@ -29,7 +32,7 @@ function tell(view) {
   show(
     now,
     startup(view, store.now(), store.at),
-    h("ul", { class: "why" }, (store.why || []).map((line) => h("li", null, line))),
+    h("ul", { class: "why" }, (store.why || []).filter((line) => view.state !== "failed" || !line.startsWith("Requests are refused")).map((line) => h("li", null, line))),
     waits.some(Boolean) ? h("p", { class: "sentence" }, waits.filter(Boolean).join(" · ")) : null,
   );
   const failed = view.last_failure;
@@ -55,7 +58,7 @@ function tell(view) {
               .join(" · "),
           ),
           failed.log_tail && failed.log_tail.length
-            ? h("details", { open: view.state === "failed" }, h("summary", null, "Its last lines"), h("pre", { class: "log", tabindex: 0 }, [].concat(failed.log_tail).join("\n")))
+            ? h("details", { open: view.state === "failed" }, h("summary", null, "Its last lines"), h("pre", { class: "log", tabindex: 0 }, [].concat(failed.log_tail).join("\n").split("\n").map(plain).join("\n")))
             : null,
         )
       : null,
@@ -112,7 +115,8 @@ const wanted = byId("follow");
 let reading = null;
 let kept = [];
 
-function draw(lines) {
+function draw(fresh) {
+  const lines = fresh.map(plain);
   const stuck = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
   kept.push(...lines);
   if (kept.length > MOST_LINES) {

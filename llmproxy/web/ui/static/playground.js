@@ -242,7 +242,9 @@ form.addEventListener("submit", (event) => {
   perform();
 });
 words.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+  // On a touch screen there is a button, and Enter is the only way to a new line.
+  const sends = event.ctrlKey || event.metaKey || !(event.shiftKey || matchMedia("(pointer: coarse)").matches);
+  if (event.key === "Enter" && sends && !event.isComposing) {
     event.preventDefault();
     perform();
   }
