@@ -34,18 +34,11 @@ _INDENT = 11
 def finding_lines(found: Finding, width: int) -> list[Text]:
     """One finding for a person: the finding itself, and its fix below."""
     room = max(width - _INDENT, 20)
-    lines = [
-        Text(" " * _INDENT + part)
-        for part in (
-            *wrap(found.finding, room, break_long_words=False, break_on_hyphens=False),
-            *wrap(
-                f"fix: {found.fix}" if found.fix else "", room, break_long_words=False, break_on_hyphens=False
-            ),
-        )
-    ]
+    parts = wrap(found.finding, room, break_long_words=False, break_on_hyphens=False) or [""]
+    fix = wrap(f"fix: {found.fix}", room, break_long_words=False, break_on_hyphens=False) if found.fix else []
     first = Text("  ").append(f"{found.status:<{_INDENT - 2}}", _STYLES[found.status])
-    lines[0] = first.append(lines[0].plain[_INDENT:], "dim" if found.status == SKIPPED else "")
-    return lines
+    first.append(parts[0], "dim" if found.status == SKIPPED else "")
+    return [first, *(Text(" " * _INDENT + part) for part in (*parts[1:], *fix))]
 
 
 def summary(found: Iterable[Finding]) -> str:

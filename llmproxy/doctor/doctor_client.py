@@ -723,8 +723,9 @@ def examine(
 
 
 def hide(found: Finding, secrets: Iterable[str]) -> Finding:
-    """The same without secrets, which others may have repeated in what they answered."""
-    texts = [found.finding, found.fix or ""]
+    """The same without secrets, which others may have repeated in what they answered, and without control
+    characters, which would reach the terminal."""
+    texts = ["".join(one if one.isprintable() else " " for one in text or "") for text in found[2:]]
     for secret in sorted(secrets, key=len, reverse=True):
         if secret:
             pattern = rf"(?<![0-9A-Za-z]){re.escape(secret)}(?![0-9A-Za-z])"
@@ -775,7 +776,7 @@ def main(arguments: list[str] | None = None, write: Callable[[str], Any] = sys.s
     found = []
     for each in examine(target, key, asked.model, key_name=key_name, patience=asked.timeout):
         # What others have answered may hold what they were sent.
-        clean = each if key is None else hide(each, [key])
+        clean = hide(each, [key] if key else [])
         found.append(clean)
         if not asked.json:
             write(f"{clean.status:<8}{clean.check:<20}{clean.finding}\n")

@@ -136,7 +136,7 @@ def check_compose(facts: Facts) -> Iterator[Finding]:
         mine = sum(one.service is not None for one in known)
         how = ", as make run takes it" if compose.by_default else ""
         text = f"{compose.file}{how}: {len(compose.services)} services, {mine} of them with a route."
-        if mine or facts.settings.config is None:
+        if mine or known or facts.settings.config is None:
             yield ok("docker.compose_file", text)
         else:
             fix = "Label the models' services (llmproxy.route), or set MAP__<route>__container."
@@ -152,7 +152,7 @@ def check_compose(facts: Facts) -> Iterator[Finding]:
             f"There is no Compose here, and it has to make the containers of {', '.join(absent)}.",
             "Install the Compose plugin (apt install docker-compose-v2, or docker-compose-plugin).",
         )
-    else:
+    elif any(one.service is not None for one in known):
         yield warn(
             "docker.compose",
             "There is no Compose here: a container that is removed cannot be made again.",

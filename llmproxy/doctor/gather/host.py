@@ -69,14 +69,17 @@ def _filesystem(path: str, mounts: dict[str, str]) -> str:
 def gather_folder(path: str, mountinfo: str | None = None) -> Folder:
     """One folder; what it is a link to counts."""
     text = mountinfo if mountinfo is not None else read_text("/proc/self/mountinfo") or ""
-    real = os.path.realpath(path)
+    try:
+        real = os.path.realpath(path)
+    except ValueError:  # no path at all
+        return Folder(path, "hidden")
     filesystem = _filesystem(real, read_mounts(text))
     try:
         told = os.stat(real)
         read_only = bool(os.statvfs(real).f_flag & os.ST_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
         return Folder(path, "missing", filesystem)
-    except (OSError, ValueError):
+    except OSError:
         return Folder(path, "hidden", filesystem)
     kind: FolderKind = "folder" if stat.S_ISDIR(told.st_mode) else "file"
     writable = os.access(real, os.W_OK)
