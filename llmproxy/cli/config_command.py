@@ -118,11 +118,16 @@ def _grouped(rows: Sequence[_Row], width: int) -> list[Text]:
             lines += [Text(), Text(group, style="bold")]
             last = group
         indent = "  " if group else ""
-        parts = zip_longest(wrap(value, values) or [""], wrap(source, sources) or [""], fillvalue="")
+        parts = zip_longest(_wrapped(value, values), _wrapped(source, sources), fillvalue="")
         for number, (part, where) in enumerate(parts):
             line = Text(f"{indent + name if number == 0 else '':<{names}}  {part:<{values}}  ")
             lines.append(line.append(where, "dim" if source == "default" else "cyan"))
     return lines
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    # Not at hyphens: what is copied from here shall be a flag or a name as a whole.
+    return wrap(text, width, break_on_hyphens=False) or [""]
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -53,16 +53,15 @@ class Progress:
     """
 
     def __init__(self, names: Sequence[str]) -> None:
+        self._out = console(err=True)
         self._names = names
         self._began = time.monotonic()
         self._views: Mapping[str, Mapping[str, Any]] = {}
         self._done: dict[str, Done] = {}
         self._took: dict[str, float] = {}
-        self._spinner = Spinner(
-            "line" if console(err=True).encoding.lower() != "utf-8" else "dots", style="yellow"
-        )
+        self._spinner = Spinner("line" if self._out.encoding.lower() != "utf-8" else "dots", style="yellow")
         self._live = Live(
-            console=console(err=True),
+            console=self._out,
             get_renderable=self._draw,
             transient=True,
             refresh_per_second=10,
@@ -92,7 +91,8 @@ class Progress:
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         for _ in range(3):
             table.add_column(no_wrap=True, justify="right")
-        table.expand = True
+        # The terminal writes ^C behind it; that must not begin a line of its own.
+        table.width = self._out.width - 3
         for name in self._names:
             table.add_row(*self._row(name))
         return Group(table)
