@@ -48,7 +48,8 @@ def summary(found: Iterable[Finding]) -> str:
     '1 failed, 0 warnings, 1 ok, 0 skipped.'
     """
     counts = as_document(found)["counts"]
-    return f"{counts[FAIL]} failed, {counts[WARN]} warnings, {counts[OK]} ok, {counts[SKIPPED]} skipped."
+    warnings = f"{counts[WARN]} warning{'' if counts[WARN] == 1 else 's'}"
+    return f"{counts[FAIL]} failed, {warnings}, {counts[OK]} ok, {counts[SKIPPED]} skipped."
 
 
 def _show(findings: Iterable[Finding], *, as_json: bool) -> list[Finding]:

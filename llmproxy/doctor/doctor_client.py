@@ -471,7 +471,7 @@ def judge_health(answer: Answer) -> Finding:
         ):
             fix = "It may speak TLS: try https://; or WSL forwards the port to nobody: restart llmproxy."
         return Finding(name, FAIL, f"/healthz is not answered ({answer.error}).", fix)
-    server = answer.headers.get("server", "")
+    server = answer.headers.get("server", "").strip()
     if answer.status in (301, 302, 303, 307, 308):
         return Finding(
             name, FAIL, f"/healthz is redirected ({answer.status}).", "Use the address that it leads to."

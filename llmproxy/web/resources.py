@@ -8,6 +8,7 @@ from typing import Any
 from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
+from twisted.web.http import datetimeToString
 from twisted.web.resource import Resource
 
 from llmproxy.backend.backend import Backend
@@ -124,7 +125,8 @@ class HealthResource(ProxyResource):
         self._fleet = fleet
 
     def serve(self, request: ProxyRequest) -> None:
-        """Say so."""
+        """Say so, and what time it is here: keys expire by it, and the doctor compares it."""
+        request.setHeader(b"Date", datetimeToString(request.arrived))
         if self._fleet.scheduler.sound:
             answer_json(request, 200, {"status": "ok"})
         else:

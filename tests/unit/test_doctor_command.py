@@ -104,7 +104,7 @@ def test_findings_of_any_length(text: str, fix: str | None, width: int) -> None:
 def test_the_sums() -> None:
     """One of each."""
     every = [Finding("a.b", status, "x") for status in ("ok", "warn", "fail", "skipped")]
-    assert summary(every) == "1 failed, 1 warnings, 1 ok, 1 skipped."
+    assert summary(every) == "1 failed, 1 warning, 1 ok, 1 skipped."
 
 
 @pytest.mark.parametrize(

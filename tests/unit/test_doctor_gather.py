@@ -312,6 +312,10 @@ def test_several_users_of_windows(wsl: Path) -> None:
 def test_elsewhere_is_no_wsl(wsl: Path) -> None:
     """Neither on Linux nor in a container, whatever its kernel is called."""
     (wsl / ".dockerenv").touch()
+    assert not gather_host(8000, Programs(), wsl).contained
+    (wsl / "proc/self").mkdir()
+    mount = f"/var/lib/docker/containers/{'0a' * 32}/hostname /etc/hostname rw - ext4 /dev/sda rw"
+    (wsl / "proc/self/mountinfo").write_text(f"9 8 8:1 {mount}\n")
     host = gather_host(8000, Programs(), wsl)
     assert (host.contained, host.wsl) == (True, None)
     (wsl / "proc/sys/kernel/osrelease").write_text("6.8.0-generic")

@@ -24,10 +24,19 @@ def gather_host(port: int, runner: Runner = run, root: Path = Path("/")) -> Host
 
     :param port: the proxy's, for the rules of the Windows firewall.
     """
-    contained = (root / ".dockerenv").exists() or (root / "run/.containerenv").exists()
+    contained = (root / "run/.containerenv").exists() or _in_docker(root)
     # In a container the kernel's name would tell of the machine below, whose settings are not to be seen.
     wsl = None if contained else gather_wsl(port, runner, root)
     return HostFacts(contained, _memory(root), _lan_address(), wsl)
+
+
+def _in_docker(root: Path) -> bool:
+    """A machine that was made from an image has the file, too, but none of a container's mounts."""
+    if not (root / ".dockerenv").exists():
+        return False
+    from llmproxy.runtimes.docker_reach import own_container_id
+
+    return own_container_id(read_text(root / "proc/self/mountinfo") or "", socket.gethostname()) is not None
 
 
 def _memory(root: Path) -> int | None:
