@@ -159,7 +159,7 @@ def test_following(proxy: Proxy) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        for words in ("events --json", "logs -f -n 0 a")
+        for words in ("events -f --json", "logs -f -n 0 a")
     }
     try:
         for pipe in pipes.values():
@@ -172,12 +172,66 @@ def test_following(proxy: Proxy) -> None:
         for pipe in pipes.values():
             pipe.terminate()
         told = {words: pipe.communicate(timeout=10)[0].decode() for words, pipe in pipes.items()}
-    events = [json.loads(line) for line in told["events --json"].splitlines() if line.startswith("{")]
+    events = [json.loads(line) for line in told["events -f --json"].splitlines() if line.startswith("{")]
     steps = [(event["from"], event["to"]) for event in events if event["backend"] == "a"]
     assert ("absent", "starting") in steps
     assert steps[-1] == ("stopping", "absent")
+    # Without -f it ends with what is remembered; those about others are left out where one is named.
+    kept = [json.loads(line) for line in llmproxy(proxy, "events", "--json").stdout.splitlines()]
+    # What a decision tells of states are those at the time when it is told.
+    told_at = [event["at"] for event in events if event["backend"] == "a"]
+    assert [event["at"] for event in kept if event["backend"] == "a"] == told_at
+    about = llmproxy(proxy, "events", "-n", "1", "-b", "a").stdout.splitlines()
+    assert len(about) == 1
+    assert "a stopping -> absent" in about[0]
+    assert "There is no backend 'nobody'" in llmproxy(proxy, "events", "-b", "nobody").stderr
     assert "Shutting down" in told["logs -f -n 0 a"]
     assert "startup complete" not in told["logs -f -n 0 a"]
+
+
+def test_keys_and_usage(proxy: Proxy) -> None:
+    """keys shows the proxy's keys and no secret; usage what they have used."""
+    done = llmproxy(proxy, "keys", "--config", str(proxy.file))
+    assert done.returncode == 0, done
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["KEY", "site", "boss", "default"]
+    assert KEY not in done.stdout + done.stderr
+    assert proxy.chat("a").status == 200
+
+    def used() -> dict[str, int]:
+        found = json.loads(llmproxy(proxy, "usage", "--by", "key,backend", "--json").stdout)
+        return {row["backend"]: row["requests"] for row in found["rows"] if row["key"] == "site"}
+
+    # What is over is written down a moment later.
+    until(lambda: used().get("a", 0) >= 1)
+    rows = llmproxy(proxy, "usage", "--by", "key,backend").stdout.splitlines()
+    assert any(row.split()[:2] == ["site", "a"] for row in rows)
+    assert llmproxy(proxy, "usage", "--csv").stdout.startswith("key,requests,")
+    assert llmproxy(proxy, "usage", "--since", "soon").returncode == 2
+
+
+def test_completion(proxy: Proxy) -> None:
+    """A real bash completes commands and backends by what completion prints."""
+    script = """
+        eval "$(llmproxy completion bash)"
+        COMP_WORDS=(llmproxy start b) COMP_CWORD=2
+        _llmproxy_completion llmproxy
+        echo "${COMPREPLY[@]}"
+        COMP_WORDS=(llmproxy "") COMP_CWORD=1
+        _llmproxy_completion llmproxy
+        echo "${COMPREPLY[@]}"
+    """
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=proxy.folder,
+        env={**environment(proxy), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    backends, commands = done.stdout.splitlines()
+    assert backends == "broken", done
+    assert {"status", "start", "top", "config"} <= set(commands.split())
 
 
 def test_two_models_on_one_gpu(kind: str, tmp_path: Path) -> None:
