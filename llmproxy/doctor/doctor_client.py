@@ -387,6 +387,8 @@ def judge_name(target: Target, addresses: tuple[str, ...], error: str | None) ->
             f"{target.host} is this machine itself; run it on another one to see whether the LAN is let in."
         )
         return Finding("client.name", OK, text)
+    if addresses == (target.host,):
+        return Finding("client.name", OK, f"It is asked at {target.host}.")
     return Finding("client.name", OK, f"{target.host} is {', '.join(addresses)}.")
 
 

@@ -6,10 +6,12 @@ import base64
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -226,6 +228,57 @@ def test_no_driver() -> None:
     assert (found.driver, found.gpus) == ("570.1", (("X", GIB),))
     found = gather_gpu(Programs(nvidia_smi=Ran(9, "", "no devices")), ("/dev/null",))
     assert "no devices" in str(found.error)
+
+
+class Nvml(ModuleType):
+    """NVIDIA's library, with one GPU, or with an error where it is asked for something."""
+
+    def __init__(self, broken: str = "") -> None:
+        super().__init__("pynvml")
+        self.broken, self.ended = broken, False
+
+    def _answer(self, name: str, value: Any) -> Any:
+        if name == self.broken:
+            raise RuntimeError(f"{name} is broken")
+        return value
+
+    def nvmlInit(self) -> None:
+        self._answer("init", None)
+
+    def nvmlShutdown(self) -> None:
+        self.ended = True
+
+    def nvmlDeviceGetCount(self) -> int:
+        return int(self._answer("count", 1))
+
+    def nvmlDeviceGetHandleByIndex(self, number: int) -> int:
+        return number
+
+    def nvmlDeviceGetName(self, handle: int) -> bytes:
+        return b"RTX"
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:
+        return SimpleNamespace(total=self._answer("memory", 8 * GIB))
+
+    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:
+        return 12080
+
+    def nvmlSystemGetDriverVersion(self) -> str:
+        return "570.1"
+
+
+def test_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Name, memory, driver and CUDA; where it is broken, wherever that is, nvidia-smi is asked."""
+    library = Nvml()
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    found = gather_gpu(Programs(), ("/dev/null",))
+    assert (found.driver, found.cuda, found.gpus) == ("570.1", (12, 8), (("RTX", 8 * GIB),))
+    assert library.ended
+    for broken in ("init", "count", "memory"):
+        monkeypatch.setitem(sys.modules, "pynvml", Nvml(broken))
+        found = gather_gpu(Programs(), ("/dev/null",))
+        assert found.gpus == ()
+        assert f"{broken} is broken" in str(found.error)
 
 
 def test_the_cuda_that_an_image_asks_for() -> None:

@@ -128,11 +128,7 @@ def _from_outside(facts: Facts, text: str, *, published: bool) -> Iterator[Findi
     if facts.host.contained:
         yield ok(name, f"{text}; whether it is published is seen outside of this container.")
     elif wsl is None:
-        where = (
-            f": llmproxy doctor --from-client http://{facts.host.lan}:{port} from there"
-            if facts.host.lan
-            else ""
-        )
+        where = f": llmproxy doctor --from-client http://{facts.host.lan}:{port}" if facts.host.lan else ""
         yield ok(name, f"{text}; see from another machine whether it gets there{where}.")
     elif published and facts.engine.desktop:
         yield ok(name, f"{text}; Docker Desktop has Windows itself listen.")
