@@ -377,6 +377,20 @@ def test_ports_that_clash() -> None:
     assert told(check_ports(two)) == ["ok backends.ports"]
 
 
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (facts(), "are free, or their own"),
+        (evolve(facts(), host=HostFacts(contained=True)), "not to be seen"),
+        (with_engine(state="absent", containers={}), "not to be seen"),
+        (with_engine(local=False), "not to be seen"),
+    ],
+)
+def test_ports_that_cannot_be_looked_at(found: Facts, words: str) -> None:
+    """Nothing is claimed of a host that is not seen."""
+    one(check_ports(found), "backends.ports", "ok", words)
+
+
 def test_ports_that_are_mistaken() -> None:
     """The route's port has to be the server's, and what is published has to be that."""
     found = with_container(args=("vllm", "serve", "m", "--port", "8009"))
@@ -496,7 +510,7 @@ def test_a_driver_that_nobody_needs() -> None:
         ({"runtimes": ("runc",), "cdi": ("nvidia.com/gpu=all",)}, None, "ok"),
         ({"runtimes": ("runc",), "cdi": ("amd.com/gpu=0",)}, None, "fail"),
         ({"runtimes": ("runc",)}, "nvidia-container-cli", "ok"),
-        ({"runtimes": ("runc",), "local": False}, "nvidia-container-cli", "fail"),
+        ({"runtimes": ("runc",), "local": False}, "nvidia-container-cli", "warn"),
         ({"runtimes": ()}, None, "fail"),
         ({"runtimes": ("runc",), "system": "Docker Desktop"}, None, "fail"),
         ({"state": "absent"}, None, "skipped"),
