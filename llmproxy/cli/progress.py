@@ -22,6 +22,8 @@ from llmproxy.words import duration
 __all__ = ["Progress", "sees_progress", "step_of"]
 
 _BAR = 14
+# With less room than this a bar would take the place of the words.
+_ROOM_FOR_BAR = 100
 _FAULTS = {"backend_start_failed": "failed", "backend_start_timeout": "failed"}
 
 
@@ -117,7 +119,12 @@ class Progress:
             ]
         if view is None:
             return [mark, Text(name, style="bold"), Text("asked", style="dim"), "", "", "", clock]
-        row = [mark, Text(name, style="bold"), state_text(view), Text("" if done else step_of(view))]
+        row = [
+            mark,
+            Text(name, style="bold"),
+            state_text({**view, "level": None}),
+            Text("" if done else step_of(view)),
+        ]
         return [*row, *(("", "") if done else self._rest(view)), clock]
 
     def _rest(self, view: Mapping[str, Any]) -> tuple[RenderableType, RenderableType]:
@@ -127,5 +134,7 @@ class Progress:
             return "", ""
         passed = max(time.time() - float(since), 0.0)
         whole = max(passed + float(eta), 0.1)
+        if self._out.width < _ROOM_FOR_BAR:
+            return "", Text(f"{duration(float(eta))} left")
         bar = ProgressBar(total=whole, completed=min(passed, whole), width=_BAR, complete_style="yellow")
         return bar, Text(f"{duration(float(eta))} left")

@@ -81,6 +81,8 @@ def test_the_first_line() -> None:
     )
     old = summary(seen(backends=[backend("a", "absent")]), "http://h:1", "12:00:00", 100).plain
     assert "tokens" not in old
+    assert summary(seen(), "http://h:1", "12:00:00", 70).plain.startswith("llmproxy  12:00:00  1 of 2 ready")
+    assert summary(seen(), "http://h:1", "12:00:00", 62).plain.startswith("llmproxy  1 of 2 ready")
     assert len(summary(seen(), "http://h:1", "12:00:00", 20).plain) == 20
 
 

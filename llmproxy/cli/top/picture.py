@@ -14,6 +14,8 @@ from llmproxy.words import duration
 
 __all__ = ["gpu_lines", "request_lines", "summary"]
 
+_Part = tuple[str, str]
+
 _BAR = 24
 _OUTCOMES = {"ok": "dim", "client_gone": "dim", "refused": "yellow", "backend_died": "red", "error": "red"}
 
@@ -24,17 +26,20 @@ def summary(seen: Seen, base: str, clock: str, width: int) -> Text:
     ready = sum(backend["state"] == "ready" for backend in backends)
     flying, waiting = (sum(int(b.get(name) or 0) for b in backends) for name in ("in_flight", "waiting"))
     speed = sum(float(backend.get("tokens_per_second") or 0) for backend in backends)
-    parts: list[tuple[str, str] | str] = [
-        ("llmproxy ", "bold"),
-        f"{base}  ",
-        (clock, "dim"),
-        f"  {ready} of {len(backends)} ready",
+    counts: list[_Part] = [
+        (f"  {ready} of {len(backends)} ready", ""),
         (f"  {flying} in flight", "green" if flying else "dim"),
         (f"  {waiting} waiting", "yellow" if waiting else "dim"),
     ]
     if any(backend.get("tokens_per_second") is not None for backend in backends):
-        parts.append((f"  {speed:.0f} tokens/s", "green" if speed else "dim"))
-    return shorten(Text.assemble(*parts), width)
+        counts.append((f"  {speed:.0f} tokens/s", "green" if speed else "dim"))
+    name: _Part = ("llmproxy", "bold")
+    # Where and when are known best: they are left out first.
+    for more in ((name, (f" {base}", ""), (f"  {clock}", "dim")), (name, (f"  {clock}", "dim")), (name,)):
+        line = Text.assemble(*more, *counts)
+        if line.cell_len <= width:
+            break
+    return shorten(line, width)
 
 
 def gpu_lines(seen: Seen, width: int) -> list[Text]:
