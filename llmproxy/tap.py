@@ -22,7 +22,7 @@ from llmproxy import __version__
 from llmproxy.backend.knock import knock_at
 from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.loader import Loader
-from llmproxy.config.model import Config
+from llmproxy.config.model import Config, digest_of
 from llmproxy.config.resolve import CommandLine
 from llmproxy.errors import ConfigError
 from llmproxy.fleet.fleet import Fleet
@@ -206,12 +206,14 @@ class _Assembly:
             return []
 
     def _runtimes(self, config: Config) -> dict[str, IRuntime]:
-        secrets = {key.secret for key in config.keys}
+        digests = {key.digest for key in config.keys}
         process = ProcessRuntime(
             self._reactor,
             config.state_dir,
             backend_key=config.backend_key,
-            secret_names=frozenset(name for name, value in self._environ.items() if value in secrets),
+            secret_names=frozenset(
+                name for name, value in self._environ.items() if digest_of(value) in digests
+            ),
         )
         # When the reactor runs, the children that are still wanted have been adopted.
         mine = [spec for spec in config.backends.values() if spec.runtime == "process"]

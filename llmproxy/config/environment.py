@@ -9,7 +9,7 @@ from attrs import evolve
 from llmproxy.config import units
 from llmproxy.config.fields import log_format, log_level, metrics_access, read_field
 from llmproxy.config.layers import Layer, Setting, route_name
-from llmproxy.config.model import Key
+from llmproxy.config.model import Key, digest_of
 from llmproxy.errors import ConfigError
 
 __all__ = ["prewarm_routes", "read_environment", "with_environment_keys"]
@@ -93,22 +93,24 @@ def with_environment_keys(keys: list[Key], environ: Mapping[str, str]) -> list[K
     :raises llmproxy.errors.ConfigError: the file has another key of that name.
     """
     client, admin = environ.get("VLLM_API_KEY", "").strip(), environ.get("LLMPROXY_ADMIN_KEY", "").strip()
-    known = {key.secret for key in keys}
+    # The file may know them by their digests alone.
+    known = {key.digest for key in keys}
     found = list(keys)
     taken = {key.name for key in keys}
     for name, secret, variable in (
         ("default", client, "VLLM_API_KEY"),
         ("admin", admin, "LLMPROXY_ADMIN_KEY"),
     ):
-        if secret and secret not in known and name in taken:
+        if secret and digest_of(secret) not in known and name in taken:
             raise ConfigError(
                 f"environment {variable}: its key is named {name!r}, as another key of the file is;"
                 " give that one another name"
             )
-    if client and client not in known:
+    if client and digest_of(client) not in known:
         found.append(Key("default", client, admin=not admin or admin == client))
-    if admin and admin != client and admin not in known:
+    if admin and admin != client and digest_of(admin) not in known:
         found.append(Key("admin", admin, admin=True))
-    elif admin and admin in known:
-        found = [evolve(key, admin=True) if key.secret == admin else key for key in found]
+    elif admin and digest_of(admin) in known:
+        mine = digest_of(admin)
+        found = [evolve(key, admin=True) if key.digest == mine else key for key in found]
     return found

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
 
-from llmproxy.config import units
+from llmproxy.config import units, values
 from llmproxy.config.fields import (
     FIELDS,
     health_completions,
@@ -18,16 +17,14 @@ from llmproxy.config.fields import (
     metrics_access,
     read_field,
     unknown_key,
-    whole,
 )
 from llmproxy.config.interpolate import strict_text
+from llmproxy.config.keys import read_key
 from llmproxy.config.layers import Layer, Setting, route_name
 from llmproxy.config.model import Gpu, Key
 from llmproxy.errors import ConfigError
 
 __all__ = [
-    "EXPIRES_PATTERN",
-    "KEY_FIELDS",
     "ORIGIN_PATTERN",
     "PROBE_PATH_PATTERN",
     "SECTIONS",
@@ -79,54 +76,6 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
-def _fail(allowed: str) -> Any:
-    raise ValueError(allowed)
-
-
-class _Filled(str):
-    """A text that came of ``${NAME}``.  The environment holds only texts, and so ``port: ${PORT}`` gives one
-    where ``port: "80"`` would be a mistake: it is read as a label would be."""
-
-
-def _plain(value: Any) -> Any:
-    """The number or truth that a filled-in text writes."""
-    if not isinstance(value, _Filled):
-        return value
-    word = value.strip().lower()
-    if re.fullmatch(r"[+-]?[0-9]{1,18}", word):
-        return int(word)
-    return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}.get(word, value)
-
-
-def _boolean(value: Any) -> bool:
-    value = _plain(value)
-    return value if isinstance(value, bool) else bool(_fail("true or false"))
-
-
-def _text(value: Any) -> str:
-    return str(value) if isinstance(value, str) and value.strip() else str(_fail("a text that is not empty"))
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    if isinstance(value, list) and value and all(isinstance(word, str) and word for word in value):
-        return tuple(map(str, value))
-    return tuple(_fail("a list of texts that is not empty"))
-
-
-def _count(value: Any) -> int:
-    value = whole(_plain(value))
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10_000_000:
-        _fail("a whole number from 1")
-    return int(value)
-
-
-def _many(value: Any) -> int:
-    value = whole(_plain(value))
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 10_000_000:
-        _fail("a whole number from 0")
-    return int(value)
-
-
 ORIGIN_PATTERN = r"^(\*|[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+)$"
 """As browsers send it (RFC 6454 section 6.2), or ``*``."""
 
@@ -134,49 +83,63 @@ PROBE_PATH_PATTERN = r"^/[^\s?#]*$"
 
 
 def _origins(value: Any) -> tuple[str, ...]:
-    words = _texts(value)
+    words = values.texts(value)
     if not all(re.search(ORIGIN_PATTERN, word) for word in words):
-        _fail("a list of origins such as https://chat.example:8443, or *")
+        values.fail("a list of origins such as https://chat.example:8443, or *")
     return tuple(word.lower() for word in words)
 
 
 def _probe_paths(value: Any) -> tuple[str, ...]:
-    words = _texts(value)
+    words = values.texts(value)
     return (
         words
         if all(re.search(PROBE_PATH_PATTERN, word) for word in words)
-        else tuple(_fail("a list of paths"))
+        else tuple(values.fail("a list of paths"))
     )
 
 
 def _route(value: Any) -> str:
-    return _text(value).lower()
+    return values.text(value).lower()
 
 
-Readers = Mapping[str, Callable[[Any], Any]]
-
-TOP: Readers = {
-    "listen": _texts,
+TOP: values.Readers = {
+    "listen": values.texts,
     "host_memory_for_sleep": units.size,
     "drain": units.duration,
-    "stop_backends_on_exit": _boolean,
+    "stop_backends_on_exit": values.boolean,
     "metrics_access": metrics_access,
     "default_route": _route,
-    "state_dir": _text,
+    "state_dir": values.text,
 }
 """Settings of the proxy as a whole that stand at the top."""
 
-SECTIONS: Mapping[str, Readers] = {
-    "docker": {"host": _text, "compose_file": _text},
+SECTIONS: Mapping[str, values.Readers] = {
+    "docker": {"host": values.text, "compose_file": values.text},
     "scheduler": {"max_wait_before_drain": units.duration, "drain_limit": units.duration},
-    "limits": {"max_body": units.size, "max_connections": _count, "max_held": _count},
+    "limits": {
+        "max_body": units.size,
+        "max_head": units.size,
+        "max_fields": values.count,
+        "max_target": units.size,
+        "max_connections": values.count,
+        "max_connections_per_address": values.many,
+        "max_held": values.count,
+        "head_timeout": units.duration,
+        "body_timeout": units.duration,
+        "min_body_rate": units.size,
+        "idle_timeout": units.duration,
+        "write_timeout": units.duration,
+        "tunnel_idle": units.duration,
+        "body_memory": units.size,
+        "body_disk": units.size,
+    },
     "cors": {"origins": _origins},
     "probes": {
-        "user_agents": _texts,
+        "user_agents": values.texts,
         "paths": _probe_paths,
         "health_completions": health_completions,
     },
-    "usage": {"history": _many, "retention": units.duration},
+    "usage": {"history": values.many, "retention": units.duration},
     "log": {"format": log_format, "level": log_level},
 }
 """Settings that stand in a section."""
@@ -246,7 +209,7 @@ class _Reader:
         if isinstance(value, str):
             try:
                 filled = strict_text(value, self._environ, keep)
-                return filled if filled == value else _Filled(filled)
+                return filled if filled == value else values.Filled(filled)
             except KeyError as missing:
                 raise ConfigError(
                     f"{self._name} {path}: the environment has no {missing.args[0]};"
@@ -307,7 +270,7 @@ class _Reader:
                 continue
             filled = self._fill(f"{path}.{key}", item, keep)
             source = self._source(f"{path}.{key}")
-            text = isinstance(filled, _Filled)
+            text = isinstance(filled, values.Filled)
             settings[key] = Setting(read_field(self._source(path), key, filled, text=text), source)
         return settings
 
@@ -331,7 +294,7 @@ class _Reader:
         if not isinstance(value, list):
             raise ConfigError(f"{self._name}: keys must be a list")
         names: set[str] = set()
-        secrets: dict[str, str] = {}
+        digests: dict[bytes, str] = {}
         for index, item in enumerate(value):
             key = self._key(f"keys[{index}]", item)
             if key.name in names:
@@ -339,86 +302,14 @@ class _Reader:
                     f"{self._name}: keys[{index}] has the name {key.name!r}, which another one has"
                 )
             names.add(key.name)
-            twin = secrets.setdefault(key.secret, key.name)
-            if twin != key.name:
-                raise ConfigError(f"{self._name}: the keys {twin} and {key.name} have the same secret")
+            for digest in (key.digest, *(former.digest for former in key.former)):
+                twin = digests.setdefault(digest, key.name)
+                if twin != key.name:
+                    raise ConfigError(f"{self._name}: the keys {twin} and {key.name} have the same secret")
             self._layer.keys.append(key)
             self._layer.key_sources[key.name] = self._source(f"keys[{index}]")
 
     def _key(self, path: str, value: Any) -> Key:
         place = f"{self._name} {path}"
         settings = self._mapping(path, self._fill(path, value))
-        for key in settings:
-            if key not in KEY_FIELDS:
-                raise unknown_key(place, key, KEY_FIELDS)
-        read: dict[str, Any] = {}
-        for key, item in settings.items():
-            if item is None:
-                continue
-            try:
-                read[key] = KEY_FIELDS[key](item)
-            except ValueError as allowed:
-                # Never the value: it may be the secret.
-                raise ConfigError(f"{place}: {key} is not allowed; use {allowed}") from None
-        if "name" not in read:
-            raise ConfigError(f"{place}: it needs a name")
-        variable = read.pop("secret_env", None)
-        if (variable is None) == ("secret" not in read):
-            raise ConfigError(f"{place}: it needs either secret or secret_env")
-        if variable is not None:
-            read["secret"] = self._environ.get(variable, "")
-            if not read["secret"]:
-                raise ConfigError(
-                    f"{place}: secret_env names {variable}, which is not set in the environment"
-                )
-        return Key(**read)
-
-
-EXPIRES_PATTERN = (
-    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2})?(Z|[+-][0-9]{2}:[0-9]{2})?)?$"
-)
-"""A date, or a date and time; UTC where it does not say otherwise."""
-
-
-def _expires(value: Any) -> float:
-    if isinstance(value, str):
-        try:
-            value = datetime.datetime.fromisoformat(value) if re.search(EXPIRES_PATTERN, value) else None
-        except ValueError:  # a date that no calendar has
-            value = None
-    if isinstance(value, datetime.datetime):
-        moment = value
-    elif isinstance(value, datetime.date):
-        moment = datetime.datetime(value.year, value.month, value.day)
-    else:
-        return float(_fail("a date, as in 2027-01-31"))
-    return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()
-
-
-def _priority(value: Any) -> int:
-    value = whole(_plain(value))
-    if isinstance(value, bool) or not isinstance(value, int):
-        _fail("a whole number")
-    return int(value)
-
-
-def _routes(value: Any) -> tuple[str, ...]:
-    return tuple(route.lower() for route in _texts(value))
-
-
-KEY_FIELDS: Readers = {
-    "name": _text,
-    "secret": _text,
-    "secret_env": _text,
-    "admin": _boolean,
-    "client": _boolean,
-    "routes": _routes,
-    "may_start": _boolean,
-    "may_evict": _boolean,
-    "priority": _priority,
-    "requests_per_minute": _count,
-    "tokens_per_minute": _count,
-    "streams": _count,
-    "expires": _expires,
-}
-"""What a key may have."""
+        return read_key(place, settings, self._environ)

@@ -7,16 +7,19 @@ seconds, sizes are bytes.  The fields and their defaults are section 8 of the co
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any, Literal
 
 from attrs import Factory, field, frozen
 
 __all__ = [
+    "digest_of",
     "BackendSpec",
     "Config",
     "Cors",
     "DockerSettings",
     "Gpu",
+    "Former",
     "Key",
     "Limits",
     "LogSettings",
@@ -118,11 +121,37 @@ class Scheduler:
 
 @frozen
 class Limits:
-    """What bounds the proxy as a whole: bytes, connections, held requests."""
+    """What bounds the proxy as a whole: bytes, connections, held requests, and seconds that clients get.
+
+    :ivar max_head: bytes of a request's head, its request line included; of a trailer; of a chunk's extension.
+    :ivar max_fields: header fields of one request.
+    :ivar max_target: bytes of what a request line asks for.
+    :ivar max_connections_per_address: of one client; 0: no limit.  Those from this machine are not counted.
+    :ivar head_timeout: for a head, from its first byte to its last; this and the next four: 0 is no limit.
+    :ivar body_timeout: for a body, and one more for each ``min_body_rate`` bytes of it.
+    :ivar min_body_rate: bytes a second; 0: a body has ``body_timeout`` in all.
+    :ivar idle_timeout: until the next request begins.
+    :ivar write_timeout: for which a client takes nothing of what waits for it.
+    :ivar tunnel_idle: for which a switched connection (WebSocket) carries nothing.
+    :ivar body_memory: bytes of bodies that are kept in memory, all together; the others are put into files.
+    :ivar body_disk: bytes of bodies that are kept in files, all together.
+    """
 
     max_body: int = 64 * 1024 * 1024
+    max_head: int = 32 * 1024
+    max_fields: int = 200
+    max_target: int = 8 * 1024
     max_connections: int = 4096
+    max_connections_per_address: int = 1024
     max_held: int = 10_000
+    head_timeout: float = 30.0
+    body_timeout: float = 60.0
+    min_body_rate: int = 500
+    idle_timeout: float = 60.0
+    write_timeout: float = 120.0
+    tunnel_idle: float = 0.0
+    body_memory: int = 256 * 1024 * 1024
+    body_disk: int = 4 * 1024 * 1024 * 1024
 
 
 @frozen
@@ -174,17 +203,35 @@ class LogSettings:
     level: Literal["debug", "info", "warn", "error"] = "info"
 
 
+def digest_of(secret: str) -> bytes:
+    """What is compared instead of a secret, and kept where it is not to be known: its SHA-256."""
+    return sha256(secret.encode("utf-8")).digest()
+
+
+@frozen
+class Former:
+    """A secret that a key had before its present one.
+
+    :ivar until: POSIX time after which it is refused.
+    """
+
+    digest: bytes = field(repr=False)
+    until: float
+
+
 @frozen
 class Key:
     """An API key and what it may do.
 
-    :ivar secret: the secret itself; never printed.
+    :ivar secret: the secret itself; never printed; empty where only its digest is known.
+    :ivar hashed: its digest, in that case.
+    :ivar former: secrets that it had before, and still answers to.
     :ivar routes: routes that it may use; ``None`` means all.
     :ivar expires: POSIX time after which it is refused.
     """
 
     name: str
-    secret: str = field(repr=False)
+    secret: str = field(default="", repr=False)
     admin: bool = False
     client: bool = True
     routes: tuple[str, ...] | None = None
@@ -195,6 +242,18 @@ class Key:
     tokens_per_minute: int | None = None
     streams: int | None = None
     expires: float | None = None
+    hashed: bytes | None = field(default=None, repr=False)
+    former: tuple[Former, ...] = ()
+
+    @property
+    def digest(self) -> bytes:
+        """What a secret's digest has to be."""
+        return digest_of(self.secret) if self.hashed is None else self.hashed
+
+    @property
+    def limited(self) -> bool:
+        """How much it may ask for is bounded."""
+        return (self.requests_per_minute or self.tokens_per_minute or self.streams) is not None
 
 
 @frozen

@@ -293,17 +293,11 @@ def _check_together(backends: Mapping[str, BackendSpec], sources: Mapping[str, s
 
 
 def _notes(keys: Sequence[Key]) -> tuple[str, ...]:
-    notes = []
-    unused = ("requests_per_minute", "tokens_per_minute", "streams", "may_evict", "priority")
-    defaults = Key("", "")
-    for key in keys:
-        given = [name for name in unused if getattr(key, name) != getattr(defaults, name)]
-        if given:
-            notes.append(f"key {key.name}: {', '.join(given)} not in force in this version")
-        if key.secret.lower() in ("changeme", "change-me", "secret", "test"):
-            notes.append(
-                f"key {key.name}: its secret is one that everybody tries; mint one: openssl rand -hex 32"
-            )
+    notes = [
+        f"key {key.name}: its secret is one that everybody tries; mint one: openssl rand -hex 32"
+        for key in keys
+        if key.secret.lower() in ("changeme", "change-me", "secret", "test")
+    ]
     if keys and not any(key.admin for key in keys):
         notes.append("no key is an admin key: /api and /ui are closed to everybody")
     return tuple(notes)

@@ -15,7 +15,8 @@ from typing import Any
 
 from llmproxy.config import units
 from llmproxy.config.fields import FIELDS, HEALTH_COMPLETIONS, LOG_FORMATS, LOG_LEVELS, METRICS_ACCESS
-from llmproxy.config.file import EXPIRES_PATTERN, ORIGIN_PATTERN, PROBE_PATH_PATTERN
+from llmproxy.config.file import ORIGIN_PATTERN, PROBE_PATH_PATTERN
+from llmproxy.config.keys import EXPIRES_PATTERN, HASH_PATTERN, NAME_PATTERN
 from llmproxy.config.layers import RESERVED
 
 __all__ = ["schema"]
@@ -58,11 +59,24 @@ def schema() -> dict[str, Any]:
         "".join(f"[{c}{c.upper()}]" if c.isalpha() else re.escape(c) for c in name)
         for name in sorted(RESERVED)
     )
+    moment = {
+        "type": "string",
+        "pattern": EXPIRES_PATTERN,
+        "description": "a date, as in 2027-01-31, or a date and time; UTC",
+    }
+    secrets = {
+        "secret": _TEXT,
+        "secret_env": {**_TEXT, "description": "name of the variable that holds it"},
+        "hash": {"type": "string", "pattern": HASH_PATTERN, "description": "SHA-256 of the secret"},
+    }
+    # Null is as if it were not there, here too.
+    one_secret = [{"required": [name], "properties": {name: {"type": "string"}}} for name in secrets]
+    previous = _object({**secrets, "until": moment}, required=["until"], oneOf=one_secret)
     key = _object(
         {
             "name": _TEXT,
-            "secret": _TEXT,
-            "secret_env": _TEXT,
+            **secrets,
+            "previous": {**previous, "description": "the secret that it had before, until a day"},
             "admin": {"type": "boolean"},
             "client": {"type": "boolean"},
             "routes": _TEXTS,
@@ -72,20 +86,12 @@ def schema() -> dict[str, Any]:
             "requests_per_minute": _COUNT,
             "tokens_per_minute": _COUNT,
             "streams": _COUNT,
-            "expires": {
-                "type": "string",
-                "pattern": EXPIRES_PATTERN,
-                "description": "a date, as in 2027-01-31, or a date and time; UTC",
-            },
+            "expires": moment,
         },
         required=["name"],
-        # Null is as if it were not there, here too.
-        oneOf=[
-            {"required": [name], "properties": {name: {"type": "string"}}}
-            for name in ("secret", "secret_env")
-        ],
+        oneOf=one_secret,
     )
-    key["properties"]["name"] = _TEXT
+    key["properties"]["name"] = {**_TEXT, "pattern": NAME_PATTERN}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "llmproxy.yaml",
@@ -99,7 +105,7 @@ def schema() -> dict[str, Any]:
                 },
                 "host_memory_for_sleep": _SIZE,
                 "scheduler": _object({"max_wait_before_drain": _DURATION, "drain_limit": _DURATION}),
-                "limits": _object({"max_body": _SIZE, "max_connections": _COUNT, "max_held": _COUNT}),
+                "limits": _object(_limits()),
                 "cors": _object({"origins": _texts(ORIGIN_PATTERN)}),
                 "probes": _object(
                     {
@@ -142,6 +148,18 @@ def schema() -> dict[str, Any]:
             }
         ),
         "$defs": {"backend": backend},
+    }
+
+
+def _limits() -> dict[str, Any]:
+    counts = ("max_connections", "max_fields", "max_held")
+    sizes = ("max_body", "max_head", "max_target", "min_body_rate", "body_memory", "body_disk")
+    times = ("head_timeout", "body_timeout", "idle_timeout", "write_timeout", "tunnel_idle")
+    return {
+        **dict.fromkeys(counts, _COUNT),
+        "max_connections_per_address": {**_COUNT, "minimum": 0, "description": "0: no limit"},
+        **dict.fromkeys(sizes, _SIZE),
+        **{name: {**_DURATION, "description": "0: no limit"} for name in times},
     }
 
 

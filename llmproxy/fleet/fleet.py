@@ -369,5 +369,5 @@ class Fleet:
 
 
 def _secrets(config: Config) -> tuple[str, ...]:
-    keys = tuple(key.secret for key in config.keys)
+    keys = tuple(key.secret for key in config.keys if key.secret)
     return keys if config.backend_key is None else (*keys, config.backend_key)

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmproxy.config.fields import FIELDS
-from llmproxy.config.file import KEY_FIELDS, SECTIONS, TOP, read_file
+from llmproxy.config.file import SECTIONS, TOP, read_file
+from llmproxy.config.keys import KEY_FIELDS, PREVIOUS_FIELDS
 from llmproxy.config.schema import schema
 from llmproxy.errors import ConfigError
 
@@ -114,7 +115,14 @@ values: st.SearchStrategy[Any] = st.sampled_from(
 )
 names = st.sampled_from(
     sorted(
-        {*FIELDS, *KEY_FIELDS, *TOP, *SECTIONS, *(key for section in SECTIONS.values() for key in section)}
+        {
+            *FIELDS,
+            *KEY_FIELDS,
+            *PREVIOUS_FIELDS,
+            *TOP,
+            *SECTIONS,
+            *(key for section in SECTIONS.values() for key in section),
+        }
         | {"memory", "odd", "coder", "V1", "a b", "Coder.x", "-a", "gpus", "backends", "defaults", "keys"}
     )
 )

@@ -178,9 +178,8 @@ def test_keys_do_not_contradict_each_other() -> None:
 
 
 def test_remarks() -> None:
-    """What is not in force, and a key that everybody knows, are told without the key."""
-    config = read("keys: [{name: a, secret: s-one, may_evict: false, streams: 2, admin: true}]", {})
-    assert config.notes == ("key a: streams, may_evict not in force in this version",)
+    """A key that everybody knows is told without the key."""
+    assert read("keys: [{name: a, secret: s-one, streams: 2, admin: true}]", {}).notes == ()
     assert "everybody tries" in str(read(None, {"VLLM_API_KEY": "changeme"}).notes)
     assert "changeme" not in str(read(None, {"VLLM_API_KEY": "changeme"}).notes)
 
