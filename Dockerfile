@@ -19,7 +19,9 @@ WORKDIR /src
 # What it needs changes seldom: a layer of its own.
 COPY setup.cfg ./
 COPY scripts/requirements.py scripts/
-RUN python3 scripts/requirements.py >/tmp/requirements && /opt/llmproxy/bin/pip install -r /tmp/requirements
+# Extras of setup.cfg, such as otel: docker build --build-arg EXTRAS=otel
+ARG EXTRAS
+RUN python3 scripts/requirements.py ${EXTRAS} >/tmp/requirements && /opt/llmproxy/bin/pip install -r /tmp/requirements
 COPY pyproject.toml README.md LICENSE ./
 COPY llmproxy llmproxy
 COPY twisted twisted

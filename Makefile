@@ -8,6 +8,7 @@ IMAGE ?= llmproxy
 BASE_IMAGE ?= python:3.13-slim
 TESTS ?= tests
 ARGS ?=
+EXTRAS ?=
 export VENV PORT LISTEN
 
 # A plain editable install hides the twisted/plugins folder from Twisted; "compat" shows it.
@@ -42,14 +43,14 @@ bench: $(STAMPS)/bench ## measure the proxy beside its peers (ARGS=--quick, --on
 test-vllm: $(STAMPS)/test ## the tests that need a real vLLM (slow; not part of `make test`)
 	$(PY) -m pytest tests -m vllm $(ARGS)
 
-image: ## build the container image (IMAGE=, BASE_IMAGE=)
-	docker build --build-arg BASE_IMAGE=$(BASE_IMAGE) -t $(IMAGE) .
+image: ## build the container image (IMAGE=, BASE_IMAGE=, EXTRAS=otel)
+	docker build --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg EXTRAS="$(EXTRAS)" -t $(IMAGE) .
 
 wheelhouse: $(STAMPS)/run ## download what the image needs, for a build with no network (IMAGE_PYTHON=3.13)
 	$(PY) -m pip download --quiet --disable-pip-version-check --dest deploy/wheelhouse --only-binary=:all: \
 	    --implementation cp --python-version $(or $(IMAGE_PYTHON),3.13) \
 	    $(foreach glibc,2014 _2_17 _2_28 _2_34,--platform manylinux$(glibc)_$(shell uname -m)) \
-	    setuptools wheel $$($(PY) scripts/requirements.py)
+	    setuptools wheel $$($(PY) scripts/requirements.py $(EXTRAS))
 
 clean: ## remove what was made here, but .env
 	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache \
