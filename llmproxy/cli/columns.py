@@ -75,6 +75,10 @@ def fit(columns: Sequence[Column], width: int | None, gap: int) -> list[Fitted]:
             shown[number] = one._replace(width=max(one.width - over, min(column.shorten[1], one.width)))
     # What was shortened gets what a column that was left out later has left over.
     for number, one in shown.items():
+        whole = _measured(columns[number], columns[number].title)
+        if one.title != whole.title and _total(shown.values(), gap) - one.width + whole.width <= width:
+            shown[number] = whole
+    for number, one in shown.items():
         spare = width - _total(shown.values(), gap)
         natural = _measured(columns[number], one.title).width
         if spare > 0 and one.width < natural:

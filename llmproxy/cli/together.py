@@ -49,6 +49,9 @@ def together(
         try:
             news.put(one(name))
         except ApiError as wrong:
+            if wrong.hint:
+                # A hint that the proxy has for whichever backend it is.
+                wrong.hint = wrong.hint.replace("<backend>", name)
             news.put(Done(name, None, f"{name}: {wrong}", well=False, error=wrong))
         except BaseException as bug:  # it is told where somebody sees it
             news.put(bug)

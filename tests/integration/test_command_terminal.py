@@ -95,6 +95,7 @@ def test_progress_of_what_fails(proxy: Proxy) -> None:
         assert terminal.wait() == 1
         assert "coder: ready after" in terminal.text()
         assert "exit status 3" in terminal.text()
+        assert "llmproxy logs broken" in terminal.text()
 
 
 def test_a_start_is_left_alone(proxy: Proxy) -> None:

@@ -91,6 +91,9 @@ def test_brief_headings() -> None:
     columns = [Column("A", words("a")), Column("IN FLIGHT", words("3"), right=True, brief=(0, "BUSY"))]
     assert plain(table(columns, 8)) == ["A  BUSY", "a     3"]
     assert plain(table(columns, 30))[0] == "A   IN FLIGHT"
+    columns.append(Column("LONG", words("x" * 20), drop=1))
+    assert plain(table(columns, 29))[0] == "A  BUSY  LONG"
+    assert plain(table(columns, 20))[0] == "A  IN FLIGHT"  # what has gone has left room for it
 
 
 def test_shorten() -> None:
