@@ -68,7 +68,16 @@ raise SystemExit(1)
 
 def _models(gpu: Gpu) -> dict[str, Demo | dict[str, Any]]:
     def model(name: str, share: float, seconds: float, *arguments: str, **settings: Any) -> Demo:
-        said = ("--gpu", str(gpu.folder), "--served-model-name", name, "--start-delay", str(seconds))
+        said = (
+            "--token-delay",
+            "0.02",
+            "--gpu",
+            str(gpu.folder),
+            "--served-model-name",
+            name,
+            "--start-delay",
+            str(seconds),
+        )
         return demo(
             *said,
             "--gpu-memory-utilization",
@@ -84,7 +93,7 @@ def _models(gpu: Gpu) -> dict[str, Demo | dict[str, Any]]:
     asleep = {"environment": {"VLLM_SERVER_DEV_MODE": "1"}}
     return {
         "coder": model("coder3b", 0.35, 8, "--enable-sleep-mode", idle="30m", **asleep),
-        "chat": model("sitechat", 0.3, 7, "--token-delay", "0.05", idle="20m"),
+        "chat": model("sitechat", 0.3, 7, idle="20m"),
         "qwen7b": model("qwen7b-bnb4", 0.45, 9, "--enable-sleep-mode", idle="15m", **asleep),
         "big-coder": {
             "runtime": "process",
@@ -143,12 +152,12 @@ def _busy(proxy: Proxy) -> None:
     proxy.act("chat", "stop")
     stream = {"stream": True, "max_tokens": 100_000, "ignore_eos": True, "demo_token_delay": 0.03}
     _later(proxy, "qwen7b-bnb4", LAPTOP, "Tell me a long story about a lighthouse.", **stream)
-    time.sleep(1.5)
-    for words in ("Hello?", "What does the large box cost?"):
-        _later(proxy, "sitechat", WEBSITE, words, max_tokens=20)
-    time.sleep(0.7)
+    # Starts on one GPU take turns.
     proxy.act("big-coder", "start", "")
     proxy.until_state("big-coder", "failed")
+    for words in ("Hello?", "What does the large box cost?"):
+        _later(proxy, "sitechat", WEBSITE, words, max_tokens=20)
+    time.sleep(2.5)
 
 
 def _sign_in(page: Page, at: str) -> None:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Browser:
 
     _process: subprocess.Popen[bytes]
     _wire: ClientConnection
+    _stack: ExitStack
     _count: int = field(init=False, default=0)
     _pages: dict[str, Page] = field(init=False, factory=dict)
 
@@ -91,12 +92,15 @@ class Browser:
             told = profile / "DevToolsActivePort"
             until(lambda: told.exists() and len(told.read_text().splitlines()) == 2, 30)
             port, path = told.read_text().splitlines()
-            wire = connect(f"ws://127.0.0.1:{port}{path}", max_size=None, open_timeout=30)
+            stack = ExitStack()
+            wire = stack.enter_context(
+                connect(f"ws://127.0.0.1:{port}{path}", max_size=None, open_timeout=30)
+            )
         except BaseException:
             process.kill()
             process.wait(10)
             raise
-        return cls(process, wire)
+        return cls(process, wire, stack)
 
     def close(self) -> None:
         """End it."""
@@ -104,7 +108,7 @@ class Browser:
             self.call("Browser.close")
         except Exception:
             self._process.kill()
-        self._wire.close()
+        self._stack.close()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
@@ -143,10 +147,13 @@ class Browser:
 
     def page(self) -> Page:
         """A new tab with cookies of its own."""
-        context = self.call("Target.createBrowserContext")["browserContextId"]
+        return self.page_in(self.call("Target.createBrowserContext")["browserContextId"])
+
+    def page_in(self, context: str) -> Page:
+        """A new tab that shares the cookies of others."""
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        page = self._pages[session] = Page(self, session)
+        page = self._pages[session] = Page(self, session, context, target)
         for domain in ("Page", "Runtime", "Log", "Network"):
             page.call(f"{domain}.enable")
         page.call("Page.addScriptToEvaluateOnNewDocument", source=_WATCH)
@@ -163,6 +170,8 @@ class Page:
 
     _browser: Browser
     _session: str
+    _context: str
+    _target: str
     complaints: list[str] = field(init=False, factory=list)
     _loads: int = field(init=False, default=0)
 
@@ -182,6 +191,14 @@ class Page:
         elif method == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning"):
             entry = told["entry"]
             self.complaints.append(f"{entry['source']}: {entry['text']} {entry.get('url', '')}")
+
+    def beside(self) -> Page:
+        """Another tab with the same cookies."""
+        return self._browser.page_in(self._context)
+
+    def close(self) -> None:
+        """Close it."""
+        self._browser.call("Target.closeTarget", targetId=self._target)
 
     # -- looking at it ------------------------------------------------------------------------------
 

@@ -99,10 +99,12 @@ export function buttons(store, latest) {
               "aria-label": `${LABELS[verb]} ${view.name}`,
               class: verb === "start" || verb === "wake" || verb === "restart" ? "go" : "",
               async onclick(event) {
+                // Not disabled meanwhile: that would take the focus away from whoever uses the keyboard.
                 const button = event.currentTarget;
-                button.disabled = true;
+                if (button.getAttribute("aria-busy")) return;
+                button.setAttribute("aria-busy", "true");
                 await perform(store, latest(), verb);
-                button.disabled = false;
+                button.removeAttribute("aria-busy");
               },
             },
             LABELS[verb],

@@ -14,13 +14,16 @@ let daily = null;
 
 const total = (row) => (row.prompt_tokens || 0) + (row.completion_tokens || 0);
 
+// GPU time that nobody's request took: of what was started by hand, or ran on.
+const nameOf = (name) => (name && name !== "-" ? name : "nobody");
+
 function table(by, title, rows) {
   if (!rows.length) return h("p", { class: "empty" }, "Nothing in this time.");
   const sorted = [...rows].sort((one, other) => total(other) - total(one) || other.requests - one.requests);
   const most = Math.max(...sorted.map(total), 1);
   const gpu = sorted.some((row) => row.gpu_seconds !== null && row.gpu_seconds !== undefined);
   const columns = [
-    [title, null, (row) => h("span", { class: "share" }, h("span", null, row[by] || "–"), h("meter", { min: 0, max: most, value: total(row), "aria-label": `Share of the tokens of ${row[by]}` }))],
+    [title, null, (row) => h("span", { class: "share" }, h("span", null, nameOf(row[by])), h("meter", { min: 0, max: most, value: total(row), "aria-label": `Share of the tokens of ${nameOf(row[by])}` }))],
     ["Requests", "number", (row) => count(row.requests)],
     ["Prompt", "number", (row) => short(row.prompt_tokens || 0)],
     ["Completion", "number", (row) => short(row.completion_tokens || 0)],
