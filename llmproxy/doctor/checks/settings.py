@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llmproxy.config.model import Key
+from llmproxy.config.model import Key, digest_of
 from llmproxy.doctor.facts import Facts
 from llmproxy.doctor.findings import Finding, fail, ok, skipped, warn
 
@@ -97,11 +97,19 @@ def check_key(facts: Facts) -> Iterator[Finding]:
         yield ok("settings.key", f"{count} {'key is' if count == 1 else 'keys are'} set, and hard to guess.")
 
 
+def _is_guessed(key: Key) -> bool:
+    """Where only digests are known, those of the words are compared."""
+    digests = {*(former.digest for former in key.former), *([key.hashed] if key.hashed is not None else [])}
+    if digests & {digest_of(word) for word in GUESSED}:
+        return True
+    return key.hashed is None and (key.secret.strip().lower() in GUESSED or len(set(key.secret)) < 4)
+
+
 def _judge(key: Key, now: float) -> Iterator[Finding]:
-    if key.secret.strip().lower() in GUESSED or len(set(key.secret)) < 4:
+    if _is_guessed(key):
         text = f"Key {key.name}: its secret is one that everybody tries."
         yield fail("settings.key", text, f"{MINT[:1].upper()}{MINT[1:]}.")
-    elif len(key.secret) < SHORT:
+    elif key.hashed is None and len(key.secret) < SHORT:
         text = f"Key {key.name}: its secret is shorter than {SHORT} characters."
         yield warn("settings.key", text, f"{MINT[:1].upper()}{MINT[1:]}.")
     if key.expires is not None and key.expires - now < SOON:
