@@ -8,13 +8,11 @@ from attrs import define, field
 
 from llmproxy.config.model import BackendSpec
 from llmproxy.engines.needs import Needs, read_needs
-from llmproxy.engines.vllm import VllmFlags, read_flags, redact
+from llmproxy.engines.redaction import redact, secret_values
+from llmproxy.engines.vllm import VllmFlags, read_flags
 from llmproxy.runtimes.interface import Facts
 
 __all__ = ["Identity"]
-
-_SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
-"""Words in the names of environment variables whose values are shown to nobody."""
 
 
 @define
@@ -42,11 +40,7 @@ class Identity:
             self.context_length = None
         self.needs, self.fingerprint = read_needs(spec, facts), facts.fingerprint
         self.known = True
-        self._secrets = tuple(
-            value
-            for name, value in facts.environment.items()
-            if any(word in name.upper() for word in _SECRET_WORDS)
-        )
+        self._secrets = secret_values(facts.environment)
         if spec.engine != "vllm":
             return
         self._flags = read_flags(facts.args, facts.environment)

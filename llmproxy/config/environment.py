@@ -10,6 +10,7 @@ from llmproxy.config import units
 from llmproxy.config.fields import log_format, log_level, metrics_access, read_field
 from llmproxy.config.layers import Layer, Setting, route_name
 from llmproxy.config.model import Key, digest_of
+from llmproxy.config.mounts import mount_folders
 from llmproxy.errors import ConfigError
 
 __all__ = ["prewarm_routes", "read_environment", "with_environment_keys"]
@@ -28,6 +29,7 @@ _CHOICES = {
     "LLMPROXY_METRICS_ACCESS": ("metrics_access", metrics_access),
     "LLMPROXY_LOG_FORMAT": ("log.format", log_format),
     "LLMPROXY_LOG_LEVEL": ("log.level", log_level),
+    "LLMPROXY_ALLOWED_MOUNTS": ("docker.allowed_mounts", mount_folders),
 }
 
 

@@ -22,6 +22,8 @@ from llmproxy.config.interpolate import strict_text
 from llmproxy.config.keys import read_key
 from llmproxy.config.layers import Layer, Setting, route_name
 from llmproxy.config.model import Gpu, Key
+from llmproxy.config.mounts import mount_folders, unsafe_names
+from llmproxy.config.network import hosts, trusted_proxies
 from llmproxy.errors import ConfigError
 
 __all__ = [
@@ -108,13 +110,20 @@ TOP: values.Readers = {
     "drain": units.duration,
     "stop_backends_on_exit": values.boolean,
     "metrics_access": metrics_access,
+    "trusted_proxies": trusted_proxies,
+    "hosts": hosts,
     "default_route": _route,
     "state_dir": values.text,
 }
 """Settings of the proxy as a whole that stand at the top."""
 
 SECTIONS: Mapping[str, values.Readers] = {
-    "docker": {"host": values.text, "compose_file": values.text},
+    "docker": {
+        "host": values.text,
+        "compose_file": values.text,
+        "allowed_mounts": mount_folders,
+        "allow_unsafe": unsafe_names,
+    },
     "scheduler": {"max_wait_before_drain": units.duration, "drain_limit": units.duration},
     "limits": {
         "max_body": units.size,

@@ -93,10 +93,16 @@ class DockerSettings:
 
     :ivar host: ``DOCKER_HOST`` form (``unix:///...``, ``tcp://...``); ``None`` means docker's own default.
     :ivar compose_file: compose file whose services may be created when their container is missing.
+    :ivar allowed_mounts: folders of the host that containers may be created with, beside those that the
+        configuration file itself gives a backend.
+    :ivar allow_unsafe: what containers may be created with although it lets them out
+        (:data:`llmproxy.config.mounts.UNSAFE`).
     """
 
     host: str | None = None
     compose_file: str | None = None
+    allowed_mounts: tuple[str, ...] = ("/srv/llm",)
+    allow_unsafe: tuple[str, ...] = ()
 
 
 @frozen
@@ -263,9 +269,13 @@ class Config:
     :ivar listen: Twisted endpoint strings.
     :ivar default_route: where requests to ``/v1`` go that name no model; ``None``: they are refused.
     :ivar metrics_access: who may read ``/metrics``: anybody, or administrators.
+    :ivar trusted_proxies: addresses and networks whose ``X-Forwarded-For`` and the like are believed, or ``unix``.
+    :ivar hosts: names by which browsers may reach the proxy, beside those that no stranger can own.
     :ivar backend_key: the key that backends ask for (``VLLM_API_KEY``), sent where ``auth`` is ``key``.
     :ivar sources: for each setting (``backends.coder.idle``) where its value came from; what is not
         listed has its default.
+    :ivar secrets: never to be shown, wherever they turn up: the keys, and what the environment and the
+        backends' settings have under names of secrets.
     :ivar notes: remarks for the log at start (what was changed for safety, what is not in force).
     """
 
@@ -283,9 +293,12 @@ class Config:
     drain: float = 30.0
     stop_backends_on_exit: bool = False
     metrics_access: Literal["open", "admin"] = "open"
+    trusted_proxies: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
     state_dir: str = ""
     backends: Mapping[str, BackendSpec] = Factory(dict)
     keys: tuple[Key, ...] = ()
     backend_key: str | None = field(default=None, repr=False)
     sources: Mapping[str, str] = field(factory=dict, repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()

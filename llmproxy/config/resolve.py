@@ -31,7 +31,8 @@ from llmproxy.config.model import (
     Scheduler,
     UsageSettings,
 )
-from llmproxy.engines.vllm import redact
+from llmproxy.config.mounts import covered, source_of, supposed_mounts
+from llmproxy.engines.redaction import redact, secret_values
 from llmproxy.errors import ConfigError
 
 __all__ = ["CommandLine", "Sources", "describe", "read_sources"]
@@ -90,8 +91,20 @@ def read_sources(sources: Sources) -> Config:
     layers.append(command_line)
     keys = with_environment_keys(file.keys, environ)
     config = _put_together(layers, keys, environ, prewarm)
+    config = evolve(config, secrets=_secrets(config, sources))
     key_sources = {f"keys.{key.name}": _key_source(key, file) for key in keys}
     return evolve(config, sources={**key_sources, **config.sources})
+
+
+def _secrets(config: Config, sources: Sources) -> tuple[str, ...]:
+    environments = [
+        sources.environ,
+        *(spec.environment for spec in config.backends.values()),
+        *(service.environment for service in sources.compose),
+    ]
+    found = [key.secret for key in config.keys if key.secret]
+    found += [value for environment in environments for value in secret_values(environment)]
+    return tuple(dict.fromkeys(found))
 
 
 def _key_source(key: Key, file: Layer) -> str:
@@ -125,6 +138,7 @@ def _put_together(
     for layer in layers:
         top.update(layer.top)
     sources = {name: setting.source for name, setting in top.items()}
+    docker = _docker(top, environ)
     backends = {}
     routes = {route: None for layer in layers for route in layer.backends}
     for route in prewarm:
@@ -134,6 +148,7 @@ def _put_together(
     for route in routes:
         settings = _settings(route, layers, prewarm)
         backends[route] = _backend(route, settings)
+        _check_mounts(route, settings, layers[0], docker)
         sources.update({f"backends.{route}.{name}": setting.source for name, setting in settings.items()})
     _check_together(backends, sources)
     listen = tuple(_value(top, "listen", Config().listen))
@@ -144,7 +159,7 @@ def _put_together(
         notes = (note, *notes)
     return Config(
         listen=listen,
-        docker=DockerSettings(_value(top, "docker.host"), _value(top, "docker.compose_file")),
+        docker=docker,
         gpus=_value(top, "gpus", {}),
         host_memory_for_sleep=_value(top, "host_memory_for_sleep"),
         scheduler=Scheduler(**_section(top, "scheduler")),
@@ -157,6 +172,8 @@ def _put_together(
         drain=_value(top, "drain", Config().drain),
         stop_backends_on_exit=_value(top, "stop_backends_on_exit", False),
         metrics_access=_value(top, "metrics_access", Config().metrics_access),
+        trusted_proxies=_value(top, "trusted_proxies", ()),
+        hosts=_value(top, "hosts", ()),
         state_dir=_value(top, "state_dir") or _state_dir(environ),
         backends=backends,
         keys=tuple(keys),
@@ -164,6 +181,27 @@ def _put_together(
         sources=sources,
         notes=notes,
     )
+
+
+def _docker(top: Mapping[str, Setting], environ: Mapping[str, str]) -> DockerSettings:
+    given = _section(top, "docker")
+    return DockerSettings(**{"allowed_mounts": supposed_mounts(environ), **given})
+
+
+def _check_mounts(route: str, settings: Mapping[str, Setting], file: Layer, docker: DockerSettings) -> None:
+    """What the file gives a backend is the operator's word; labels and variables stay inside the list."""
+    setting = settings.get("volumes")
+    if setting is None or "mounts" in docker.allow_unsafe:
+        return
+    if setting in (file.backends.get(route, {}).get("volumes"), file.defaults.get("volumes")):
+        return
+    for volume in setting.value:
+        folder = source_of(volume)
+        if folder is not None and not covered(folder, docker.allowed_mounts):
+            raise ConfigError(
+                f"backend {route}: volumes has {folder}, which is not in docker.allowed_mounts; add it there"
+                f" (LLMPROXY_ALLOWED_MOUNTS), or give the volume in llmproxy.yaml ({setting.source})"
+            )
 
 
 def _settings(route: str, layers: Sequence[Layer], prewarm: Sequence[str]) -> dict[str, Setting]:
@@ -323,6 +361,12 @@ def describe(config: Config) -> list[tuple[str, str, str]]:
         ("listen", ", ".join(config.listen), _source(config, "listen")),
         ("docker.host", config.docker.host or "docker's own default", _source(config, "docker.host")),
         ("docker.compose_file", config.docker.compose_file or "none", _source(config, "docker.compose_file")),
+        (
+            "docker.allowed_mounts",
+            _shown(config.docker.allowed_mounts),
+            _source(config, "docker.allowed_mounts"),
+        ),
+        ("docker.allow_unsafe", _shown(config.docker.allow_unsafe), _source(config, "docker.allow_unsafe")),
         ("drain", f"{config.drain:g}", _source(config, "drain")),
         (
             "stop_backends_on_exit",
@@ -330,6 +374,8 @@ def describe(config: Config) -> list[tuple[str, str, str]]:
             _source(config, "stop_backends_on_exit"),
         ),
         ("metrics_access", config.metrics_access, _source(config, "metrics_access")),
+        ("trusted_proxies", _shown(config.trusted_proxies), _source(config, "trusted_proxies")),
+        ("hosts", _shown(config.hosts), _source(config, "hosts")),
         ("log.format", config.log.format, _source(config, "log.format")),
         ("log.level", config.log.level, _source(config, "log.level")),
         ("state_dir", config.state_dir, _source(config, "state_dir")),
@@ -380,7 +426,8 @@ def describe(config: Config) -> list[tuple[str, str, str]]:
             if attribute.name != "route":
                 name = f"backends.{route}.{attribute.name}"
                 rows.append((name, _field_shown(spec, attribute.name), _source(config, name)))
-    return rows
+    # A key may stand anywhere: in a path, a URL, a body that is put into requests.
+    return [(name, redact(value, config.secrets), source) for name, value, source in rows]
 
 
 def _source(config: Config, name: str) -> str:

@@ -18,6 +18,8 @@ from llmproxy.config.fields import FIELDS, HEALTH_COMPLETIONS, LOG_FORMATS, LOG_
 from llmproxy.config.file import ORIGIN_PATTERN, PROBE_PATH_PATTERN
 from llmproxy.config.keys import EXPIRES_PATTERN, HASH_PATTERN, NAME_PATTERN
 from llmproxy.config.layers import RESERVED
+from llmproxy.config.mounts import UNSAFE
+from llmproxy.config.network import HOST_PATTERN, PROXY_PATTERN
 
 __all__ = ["schema"]
 
@@ -98,7 +100,22 @@ def schema() -> dict[str, Any]:
         **_object(
             {
                 "listen": {**_TEXTS, "description": "Twisted endpoint strings"},
-                "docker": _object({"host": _TEXT, "compose_file": _TEXT}),
+                "docker": _object(
+                    {
+                        "host": _TEXT,
+                        "compose_file": _TEXT,
+                        "allowed_mounts": {
+                            "type": ["array", "string"],
+                            "items": _TEXT,
+                            "description": "folders of the host that created containers may see",
+                        },
+                        "allow_unsafe": {
+                            "type": "array",
+                            "items": {"enum": list(UNSAFE)},
+                            "description": "what created containers may have although it lets them out",
+                        },
+                    }
+                ),
                 "gpus": {
                     "type": "object",
                     "additionalProperties": _or_null(_object({"memory": _SIZE, "reserve": _SIZE})),
@@ -135,6 +152,14 @@ def schema() -> dict[str, Any]:
                 "drain": _DURATION,
                 "stop_backends_on_exit": {"type": "boolean"},
                 "metrics_access": {"enum": list(METRICS_ACCESS), "description": "who may read /metrics"},
+                "trusted_proxies": {
+                    **_texts(PROXY_PATTERN),
+                    "description": "whose X-Forwarded-For is believed: addresses, networks, or unix",
+                },
+                "hosts": {
+                    **_texts(HOST_PATTERN),
+                    "description": "names by which browsers may reach the proxy: a name, *.name, or *",
+                },
                 "state_dir": _TEXT,
                 "defaults": {"$ref": "#/$defs/backend"},
                 "backends": {

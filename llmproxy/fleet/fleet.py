@@ -370,4 +370,5 @@ class Fleet:
 
 def _secrets(config: Config) -> tuple[str, ...]:
     keys = tuple(key.secret for key in config.keys if key.secret)
-    return keys if config.backend_key is None else (*keys, config.backend_key)
+    keys = keys if config.backend_key is None else (*keys, config.backend_key)
+    return tuple(dict.fromkeys((*keys, *config.secrets)))
