@@ -307,3 +307,29 @@ class SecretTests(FrontCase):
             [("coder", "absent", "starting", "wanted"), ("coder", "starting", "ready", "healthy")],
         )
         self.assertEqual(told[1]["message"], "coder: starting -> ready (healthy)")
+
+
+class CodeTests(FrontCase):
+    """What the log knows of a refusal."""
+
+    def test_a_refusal_has_its_code(self) -> None:
+        """Answered as a status, as an event of a stream that has begun, or to bytes that are no request."""
+        self.client().get(b"/coder/x", b"")
+        self.assertEqual(self.log.entries[-1].error, "invalid_api_key")
+        stream = self.client().post(b"/v1/chat/completions", {"model": "coder3b", "stream": True})
+        self.clock.advance(10)
+        self.assertIn(b": llmproxy", stream.take())
+        self.world.exit("coder", 1)
+        self.clock.advance(1)
+        self.assertIn(b"backend_start_failed", stream.take())
+        entry = self.log.entries[-1]
+        self.assertEqual((entry.status, entry.outcome, entry.error), (200, "refused", "backend_start_failed"))
+        self.client().send(b"nonsense\r\n\r\n")
+        self.assertEqual((self.log.entries[-1].status, self.log.entries[-1].error), (400, "invalid_request"))
+
+    def test_an_answer_has_none(self) -> None:
+        """Whatever its status, if it is the backend's."""
+        self.warm("coder")
+        self.client().get(b"/coder/x")
+        self.far().send(b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n")
+        self.assertEqual((self.log.entries[-1].status, self.log.entries[-1].error), (500, ""))
