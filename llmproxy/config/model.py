@@ -269,7 +269,7 @@ class Config:
     :ivar listen: Twisted endpoint strings.
     :ivar default_route: where requests to ``/v1`` go that name no model; ``None``: they are refused.
     :ivar metrics_access: who may read ``/metrics``: anybody, or administrators.
-    :ivar trusted_proxies: addresses and networks whose ``X-Forwarded-For`` and the like are believed, or ``unix``.
+    :ivar trusted_proxies: addresses and networks whose ``X-Forwarded-For`` is believed, or ``unix``.
     :ivar hosts: names by which browsers may reach the proxy, beside those that no stranger can own.
     :ivar backend_key: the key that backends ask for (``VLLM_API_KEY``), sent where ``auth`` is ``key``.
     :ivar sources: for each setting (``backends.coder.idle``) where its value came from; what is not
