@@ -44,7 +44,8 @@ def _fields(context: click.Context, parameter: click.Parameter, said: tuple[str,
 def usage(api: Api, by: str, since: str, until: str | None, as_csv: bool, *, as_json: bool) -> None:
     """Show requests, tokens and GPU time by key, backend or day.
 
-    GPU time is told by backend and day: of those who use a model at the same time none has it alone.
+    GPU time is what a model claims of its GPUs times how long it has them, charged to those who use it
+    meanwhile; tokens that an answer did not tell are counted as they pass, and told as estimated.
 
     \b
     Examples:
