@@ -22,10 +22,11 @@ from llmproxy.errors import ConfigError
 from llmproxy.runtimes.compose import create_service
 from llmproxy.runtimes.docker_catalogue import list_labelled
 from llmproxy.runtimes.docker_census import Census, list_containers
-from llmproxy.runtimes.docker_client import Engine, describe
+from llmproxy.runtimes.docker_client import Engine, describe, find_container
 from llmproxy.runtimes.docker_create import create_container, find_image, removal_of, start_hint, verb_for
 from llmproxy.runtimes.docker_events import EventStream
 from llmproxy.runtimes.docker_facts import read_container, read_image, read_service
+from llmproxy.runtimes.docker_guard import check_created
 from llmproxy.runtimes.docker_logs import Follower, read_tail
 from llmproxy.runtimes.docker_pull import PULL_TIMEOUT, Pull, pull_image
 from llmproxy.runtimes.docker_reach import addresses, find_reach
@@ -251,10 +252,10 @@ class DockerRuntime:
         return (await self._census.containers()).has(container_name(spec))
 
     def _see(self, client: APIClient, spec: BackendSpec) -> tuple[Snapshot, Instance] | None:
-        try:
-            snapshot = read_snapshot(client.inspect_container(container_name(spec)))
-        except NotFound:
+        info = find_container(client, container_name(spec))
+        if info is None:
             return None
+        snapshot = read_snapshot(info)
         lender = None
         mode = str((snapshot.info.get("HostConfig") or {}).get("NetworkMode") or "")
         if mode.startswith("container:"):
@@ -269,7 +270,7 @@ class DockerRuntime:
     async def _facts(self, spec: BackendSpec) -> Facts:
         name = container_name(spec)
         if await self._may_exist(spec):
-            info = await self._engine.call(lambda client: _inspect(client, name))
+            info = await self._engine.call(lambda client: find_container(client, name))
             if info is not None:
                 snapshot = read_snapshot(info)
                 # One that is created anew before it starts says nothing of what comes.
@@ -371,6 +372,11 @@ class DockerRuntime:
             if service is not None:
                 await self._foretell(service, step)
                 await engine.slow.run(lambda: create_service(self.settings, service.name))
+                await self._safely(
+                    engine.call(
+                        lambda client: check_created(client, name, self.settings), timeout=START_TIMEOUT
+                    )
+                )
                 return
         if spec.image is None:
             raise StartRefused(
@@ -390,7 +396,7 @@ class DockerRuntime:
             await self._safely(
                 engine.call(
                     lambda client: create_container(
-                        client, spec, find_reach(client, engine.host), self._backend_key
+                        client, spec, find_reach(client, engine.host), self._backend_key, self.settings
                     ),
                     lane=engine.starts,
                     timeout=START_TIMEOUT,
@@ -427,14 +433,6 @@ class DockerRuntime:
     def _stop_over(self, stopping: Stopping) -> None:
         if stopping in self._stops:
             self._stops.remove(stopping)
-
-
-def _inspect(client: APIClient, name: str) -> dict[str, Any] | None:
-    """All that the engine knows of it; None when there is no such container."""
-    try:
-        return dict(client.inspect_container(name))
-    except NotFound:
-        return None
 
 
 def _ping(client: APIClient) -> None:

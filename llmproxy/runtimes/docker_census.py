@@ -14,6 +14,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
+from llmproxy.runtimes.docker_state import is_called
+
 __all__ = ["Census", "Containers", "list_containers"]
 
 
@@ -25,8 +27,11 @@ class Containers:
     names: frozenset[str] = frozenset()
 
     def has(self, name: str) -> bool:
-        """Whether there is one; the engine takes a name, an id, or the beginning of an id."""
-        return name in self.names or any(each.startswith(name) for each in self.ids)
+        """Whether there is one of that name or id."""
+        # No more ids are looked at than names that might be one: there may be a thousand of both.
+        return name in self.names or (
+            len(name) >= 12 and any(is_called({"Id": each}, name) for each in self.ids)
+        )
 
 
 def list_containers(client: APIClient) -> Containers:

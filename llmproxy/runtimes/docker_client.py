@@ -14,7 +14,7 @@ import requests
 import urllib3
 from attrs import define, field
 from docker.api.client import APIClient
-from docker.errors import APIError, DockerException
+from docker.errors import APIError, DockerException, NotFound
 from docker.tls import TLSConfig
 from docker.utils import kwargs_from_env
 from twisted.internet.defer import Deferred
@@ -22,10 +22,11 @@ from twisted.internet.interfaces import IReactorFromThreads
 
 from llmproxy.config.model import DockerSettings
 from llmproxy.runtimes.docker_host import docker_host
+from llmproxy.runtimes.docker_state import Json, is_called
 from llmproxy.runtimes.docker_threads import Lane
 from llmproxy.runtimes.interface import RuntimeUnavailable
 
-__all__ = ["CALL_TIMEOUT", "Engine", "describe", "make_client", "unavailable"]
+__all__ = ["CALL_TIMEOUT", "Engine", "describe", "find_container", "make_client", "unavailable"]
 
 T = TypeVar("T")
 
@@ -51,6 +52,15 @@ def make_client(settings: DockerSettings, timeout: float = CALL_TIMEOUT) -> APIC
     if host.startswith(("tcp:", "https:")):
         tls = kwargs_from_env().get("tls") or False
     return APIClient(base_url=host, version="auto", timeout=max(1, round(timeout)), tls=tls)
+
+
+def find_container(client: APIClient, name: str) -> Json | None:
+    """All that the engine knows of the container of that name; None when there is no such container."""
+    try:
+        info: Json = client.inspect_container(name)
+    except NotFound:
+        return None
+    return info if is_called(info, name) else None
 
 
 def describe(error: BaseException) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 from docker.api.client import APIClient
 from docker.errors import APIError, ImageNotFound, NotFound
 
-from llmproxy.config.model import BackendSpec
+from llmproxy.config.model import BackendSpec, DockerSettings
 from llmproxy.engines.diagnosis import refusal_hint
 from llmproxy.runtimes.docker_client import describe
+from llmproxy.runtimes.docker_guard import refusal
 from llmproxy.runtimes.docker_reach import Reach, instance_port
 from llmproxy.runtimes.docker_state import (
     MANAGED,
@@ -35,6 +36,9 @@ __all__ = [
 ]
 
 
+_USUAL = DockerSettings()
+
+
 def container_body(
     spec: BackendSpec, image: Json, *, backend_key: str | None, reach: Reach, nvidia: bool
 ) -> dict[str, Any]:
@@ -48,7 +52,12 @@ def container_body(
     if spec.engine == "vllm" and backend_key is not None:
         environment.setdefault("VLLM_API_KEY", backend_key)
     port = f"{instance_port(spec, image, spec.args or None)}/tcp"
-    host: dict[str, Any] = {"Init": True, "Binds": list(spec.volumes)}
+    # What a model's code may do in there is its own affair, but not to become more by a setuid program.
+    host: dict[str, Any] = {
+        "Init": True,
+        "Binds": list(spec.volumes),
+        "SecurityOpt": ["no-new-privileges:true"],
+    }
     networking: dict[str, Any] = {}
     if reach.networks:
         # The engine's own "bridge" has no names for its members, but addresses are all that we use.
@@ -112,10 +121,16 @@ def has_image(client: APIClient, image: str) -> Json | None:
     return None if info is None else info.get("Config") or {}
 
 
-def create_container(client: APIClient, spec: BackendSpec, reach: Reach, backend_key: str | None) -> str:
+def create_container(
+    client: APIClient,
+    spec: BackendSpec,
+    reach: Reach,
+    backend_key: str | None,
+    settings: DockerSettings = _USUAL,
+) -> str:
     """Create the container of a backend whose image is there, and return its id.
 
-    :raises StartRefused: the engine says no.
+    :raises StartRefused: the engine says no, or it would have what it must not have.
     """
     assert spec.image is not None
     image = has_image(client, spec.image)
@@ -123,6 +138,10 @@ def create_container(client: APIClient, spec: BackendSpec, reach: Reach, backend
         raise StartRefused(f"image {spec.image} is not there", f"docker pull {spec.image}")
     nvidia = spec.engine == "vllm" and spec.gpus is None and "nvidia" in (client.info().get("Runtimes") or {})
     body = container_body(spec, image, backend_key=backend_key, reach=reach, nvidia=nvidia)
+    # Its volumes have been looked at when the settings were read: what the file says is the operator's word.
+    refused = refusal(container_name(spec), body["HostConfig"], (), settings)
+    if refused is not None:
+        raise refused
     try:
         return str(client.create_container_from_config(body, container_name(spec))["Id"])
     except APIError as error:

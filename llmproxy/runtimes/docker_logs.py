@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
 
 from llmproxy.config.model import DockerSettings
-from llmproxy.runtimes.docker_client import make_client, unavailable
+from llmproxy.runtimes.docker_client import find_container, make_client, unavailable
 from llmproxy.runtimes.docker_events import drop_stream, end_stream
 from llmproxy.runtimes.docker_host import docker_host
 from llmproxy.runtimes.lines import Lines
@@ -32,8 +32,11 @@ def read_tail(client: APIClient, container: str, tail: int) -> str:
     """
     if tail <= 0:
         return ""
+    found = find_container(client, container)
+    if found is None:
+        return ""
     try:
-        data: bytes = client.logs(container, stdout=True, stderr=True, tail=tail)
+        data: bytes = client.logs(found["Id"], stdout=True, stderr=True, tail=tail)
     except NotFound:
         return ""
     except APIError as error:
@@ -88,8 +91,11 @@ class Follower:
     def _read(self) -> None:
         client = make_client(self._settings)
         try:
+            found = find_container(client, self._container)
+            if found is None:
+                return
             stream: CancellableStream[bytes] = client.logs(
-                self._container, stdout=True, stderr=True, stream=True, follow=True, tail=max(0, self._tail)
+                found["Id"], stdout=True, stderr=True, stream=True, follow=True, tail=max(0, self._tail)
             )
             with self._lock:
                 self._stream = stream

@@ -26,6 +26,7 @@ __all__ = [
     "Event",
     "Snapshot",
     "container_name",
+    "is_called",
     "nanoseconds",
     "read_event",
     "read_snapshot",
@@ -59,6 +60,17 @@ def spec_hash(spec: BackendSpec, backend_key: str | None) -> str:
         backend_key if spec.engine == "vllm" else None,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def is_called(info: Json, name: str) -> bool:
+    """Whether what the engine found by that name is meant: its name, or its id as ``docker ps`` shows it.
+
+    The engine also takes the first letters of an id, so that a missing container called ``beef`` would be
+    somebody else's whose id happens to begin so.
+    """
+    if str(info.get("Name", "")).lstrip("/") == name:
+        return True
+    return re.fullmatch("[0-9a-f]{12,64}", name) is not None and str(info.get("Id", "")).startswith(name)
 
 
 _TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:Z|([+-])(\d\d):(\d\d))$")
