@@ -88,17 +88,17 @@ def backends_table(backends: Sequence[Mapping[str, Any]], now: float, width: int
     def cells(what: Iterable[str]) -> list[Text]:
         return [Text(each) for each in what]
 
-    def number(name: str) -> list[Text]:
+    def number(name: str, style: str = "") -> list[Text]:
         # A nought says nothing: what is busy shall be seen.
         counts = [int(backend.get(name) or 0) for backend in backends]
-        return [Text(str(count), style="" if count else "dim") for count in counts]
+        return [Text(str(count), style=style if count else "dim") for count in counts]
 
     columns = [
         Column("BACKEND", [Text(str(backend["name"]), style="bold") for backend in backends]),
         Column("STATE", [state_text(backend) for backend in backends]),
         Column("FOR", cells(_since(backend, now) for backend in backends), drop=8),
         Column("IN FLIGHT", number("in_flight"), right=True, brief=(2, "BUSY"), drop=6),
-        Column("WAITING", number("waiting"), right=True, brief=(3, "WAIT"), drop=7),
+        Column("WAITING", number("waiting", "yellow"), right=True, brief=(3, "WAIT"), drop=7),
         Column("NEXT", cells(map(what_next, backends)), shorten=(5, 12), drop=9),
     ]
     if any(backend.get("tokens_per_second") for backend in backends):

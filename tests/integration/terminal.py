@@ -8,6 +8,7 @@ import pty
 import select
 import signal
 import struct
+import subprocess
 import sys
 import termios
 import time
@@ -20,6 +21,14 @@ import pyte
 __all__ = ["Terminal"]
 
 PATIENCE = 20.0
+
+_LOG_IN = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Makes the terminal that of a session of its own, so that its keys send signals."""
 
 
 class Terminal:
@@ -45,24 +54,24 @@ class Terminal:
         self._slave = slave
         self._size(columns, rows)
         self.settings_at_first = termios.tcgetattr(slave)
-        command = [sys.executable, "-m", "llmproxy", *arguments]
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                os.login_tty(slave)
-                os.chdir(folder)
-                os.execve(command[0], command, {"TERM": "xterm-256color", **environment})
-            finally:
-                os._exit(127)
-        self._status: int | None = None
+        # Not os.fork: this process may have threads.
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _LOG_IN, sys.executable, "-m", "llmproxy", *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            cwd=folder,
+            env={"TERM": "xterm-256color", **environment},
+        )
+        self.pid = self._process.pid
 
     def __enter__(self) -> Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._status is None:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
         os.close(self._master)
         os.close(self._slave)
 
@@ -120,15 +129,12 @@ class Terminal:
     def wait(self) -> int:
         """Its exit status, or the number of the signal that ended it, negative; all is read until then."""
         deadline = time.monotonic() + PATIENCE
-        while self._status is None:
+        while self._process.poll() is None:
             self.read(0.05)
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self._status = os.waitstatus_to_exitcode(status)
             assert time.monotonic() < deadline, f"it does not end:\n{self.text()}"
         while self.read(0.05):
             pass
-        return self._status
+        return int(self._process.returncode)
 
     def settings(self) -> list[Any]:
         """The terminal's settings now: echo, lines, signals."""
