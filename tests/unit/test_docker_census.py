@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llmproxy.runtimes.docker_census import Census, Containers
 from llmproxy.runtimes.interface import RuntimeUnavailable
 
-FOUND = Containers(("3f2a77", "beef00"), frozenset({"coder3b", "other"}))
+FOUND = Containers(("3f2a77" * 10, "beef00" * 10), frozenset({"coder3b", "other"}))
 
 
 class CensusTests(SynchronousTestCase):
