@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2] / "llmproxy"
 
 # From the ground up; a module imports from its own floor and from those below it.
 FLOORS = (
-    ("errors", "__init__", "garbage", "reactors", "words"),
+    ("errors", "__init__", "files", "garbage", "reactors", "words"),
     ("engines", "http"),
     ("config",),
     ("keys",),
@@ -50,6 +50,11 @@ PURE = (
     "backend.present",
     "backend.progress",
     "backend.wishes",
+    "cli.columns",
+    "cli.sharing_view",
+    "cli.top.picture",
+    "cli.usage_view",
+    "cli.view",
     "doctor.checks",
     "doctor.facts",
     "doctor.findings",
