@@ -125,6 +125,7 @@ class ProxyService(Service):
             raise ConfigError("no key is configured any more; listening on loopback only needs a new start")
         self._site.authenticator = Authenticator(config.keys)
         self._site.limits = config.limits
+        self._site.believe(config.trusted_proxies, config.hosts)
         changes = "; ".join(self._fleet.apply(config)) or "nothing about backends changed"
         self._log.info("configuration read again ({why}): {changes}", why=why, changes=changes)
 

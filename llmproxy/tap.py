@@ -169,6 +169,7 @@ class _Assembly:
         root = RootResource(self._fleet)
         root.putChild(b"metrics", MetricsResource(metrics, access_log.flush))
         site = ProxySite(root, self._reactor, Authenticator(config.keys), config.limits, access_log)
+        site.believe(config.trusted_proxies, config.hosts)
         site.book, book.open_requests = book, lambda: open_sums(site)
         self._service = ProxyService(
             self._reactor, self._fleet, site, self._load_again, self._cannot_listen, self._log_for

@@ -16,11 +16,11 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from llmproxy.http.headers import Fields
 
-__all__ = ["UNKNOWN", "Origin", "TrustedProxies"]
+__all__ = ["UNKNOWN", "Origin", "TrustedProxies", "peer_origin"]
 
 _HOST = re.compile(rb"\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?|[A-Za-z0-9._-]{1,255}(:[0-9]{1,5})?")
 """What is taken for a ``Host`` that a proxy tells of."""
@@ -52,6 +52,17 @@ class Origin:
 
 UNKNOWN = Origin("-", b"unknown", secure=False)
 """Of a connection that has no address, such as a Unix socket's."""
+
+
+def peer_origin(address: str | None, *, secure: bool) -> Origin:
+    """Whoever is at the other end of a connection.
+
+    :param address: None: it has none.
+    :param secure: it is TLS.
+    """
+    if address is None:
+        return evolve(UNKNOWN, secure=secure)
+    return Origin(address, address.encode("ascii", "replace"), secure)
 
 
 @frozen

@@ -56,6 +56,7 @@ _REWRITTEN = (
     | {
         b"content-length",
         b"expect",
+        b"forwarded",
         b"x-forwarded-for",
         b"x-forwarded-host",
         b"x-forwarded-proto",
@@ -207,6 +208,7 @@ def request_head(
     request_id: bytes,
     length: int | None,
     host: bytes | None = None,
+    asked: bytes | None = None,
     authorization: bytes | None = None,
     passthrough: bool = False,
     upgrade: bytes | None = None,
@@ -214,9 +216,10 @@ def request_head(
     """The head of the request that goes to the backend.
 
     :param target: request target in origin form, raw.
-    :param client: the client's address, appended to ``X-Forwarded-For``.
+    :param client: the client's address.  What the request says itself of that was believed or not before.
     :param length: bytes of the body; ``None`` when the request has none.
     :param host: ``Host`` to send; ``None`` keeps the client's.
+    :param asked: the ``Host`` that was asked for, where that was told; ``None``: what the request says itself.
     :param authorization: the backend's own ``Authorization`` value.
     :param passthrough: keep the client's credentials.
     :param upgrade: the protocol that the connection shall switch to.
@@ -227,11 +230,9 @@ def request_head(
     head += fields.passed_on(_DROPPED[passthrough, host is None])
     if authorization is not None and not passthrough:
         head += b"Authorization: %b\r\n" % authorization
-    if b"x-forwarded-for" in fields:
-        client = b", ".join((*fields.all(b"x-forwarded-for"), client))
-    asked_host = fields.get(b"host")
-    if asked_host:
-        head += b"X-Forwarded-Host: %b\r\n" % asked_host
+    asked = fields.get(b"host") if asked is None else asked
+    if asked:
+        head += b"X-Forwarded-Host: %b\r\n" % asked
     head += b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Request-ID: %b\r\n" % (
         client,
         scheme,

@@ -24,6 +24,7 @@ from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from llmproxy.errors import Refusal
+from llmproxy.http.forwarded import UNKNOWN, peer_origin
 from llmproxy.http.headers import SPELLINGS
 from llmproxy.reactors.writing import push, unsent, write_soon
 from llmproxy.web.accesslog import Entry
@@ -57,8 +58,9 @@ class ProxyChannel(Protocol):
     """A connection of a client.
 
     :ivar secure: it is TLS.
-    :ivar client: the client's address, for the log.
-    :ivar forwarded_for: the same as ``X-Forwarded-For`` has it.
+    :ivar peer: whoever is at the other end.
+    :ivar trusted: it is a proxy that is believed whose requests they are.
+    :ivar origin: where the request is from that is being answered; :ivar client: that address, for the log.
     :ivar known: whose the fields of the last request were, by whose word, and what they ask of the proxy.
     :ivar persistent: it goes on after the present answer.
     :ivar reader: makes requests of the bytes.
@@ -74,8 +76,10 @@ class ProxyChannel(Protocol):
         self.persistent = True
         self.tick = site.tick
         self.secure = False
-        self.client = "-"
-        self.forwarded_for = b"unknown"
+        self.peer = self.origin = UNKNOWN
+        self.client = UNKNOWN.client
+        self.trusted = False
+        self._heard: Fields | None = None
         self.known: tuple[Authenticator, Fields, Key, Hints] | None = None
         self.reader = RequestReader(self)
         self.requests = self.reader.requests
@@ -99,15 +103,27 @@ class ProxyChannel(Protocol):
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
         self.secure = ISSLTransport.providedBy(transport)
-        self._peer, self._host = transport.getPeer(), transport.getHost()
-        host = getattr(self._peer, "host", None)
-        if host is not None:
-            self.client, self.forwarded_for = host, host.encode("ascii", "replace")
+        self.meet()
         self.site.opened(self)
         if len(self.site.channels) > self.site.limits.max_connections:
             transport.abortConnection()
             return
         transport.registerProducer(self, True)
+
+    def meet(self) -> None:
+        """See who is at the other end, and whether that is a proxy whose word is taken."""
+        self._peer, self._host = self.transport.getPeer(), self.transport.getHost()
+        address = getattr(self._peer, "host", None)
+        self.peer = self.origin = peer_origin(address, secure=self.secure)
+        self.client = self.peer.client
+        self.trusted, self._heard = self.site.trusted.trust(address), None
+
+    def hear(self, fields: Fields) -> None:
+        """Take a trusted proxy's word for whose request that is."""
+        if fields is not self._heard:
+            self._heard = fields
+            self.origin = self.site.trusted.origin(fields, self.peer)
+            self.client = self.origin.client
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes from the client."""

@@ -249,14 +249,16 @@ class Exchange:
     def _request_head(self) -> bytes:
         assert self._lease is not None
         request, spec, address = self._request, self.backend.spec, self._lease.address
+        origin = request.channel.origin
         host = authority(address.host, address.port, 443 if address.tls else 80)
         tracer = request.site.tracer
         return request_head(
             request.method,
             address.prefix.encode("ascii") + self._target,
             request.fields if tracer is None else tracer.handed(request),
-            client=request.channel.forwarded_for,
-            scheme=b"https" if request.channel.secure else b"http",
+            client=origin.forwarded_for,
+            scheme=b"https" if origin.secure else b"http",
+            asked=origin.host,
             request_id=request.request_id,
             length=self._length,
             # Servers elsewhere choose by name; one of our own is known by its address alone.

@@ -26,6 +26,7 @@ from llmproxy.errors import Refusal
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.web.family import Collector, Family
 from llmproxy.web.histogram import Buckets, Histogram
+from llmproxy.web.ownhost import require_own_host
 from llmproxy.web.resource import ProxyResource, require_admin
 from llmproxy.web.sharing import Sharing
 from llmproxy.web.starts import Starts
@@ -261,7 +262,10 @@ class MetricsResource(ProxyResource):
 
     def serve(self, request: ProxyRequest) -> None:
         """See :class:`~llmproxy.web.resource.ProxyResource`."""
-        if self._metrics.fleet.config.metrics_access == "admin":
+        config = self._metrics.fleet.config
+        if not config.keys:
+            require_own_host(request, keyed=False)
+        elif config.metrics_access == "admin":
             require_admin(request)
         if any(request.postpath or ()):
             raise Refusal(404, "route_not_found", "There is no such path.", kind="invalid_request_error")

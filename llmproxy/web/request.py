@@ -167,6 +167,8 @@ class ProxyRequest(Request):
 
     def _prepare(self) -> None:
         self.arrived = self.site.clock.seconds()
+        if self.channel.trusted:
+            self.channel.hear(self.fields)
         if self.length is not None:
             self.length = self.body.size
         asked = self.fields.get(b"x-request-id")

@@ -29,6 +29,7 @@ from llmproxy.web.cors import PreflightResource, is_preflight, speak_of_origin
 from llmproxy.web.crosssite import refuse_cross_site
 from llmproxy.web.handover import Handover
 from llmproxy.web.hints import NO_HINTS, read_hints
+from llmproxy.web.ownhost import require_own_host
 from llmproxy.web.request import ProxyRequest
 from llmproxy.web.resource import ProxyResource, answer_json
 
@@ -75,6 +76,9 @@ class RootResource(Resource):
 
     def getChild(self, path: bytes, request: Any) -> Resource:
         """The resource for a first path segment."""
+        keyed = bool(self._fleet.config.keys)
+        if not keyed or path in (b"api", b"ui"):
+            require_own_host(request, keyed=keyed)
         if path in (b"api", b"ui"):
             # Neither is for any page of others.
             refuse_cross_site(request.method, request.fields)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
@@ -11,6 +13,8 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from llmproxy.config.model import Limits
+from llmproxy.http.forwarded import TrustedProxies
+from llmproxy.http.hosts import Hosts
 from llmproxy.usage.book import Book
 from llmproxy.web.accesslog import AccessLog
 from llmproxy.web.auth import Authenticator
@@ -39,6 +43,7 @@ class ProxySite(Site):
     :ivar streams: answers that go on until the client leaves (events, logs).
     :ivar ready: fires when the fleet knows what runs; None afterwards.
     :ivar closing: no connection is kept any more.
+    :ivar trusted: proxies that are believed whose requests they pass on; :ivar hosts: names of the proxy's own.
     :ivar tracer: follows requests; None: nobody does.
     :ivar book: what the models were used for; None: nobody keeps it.
     """
@@ -65,8 +70,20 @@ class ProxySite(Site):
         self.ready: Deferred[None] | None = None
         self.closing = False
         self.tracer: Tracer | None = None
+        self.trusted = TrustedProxies()
+        self.hosts = Hosts()
         self.book: Book | None = None
         self._look: IDelayedCall | None = None
+
+    def believe(self, proxies: Iterable[str], hosts: Iterable[str]) -> None:
+        """Take another configuration's word for who is in front of the proxy.
+
+        :param proxies: those that are believed whose requests they pass on.
+        :param hosts: names by which browsers may come, beside those that are always allowed.
+        """
+        self.trusted, self.hosts = TrustedProxies(proxies), Hosts((*hosts, gethostname()))
+        for channel in self.channels:
+            channel.meet()
 
     def buildProtocol(self, addr: IAddress | None) -> ProxyChannel:  # type: ignore[override]
         """A connection of a client."""
