@@ -298,9 +298,18 @@ def test_a_failure_is_explained(launch: Launch, page: Page) -> None:
     page.says(MARKUP, "#log")
     assert page.js("document.querySelectorAll('.failure pre *, #log *, main img').length") == 0
     assert page.js("document.title") == "big · llmproxy"
-    page.click("[data-verb=reset]")
+    page.js("document.querySelector('.failure summary').click()")
+    page.js("document.querySelector('[data-verb=reset]').focus()")
+    page.js("new Promise((done) => setTimeout(done, 2500))")
+    assert page.js("document.querySelector('.failure details').open") is False
+    assert page.focused() == "Reset big"
+    page.press("Enter")
     page.says("off", "#backend .pill")
     page.says("Its last failure", ".failure")
+    assert page.focused() == "Start big"
+    page.js("document.querySelector('.failure summary').click()")
+    page.js("new Promise((done) => setTimeout(done, 2500))")
+    assert page.js("document.querySelector('.failure details').open") is True
 
 
 def test_logs_are_followed(launch: Launch, page: Page) -> None:

@@ -9,11 +9,15 @@ import { about, duration, moment, rate, stateName } from "./words.js";
 const name = decodeURIComponent(location.pathname.replace(/\/+$/, "").split("/").pop());
 const store = new Store(name);
 const box = byId("backend");
-const head = h("div", { class: "title-row" });
+// What can be focused, opened or scrolled is made once, and not anew with each look.
+const state = h("span");
 const now = h("div", { class: "card now" });
 const failure = h("div");
+const again = h("p", { class: "faint" });
 const facts = h("div");
+let told = "";
 const actions = buttons(store, () => store.backends[0]);
+const head = h("div", { class: "title-row" }, h("h1", { id: "name" }, name), h("div", { class: "row" }, state, actions.element));
 let begun = false;
 
 // Of a progress bar, which draws over itself, its last state.
@@ -26,43 +30,50 @@ function phases(start) {
   return parts.length ? h("span", { class: "faint" }, ` (${parts.map(([phase, seconds]) => `${phase} ${duration(seconds)}`).join(", ")})`) : null;
 }
 
+function tellFailure(view) {
+  const failed = view.last_failure;
+  const present = view.state === "failed";
+  const about_it = failed ? JSON.stringify([failed, present]) : "";
+  if (failed) {
+    const details = [
+      failed.at ? `at ${moment(failed.at)}` : "",
+      failed.exit_code === null ? "" : `exit code ${failed.exit_code}`,
+      failed.oom ? "out of memory" : "",
+      present && view.retry_in ? `may be tried again in ${about(view.retry_in - (store.now() - store.at))}` : "",
+    ];
+    show(again, details.filter(Boolean).join(" · "));
+  }
+  if (about_it === told) return;
+  told = about_it;
+  failure.replaceChildren();
+  if (!failed) return;
+  const last = [].concat(failed.log_tail || []).join("\n");
+  failure.append(
+    h(
+      "section",
+      { class: present ? "card failure bad" : "card failure", "aria-labelledby": "failure-title" },
+      h("h2", { id: "failure-title" }, present ? "The start failed" : "Its last failure"),
+      h("p", { class: "cause" }, failed.message),
+      failed.hint ? h("p", { class: "hint" }, h("b", null, "What helps: "), failed.hint) : null,
+      again,
+      last
+        ? h("details", { open: present }, h("summary", null, "Its last lines"), h("pre", { class: "log", tabindex: 0 }, last.split("\n").map(plain).join("\n")))
+        : null,
+    ),
+  );
+}
+
 function tell(view) {
-  show(head, h("h1", { id: "name" }, view.name), h("div", { class: "row" }, pill(view.state), actions.element));
-  const waits = [view.in_flight ? `${view.in_flight} in flight` : "", view.waiting ? `${view.waiting} waiting` : "", view.tokens_per_second ? rate(view.tokens_per_second) : ""];
+  show(state, pill(view.state));
+  const busy = [view.in_flight ? `${view.in_flight} in flight` : "", view.waiting ? `${view.waiting} waiting` : "", view.tokens_per_second ? rate(view.tokens_per_second) : ""];
+  const why = (store.why || []).filter((line) => view.state !== "failed" || !line.startsWith("Requests are refused"));
   show(
     now,
     startup(view, store.now(), store.at),
-    h("ul", { class: "why" }, (store.why || []).filter((line) => view.state !== "failed" || !line.startsWith("Requests are refused")).map((line) => h("li", null, line))),
-    waits.some(Boolean) ? h("p", { class: "sentence" }, waits.filter(Boolean).join(" · ")) : null,
+    h("ul", { class: "why" }, why.map((line) => h("li", null, line))),
+    busy.some(Boolean) ? h("p", { class: "sentence" }, busy.filter(Boolean).join(" · ")) : null,
   );
-  const failed = view.last_failure;
-  show(
-    failure,
-    failed
-      ? h(
-          "section",
-          { class: view.state === "failed" ? "card failure bad" : "card failure", "aria-labelledby": "failure-title" },
-          h("h2", { id: "failure-title" }, view.state === "failed" ? "The start failed" : "Its last failure"),
-          h("p", { class: "cause" }, failed.message),
-          failed.hint ? h("p", { class: "hint" }, h("b", null, "What helps: "), failed.hint) : null,
-          h(
-            "p",
-            { class: "faint" },
-            [
-              failed.at ? `at ${moment(failed.at)}` : "",
-              failed.exit_code === null ? "" : `exit code ${failed.exit_code}`,
-              failed.oom ? "out of memory" : "",
-              view.state === "failed" && view.retry_in ? `may be tried again in ${about(view.retry_in - (store.now() - store.at))}` : "",
-            ]
-              .filter(Boolean)
-              .join(" · "),
-          ),
-          failed.log_tail && failed.log_tail.length
-            ? h("details", { open: view.state === "failed" }, h("summary", null, "Its last lines"), h("pre", { class: "log", tabindex: 0 }, [].concat(failed.log_tail).join("\n").split("\n").map(plain).join("\n")))
-            : null,
-        )
-      : null,
-  );
+  tellFailure(view);
   const start = view.last_start;
   show(
     facts,
@@ -110,7 +121,7 @@ setInterval(() => {
 const MOST_LINES = 3000;
 const KEPT_LINES = 2000;
 const log = byId("log");
-const state = byId("log-state");
+const logState = byId("log-state");
 const wanted = byId("follow");
 let reading = null;
 let kept = [];
@@ -133,15 +144,15 @@ async function follow() {
   const mine = (reading = new AbortController());
   kept = [];
   log.textContent = "";
-  state.textContent = "reading…";
+  logState.textContent = "reading…";
   try {
     const answer = await ask(`api/backends/${encodeURIComponent(name)}/logs?tail=500&follow=1`, { signal: mine.signal });
-    state.textContent = "following";
+    logState.textContent = "following";
     for await (const some of lines(answer)) draw(some);
-    state.textContent = kept.length ? "it has ended" : "nothing yet";
+    logState.textContent = kept.length ? "it has ended" : "nothing yet";
   } catch (error) {
     if (mine.signal.aborted) return;
-    state.textContent = error.status ? error.message : "connection lost";
+    logState.textContent = error.status ? error.message : "connection lost";
   }
   if (reading === mine) reading = null;
 }
@@ -155,7 +166,7 @@ wanted.addEventListener("change", () => {
   if (wanted.checked) follow();
   else {
     pause();
-    state.textContent = "paused";
+    logState.textContent = "paused";
   }
 });
 document.addEventListener("visibilitychange", () => {

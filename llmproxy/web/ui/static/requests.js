@@ -94,7 +94,7 @@ form.addEventListener("submit", (event) => {
   event.preventDefault();
   before = null;
   const query = new URLSearchParams([...new FormData(form)].filter(([, value]) => value.trim()));
-  history.replaceState(null, "", query.size ? `?${query}` : location.pathname);
+  history.replaceState(null, "", String(query) ? `?${query}` : location.pathname);
   load();
 });
 form.addEventListener("change", () => form.requestSubmit());
