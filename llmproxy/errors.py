@@ -27,6 +27,7 @@ __all__ = [
     "not_allowed",
     "not_running",
     "queue_full",
+    "rate_limited",
     "response_not_placed",
     "route_not_found",
     "runtime_unavailable",
@@ -143,6 +144,21 @@ def invalid_api_key() -> Refusal:
 def not_allowed(message: str, *, hint: str | None = None) -> Refusal:
     """403: the key is known and may not do this."""
     return Refusal(403, "not_allowed", message, kind="permission_error", hint=hint)
+
+
+def rate_limited(message: str, retry_after: float, *, hint: str | None = None) -> Refusal:
+    """429: there was too much of it.
+
+    :param retry_after: seconds until there is room again.
+    """
+    return Refusal(
+        429,
+        "rate_limited",
+        message,
+        kind="rate_limit_error",
+        hint=hint or "Send less, or raise the limit of the key.",
+        retry_after=retry_after,
+    )
 
 
 def queue_full(limit: int, retry_after: float) -> Refusal:

@@ -17,7 +17,6 @@ from twisted.python.failure import Failure
 from llmproxy.config.model import Config
 from llmproxy.errors import ConfigError
 from llmproxy.fleet.fleet import Fleet
-from llmproxy.web.auth import Authenticator
 from llmproxy.web.site import ProxySite
 
 __all__ = ["ProxyService"]
@@ -123,7 +122,7 @@ class ProxyService(Service):
         if self._fleet.config.keys and not config.keys and config.listen != self._listens:
             # Without keys everybody may do everything, and what listens stays open to the network until then.
             raise ConfigError("no key is configured any more; listening on loopback only needs a new start")
-        self._site.authenticator = Authenticator(config.keys)
+        self._site.use_keys(config.keys)
         self._site.limits = config.limits
         self._site.believe(config.trusted_proxies, config.hosts)
         changes = "; ".join(self._fleet.apply(config)) or "nothing about backends changed"

@@ -28,6 +28,7 @@ from llmproxy.errors import ConfigError
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.keeping import remember
 from llmproxy.garbage import tune_collector
+from llmproxy.keys.store import KeyFile
 from llmproxy.observe.log import log_to
 from llmproxy.reactors import install_unless_chosen
 from llmproxy.relay.endpoints import endpoint_for
@@ -164,6 +165,7 @@ class _Assembly:
         def observe(entries: Sequence[Entry]) -> None:
             metrics.observe(entries)
             book.observe(entries)
+            site.limiter.observe(entries)
 
         access_log = AccessLog(self._reactor, observe)
         root = RootResource(self._fleet)
@@ -171,6 +173,8 @@ class _Assembly:
         site = ProxySite(root, self._reactor, Authenticator(config.keys), config.limits, access_log)
         site.believe(config.trusted_proxies, config.hosts)
         site.book, book.open_requests = book, lambda: open_sums(site)
+        site.key_file = KeyFile(config.state_dir)
+        site.use_keys(config.keys, site.key_file.read())
         self._service = ProxyService(
             self._reactor, self._fleet, site, self._load_again, self._cannot_listen, self._log_for
         )

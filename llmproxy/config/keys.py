@@ -18,6 +18,7 @@ __all__ = [
     "KEY_FIELDS",
     "NAME_PATTERN",
     "PREVIOUS_FIELDS",
+    "RIGHTS",
     "read_key",
     "read_rights",
     "told_hash",

@@ -10,7 +10,6 @@ at most once in :data:`GATHER` seconds.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -19,6 +18,8 @@ import msgspec
 from attrs import define, field
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+
+from llmproxy.files import replace_file
 
 __all__ = ["GATHER", "LARGEST", "NAME", "StateFile"]
 
@@ -103,7 +104,7 @@ class StateFile:
         document = self._encoded()
         try:
             os.makedirs(self.folder, mode=0o700, exist_ok=True)
-            _replace(self.folder, NAME, document)
+            replace_file(self.folder, NAME, document)
         except OSError as error:
             if not self._unwritten:
                 self._log.warn(
@@ -132,26 +133,3 @@ class StateFile:
                 self._left_out.add(name)
                 self._log.warn("Too large to be remembered: {name}, {length} bytes", name=name, length=length)
         return msgspec.json.encode(document)
-
-
-def _replace(folder: str, name: str, content: bytes) -> None:
-    """Put a file in the place of another: whenever the machine fails, one or the other is there, whole."""
-    # Made with mode 0600.
-    descriptor, temporary = tempfile.mkstemp(prefix=f"{name}.", suffix=".new", dir=folder)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, os.path.join(folder, name))
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-    # Some file systems (Windows drives in WSL) cannot, and keep the new name all the same.
-    with suppress(OSError):
-        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Sequence
 from hashlib import sha256
 from hmac import compare_digest
 
+from attrs import evolve
+
 from llmproxy.config.model import Key
-from llmproxy.errors import Refusal, invalid_api_key, not_allowed
+from llmproxy.errors import Refusal, invalid_api_key, not_allowed, rate_limited
 from llmproxy.http.headers import Fields
+from llmproxy.keys.guard import Guard
 
 __all__ = ["ANYBODY", "NOBODY", "Authenticator", "may_use", "route_refusal"]
 
@@ -23,29 +27,49 @@ class Authenticator:
     """Finds the key that a request carries.
 
     :param keys: the configured keys; none means that everybody may do everything.
+    :param guard: makes those wait who show wrong ones.
     """
 
-    def __init__(self, keys: Sequence[Key]) -> None:
-        self._keys = [(sha256(key.secret.encode("utf-8")).digest(), key) for key in keys]
+    def __init__(self, keys: Sequence[Key], guard: Guard | None = None) -> None:
+        self._guard = Guard() if guard is None else guard
+        self._keys = [(key.digest, key) for key in keys]
+        for key in keys:
+            for former in key.former:
+                until = former.until if key.expires is None else min(former.until, key.expires)
+                self._keys.append((former.digest, evolve(key, expires=until)))
 
-    def authenticate(self, fields: Fields, now: float) -> Key:
-        """The key of a request: ``Authorization: Bearer`` (RFC 6750) or ``x-api-key``.
+    def authenticate(self, fields: Fields, now: float, who: str = "-") -> Key:
+        """The key of a request: ``Authorization: Bearer`` (RFC 6750), ``x-api-key``, or a ``Basic`` password.
 
         Every configured key is compared, by digests of one length, so that the time taken tells nothing.
 
         :param fields: its header fields.
         :param now: POSIX seconds, for keys that expire.
-        :raises llmproxy.errors.Refusal: ``invalid_api_key``.
+        :param who: the address that it comes from.
+        :raises llmproxy.errors.Refusal: ``invalid_api_key``, ``rate_limited``.
         """
         if not self._keys:
             return ANYBODY
-        digest = sha256(_presented(fields)).digest()
+        presented = _presented(fields)
+        digest = sha256(presented).digest()
         found: Key | None = None
         for expected, key in self._keys:
             if compare_digest(expected, digest):
                 found = key
-        if found is None:
+        if not presented:
+            # Nobody guesses by saying nothing.
             raise invalid_api_key()
+        wait = self._guard.wait(who, digest, now)
+        if wait > 0:
+            raise rate_limited(
+                "Too many wrong keys came from this address.",
+                wait,
+                hint="Correct the key, and try again later.",
+            )
+        if found is None:
+            self._guard.failed(who, now)
+            raise invalid_api_key()
+        self._guard.succeeded(who, digest)
         self.require_current(found, now)
         return found
 
@@ -93,6 +117,13 @@ def route_refusal(key: Key, route: str) -> Refusal:
 
 def _presented(fields: Fields) -> bytes:
     scheme, _, credentials = fields.get(b"authorization", b"").strip().partition(b" ")
-    if scheme.lower() == b"bearer":
+    kind = scheme.lower()
+    if kind == b"bearer":
         return credentials.strip()
+    if kind == b"basic":
+        try:
+            # RFC 7617: whoever it is, the password is the key.
+            return b64decode(credentials.strip(), validate=True).partition(b":")[2]
+        except ValueError:
+            return b""
     return fields.get(b"x-api-key", b"").strip()

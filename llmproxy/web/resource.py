@@ -22,7 +22,7 @@ def require_admin(request: ProxyRequest) -> None:
     :raises llmproxy.errors.Refusal: ``invalid_api_key``, ``not_allowed``.
     """
     authenticator = request.site.authenticator
-    request.key = authenticator.authenticate(request.fields, request.arrived)
+    request.key = authenticator.authenticate(request.fields, request.arrived, request.channel.client)
     authenticator.require_admin(request.key)
 
 

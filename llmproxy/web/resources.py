@@ -53,7 +53,7 @@ def _client_key(request: ProxyRequest, fleet: Fleet) -> Key:
             request.hints = hints
         authenticator.require_current(key, request.arrived)
     else:
-        key = request.key = authenticator.authenticate(request.fields, request.arrived)
+        key = request.key = authenticator.authenticate(request.fields, request.arrived, channel.client)
         request.hints = read_hints(request.fields, fleet.config.probes)
         channel.known = (authenticator, request.fields, key, request.hints)
     request.key = key

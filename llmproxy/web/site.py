@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,21 @@ from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
-from llmproxy.config.model import Limits
+from llmproxy.config.model import Key, Limits
+from llmproxy.errors import Refusal
+from llmproxy.keys.guard import Guard
+from llmproxy.keys.limits import Limiter
+from llmproxy.keys.store import KeyFile
 from llmproxy.http.forwarded import TrustedProxies
 from llmproxy.http.hosts import Hosts
 from llmproxy.usage.book import Book
 from llmproxy.web.accesslog import AccessLog
 from llmproxy.web.auth import Authenticator
+from llmproxy.web.body import Room
 from llmproxy.web.channel import ProxyChannel
+from llmproxy.web.crowd import Crowd
+from llmproxy.web.patience import seconds_between_looks
+from llmproxy.web.unread import too_many_connections, too_many_of_one
 from llmproxy.web.request import ProxyRequest
 
 if TYPE_CHECKING:
@@ -26,19 +34,23 @@ if TYPE_CHECKING:
 
 __all__ = ["ProxySite"]
 
-IDLE = 60.0
-"""Seconds for which a connection is kept on which the client does not speak, though it is its turn."""
-
-LOOK = 5.0
-"""Seconds between looks for such connections: one timer for all instead of one for each."""
+SPARE = 64
+"""Connections beyond the limits that are still told so, if they ask for anything; the others are cut at once."""
 
 
 class ProxySite(Site):
     """What all connections share.
 
     :param clock: time.
+    :ivar guard: makes those wait who show wrong keys.
+    :ivar limiter: what keys have had, against what they may have.
+    :ivar configured: keys of the configuration.
+    :ivar given: keys that the proxy itself has given out.
+    :ivar key_file: where those are kept; None: it gives none.
     :ivar channels: the open connections.
-    :ivar tick: how many times it has been looked for idle connections.
+    :ivar room: what bodies of requests take.
+    :ivar now: seconds of looking after connections, up to the last look; for what need not be known better.
+    :ivar crowd: how many connections each client has.
     :ivar held: requests that wait for a backend, over all of them.
     :ivar streams: answers that go on until the client leaves (events, logs).
     :ivar ready: fires when the fleet knows what runs; None afterwards.
@@ -61,10 +73,19 @@ class ProxySite(Site):
         super().__init__(resource, ProxyRequest, reactor=clock, parsePOSTFormSubmission=False)
         self.clock = clock
         self.authenticator = authenticator
+        self.guard = Guard()
+        self.limiter = Limiter()
+        self.configured: tuple[Key, ...] = ()
+        self.given: tuple[Key, ...] = ()
+        self.key_file: KeyFile | None = None
+        self.room = Room(limits.body_memory, limits.body_disk)
         self.limits = limits
         self.access_log = access_log
         self.channels: set[ProxyChannel] = set()
-        self.tick = 0
+        self.crowd = Crowd()
+        self.now = 0.0
+        self._looked = 0.0
+        self._turned_away = 0
         self.held = 0
         self.streams: set[ProxyRequest] = set()
         self.ready: Deferred[None] | None = None
@@ -74,6 +95,22 @@ class ProxySite(Site):
         self.hosts = Hosts()
         self.book: Book | None = None
         self._look: IDelayedCall | None = None
+
+    def use_keys(self, configured: Sequence[Key] | None = None, given: Sequence[Key] | None = None) -> None:
+        """Others count from now on, also for requests on connections that are open.
+
+        :param configured: those of the configuration; None: as they are.
+        :param given: those that the proxy itself has given out; None: as they are.
+        """
+        self.configured = self.configured if configured is None else tuple(configured)
+        self.given = self.given if given is None else tuple(given)
+        taken = {key.name for key in self.configured}
+        # Without a configured key everybody may do everything, and one that was given changes nothing.
+        more = [key for key in self.given if self.configured and key.name not in taken]
+        keys = (*self.configured, *more)
+        self.guard.forget()
+        self.limiter.keep(keys)
+        self.authenticator = Authenticator(keys, self.guard)
 
     def believe(self, proxies: Iterable[str], hosts: Iterable[str]) -> None:
         """Take another configuration's word for who is in front of the proxy.
@@ -89,25 +126,62 @@ class ProxySite(Site):
         """A connection of a client."""
         return ProxyChannel(self)
 
-    def opened(self, channel: ProxyChannel) -> None:
-        """It is there from now on."""
+    @property
+    def limits(self) -> Limits:
+        """What bounds clients; others count from now on."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._limits = limits
+        self.room.most_memory, self.room.most_disk = limits.body_memory, limits.body_disk
+
+    def opened(self, channel: ProxyChannel, host: str | None) -> Refusal | None:
+        """It is there from now on.
+
+        :param host: the address that it is counted for, if it is.
+        :return: why nothing is served on it; None: it is a client as others are.
+        """
         self.channels.add(channel)
+        channel.party, of_one = self.crowd.enter(host)
         if self._look is None:
-            self._look = self.clock.callLater(LOOK, self._look_for_idle)
+            self._looked = self.clock.seconds()
+            self._look = self.clock.callLater(seconds_between_looks(self._limits), self._look_around)
+        limits = self._limits
+        if len(self.channels) - self._turned_away > limits.max_connections:
+            refusal = too_many_connections(limits.max_connections)
+        elif 0 < limits.max_connections_per_address < of_one:
+            refusal = too_many_of_one(limits.max_connections_per_address)
+        else:
+            return None
+        self._turned_away += 1
+        return refusal
+
+    @property
+    def overrun(self) -> bool:
+        """More are turned away than are told why."""
+        return self._turned_away > SPARE
 
     def closed(self, channel: ProxyChannel) -> None:
         """It has gone."""
-        self.channels.discard(channel)
+        if channel in self.channels:
+            self.channels.discard(channel)
+            self.crowd.leave(channel.party)
+            if channel.turned_away is not None:
+                self._turned_away -= 1
         if not self.channels and self._look is not None:
             self._look.cancel()
             self._look = None
 
-    def _look_for_idle(self) -> None:
-        self._look = self.clock.callLater(LOOK, self._look_for_idle)
-        self.tick += 1
-        oldest = self.tick - IDLE / LOOK
-        for channel in [one for one in self.channels if one.tick < oldest and one.idle]:
-            channel.idle_too_long()
+    def _look_around(self) -> None:
+        between = seconds_between_looks(self._limits)
+        self._look = self.clock.callLater(between, self._look_around)
+        looked, self._looked = self._looked, self.clock.seconds()
+        # A machine that has slept, or whose clock was set, has waited for nobody in that time.
+        self.now += min(max(self._looked - looked, 0.0), 2 * between)
+        # What happened since a look is told as of then.
+        for channel in list(self.channels):
+            channel.look(self.now - between, self._limits)
 
     def startFactory(self) -> None:
         """Twisted's own access log, and the timer for its dates, stay off."""

@@ -14,6 +14,7 @@ from llmproxy.web.api.answers import Ask, text
 from llmproxy.web.api.backends import VERBS, act
 from llmproxy.web.api.document import show_document
 from llmproxy.web.api.following import Events, Logs
+from llmproxy.web.api.keys import add_key, revoke_key, rotate_key, show_keys
 from llmproxy.web.api.leases import end_lease, show_lease, show_leases, take_lease
 from llmproxy.web.api.prometheus import show_targets
 from llmproxy.web.api.requests import rates, show_requests, show_usage
@@ -66,7 +67,8 @@ def _show_backends(ask: Ask) -> None:
 
 def _show_backend(ask: Ask) -> None:
     now = ask.request.site.clock.seconds()
-    answer_json(ask.request, 200, backend_view(ask.fleet, ask.backend, now))
+    view = backend_view(ask.fleet, ask.backend, now)
+    answer_json(ask.request, 200, {**view, "tokens_per_second": rates(ask).get(ask.backend.name, 0.0)})
 
 
 def _act(verb: str, ask: Ask) -> None:
@@ -115,6 +117,10 @@ OPERATIONS = (
     Operation("GET", "/prometheus", show_targets, ("direct",)),
     Operation("GET", "/requests", show_requests, ("limit", "before", "backend", "key", "outcome")),
     Operation("GET", "/usage", show_usage, ("by", "since", "until", "format")),
+    Operation("GET", "/keys", show_keys),
+    Operation("POST", "/keys", add_key, body=True),
+    Operation("POST", "/keys/{key}/rotate", rotate_key, ("overlap",)),
+    Operation("DELETE", "/keys/{key}", revoke_key),
     Operation("GET", "/openapi.json", lambda ask: show_document(ask.request)),
 )
 """All of them, in the order in which their users meet them."""
