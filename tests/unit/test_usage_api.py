@@ -96,6 +96,16 @@ class RequestsTests(UsageCase):
         self.assertEqual(oldest["outcome"], "ok")
         self.assertNotIn("prompt", oldest)
 
+    def test_the_speed_of_an_answer_that_came_whole(self) -> None:
+        """It was generated from the beginning, not from its first byte on."""
+        self.warm("coder")
+        client = self.client().post(b"/v1/completions", {"model": "coder3b"})
+        self.clock.advance(2)
+        self.far().send(OK)
+        client.take()
+        (one,) = self.ask(b"/api/requests")["finished"]
+        self.assertEqual((one["first_byte"], one["tokens_per_second"]), (2.0, 2.5))
+
     def test_requests_that_are_open(self) -> None:
         """Those that wait, and those that are in flight, with what they have had."""
         self.warm("chat")

@@ -28,6 +28,9 @@ __all__ = ["rates", "show_requests", "show_usage"]
 MOST = 500
 """Requests in one answer."""
 
+AT_ONCE = 0.1
+"""Part of a request's time that its answer takes to come, below which it is taken for one that came whole."""
+
 OUTCOMES = ("ok", "refused", "client_gone", "backend_died", "error")
 
 BY = ("day", "backend", "key")
@@ -102,12 +105,21 @@ def _open(request: ProxyRequest, entry: Entry, now: float) -> dict[str, Any]:
 
 
 def _finished(row: dict[str, Any]) -> dict[str, Any]:
-    completion, first = row.pop("completion"), row["first_byte"]
-    speed = None
-    if completion and first is not None and row["seconds"] > first:
-        speed = round(completion / (row["seconds"] - first), 1)
+    completion = row.pop("completion")
+    took = _generated_for(row)
+    speed = round(completion / took, 1) if completion and took else None
     prompt = row.pop("prompt")
     return {**row, "prompt_tokens": prompt, "completion_tokens": completion, "tokens_per_second": speed}
+
+
+def _generated_for(row: Mapping[str, Any]) -> float:
+    """Seconds in which its tokens came; 0: not known."""
+    first, whole = row["first_byte"], row["seconds"] - row["held"]
+    if first is None:
+        return 0.0
+    streamed = row["seconds"] - first
+    # An answer that comes whole begins when the last token is there.
+    return float(streamed if streamed > AT_ONCE * whole else max(0.0, whole))
 
 
 def show_usage(ask: Ask) -> None:
