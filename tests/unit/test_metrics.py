@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, cast, get_args
 
 from attrs import evolve, frozen
@@ -555,6 +556,7 @@ class _Request:
 
     def __init__(self, keys: list[Key], method: bytes, secret: str, accept: str, rest: list[bytes]) -> None:
         self.site = _Site(keys)
+        self.channel = SimpleNamespace(client="127.0.0.1")
         self.method = method
         self.arrived = 0.0
         self.postpath = rest
