@@ -24,6 +24,7 @@ from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.loader import Loader
 from llmproxy.config.model import Config, digest_of
 from llmproxy.config.resolve import CommandLine
+from llmproxy.engines.redaction import redact, secret_values
 from llmproxy.errors import ConfigError
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.keeping import remember
@@ -57,6 +58,7 @@ _log = Logger()
 
 def _refuse(message: str) -> NoReturn:
     """End with one line and exit status 2, before anything was started."""
+    message = redact(message, secret_values(os.environ))
     sys.stderr.write(f"llmproxy: {message}\n")
     raise SystemExit(2)
 
@@ -167,7 +169,7 @@ class _Assembly:
             book.observe(entries)
             site.limiter.observe(entries)
 
-        access_log = AccessLog(self._reactor, observe)
+        access_log = AccessLog(self._reactor, observe, lambda: self._fleet.secrets)
         root = RootResource(self._fleet)
         root.putChild(b"metrics", MetricsResource(metrics, access_log.flush))
         site = ProxySite(root, self._reactor, Authenticator(config.keys), config.limits, access_log)
@@ -199,7 +201,13 @@ class _Assembly:
         site.tracer = trace(self._environ, self._fleet, self._reactor, ends)
 
     def _log_for(self, application: Any) -> None:
-        log_to(application, self._twistd, lambda: self._fleet.config.log, self._reactor)
+        log_to(
+            application,
+            self._twistd,
+            lambda: self._fleet.config.log,
+            self._reactor,
+            lambda: self._fleet.secrets,
+        )
 
     def _containers(self) -> list[LabelledContainer]:
         if self._demo:

@@ -253,7 +253,8 @@ class Conduct(Makeup):
         if failure.check(RuntimeUnavailable, StartRefused) is None:
             self._log.failure("starting {backend}", failure, backend=self.name)
         told = launch_failure(failure)
-        self._start_failed(attempt, evolve(told, message=self.redacted(told.message)))
+        hint = None if told.hint is None else self.redacted(told.hint)
+        self._start_failed(attempt, evolve(told, message=self.redacted(told.message), hint=hint))
 
     def probe(self, attempt: int) -> None:
         """See :class:`~llmproxy.backend.effects.Effects`."""

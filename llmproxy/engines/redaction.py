@@ -68,7 +68,7 @@ _SHAPES: tuple[tuple[str, str], ...] = (
         rf"(?P<k>\b(?-i:[A-Z][A-Z0-9_]*(?:_KEY|_TOKEN|_SECRET|PASSWORD|PASSWD)\s*=\s*)){_VALUE}",
     ),
 )
-"""A sign that is quickly looked for (in lower case), and what to hide where it is found, but its group ``k``."""
+"""A sign that is quickly looked for (in lower case), and what to hide where it is found, but ``k``."""
 
 
 @lru_cache(maxsize=1)

@@ -243,6 +243,11 @@ class Fleet:
     def _ping(self, _: None, name: str) -> Deferred[None]:
         return self._runtimes[name].ping()
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What is shown to nobody, wherever it turns up."""
+        return self._surroundings.secrets
+
     # -- configuration ------------------------------------------------------------------------------
 
     def apply(self, config: Config) -> list[str]:

@@ -18,6 +18,8 @@ import msgspec
 from twisted.logger import LogEvent, LogLevel, formatEvent, formatEventAsClassicLogText, formatTime
 from twisted.python.failure import Failure
 
+from llmproxy.engines.redaction import redact
+
 __all__ = ["Entry", "json_lines", "text_lines"]
 
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -69,16 +71,24 @@ class Entry(Protocol):
         """What it took."""
 
 
-def text_lines(event: LogEvent) -> str | None:
-    """As Twisted writes it: ``2026-11-26T16:42:56+0000 [namespace#level] ...``; None when it says nothing."""
+def text_lines(event: LogEvent, secrets: Sequence[str] = ()) -> str | None:
+    """As Twisted writes it: ``2026-11-26T16:42:56+0000 [namespace#level] ...``; None when it says nothing.
+
+    :param secrets: that are not to be shown; the access log's entries come without any.
+    """
     text = formatEventAsClassicLogText(event, formatTime=formatTime)
+    if text is not None and "entries" not in event:
+        text = redact(text, secrets)
     if text is None or _harmless(text):
         return text
     return _UNSAFE.sub(_escaped, text)
 
 
-def json_lines(event: LogEvent) -> str | None:
-    """One JSON object, or one for each request of an event of the access log; None when it says nothing."""
+def json_lines(event: LogEvent, secrets: Sequence[str] = ()) -> str | None:
+    """One JSON object, or one for each request of an event of the access log; None when it says nothing.
+
+    :param secrets: that are not to be shown; the access log's entries come without any.
+    """
     entries: Sequence[Entry] | None = event.get("entries")
     if entries is not None:
         return _requests(event, entries)
@@ -98,6 +108,7 @@ def json_lines(event: LogEvent) -> str | None:
     if isinstance(failure, Failure):
         line["exception"] = failure.type.__name__ if failure.type is not None else "Failure"
         line["traceback"] = _traceback(failure)
+    line = {name: _hidden(value, secrets) for name, value in line.items()}
     # All but ASCII is escaped; of control characters JSON leaves this one alone.
     return json.dumps(line, separators=(",", ":")).replace("\x7f", "\\u007f") + "\n"
 
@@ -178,6 +189,13 @@ def _plain(value: object) -> object:
     if isinstance(value, Failure):
         return value.getErrorMessage()
     return str(value)
+
+
+def _hidden(value: object, secrets: Sequence[str]) -> object:
+    # Before it is JSON: there a quote is written in another way.
+    if isinstance(value, str):
+        return redact(value, secrets)
+    return [_hidden(one, secrets) for one in value] if isinstance(value, list) else value
 
 
 def _traceback(failure: Failure) -> str:

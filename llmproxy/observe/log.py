@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TextIO, cast
 
 from twisted.internet.interfaces import IReactorThreads
@@ -18,7 +18,10 @@ from llmproxy.observe.lines import json_lines, text_lines
 
 __all__ = ["LogObserver", "log_to"]
 
-_FORMATS: Mapping[str, Callable[[LogEvent], str | None]] = {"text": text_lines, "json": json_lines}
+_FORMATS: Mapping[str, Callable[[LogEvent, Sequence[str]], str | None]] = {
+    "text": text_lines,
+    "json": json_lines,
+}
 
 
 _TOLD: Mapping[str, frozenset[object]] = {
@@ -39,19 +42,26 @@ class LogObserver:
     """Writes what is important enough.
 
     :param settings: as they are at that moment: the configuration may be read again.
+    :param secrets: what is not to be written, whatever an event says of it; as they are at that moment.
     :ivar file: where it writes.
     """
 
-    def __init__(self, file: _File, settings: Callable[[], LogSettings]) -> None:
+    def __init__(
+        self,
+        file: _File,
+        settings: Callable[[], LogSettings],
+        secrets: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
         self.file = file
         self._settings = settings
+        self._secrets = secrets
 
     def __call__(self, event: LogEvent) -> None:
         """See :class:`twisted.logger.ILogObserver`."""
         settings = self._settings()
         if event.get("log_level", LogLevel.info) not in _TOLD[settings.level]:
             return
-        text = _FORMATS[settings.format](event)
+        text = _FORMATS[settings.format](event, self._secrets())
         if text:
             self.file.write(text)
             self.file.flush()
@@ -62,6 +72,7 @@ def log_to(
     twistd: Mapping[str, Any],
     settings: Callable[[], LogSettings],
     reactor: IReactorThreads,
+    secrets: Callable[[], Sequence[str]] = tuple,
 ) -> None:
     """Have twistd write the log by these settings, where it would have written it.
 
@@ -70,12 +81,13 @@ def log_to(
 
     :param application: what the proxy is a part of.
     :param twistd: twistd's own options.
+    :param secrets: what is not to be written.
     """
     if not isinstance(application, Componentized) or twistd.get("logger") or twistd.get("syslog"):
         return
     file = _destination(twistd, reactor)
     if file is not None:
-        application.setComponent(ILogObserver, LogObserver(file, settings))
+        application.setComponent(ILogObserver, LogObserver(file, settings, secrets))
 
 
 def _destination(twistd: Mapping[str, Any], reactor: IReactorThreads) -> _File | None:

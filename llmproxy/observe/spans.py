@@ -27,6 +27,7 @@ from opentelemetry.util.types import AttributeValue
 
 from llmproxy import __version__
 from llmproxy.backend.surroundings import Event, Transition
+from llmproxy.engines.redaction import redact_known
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.http.headers import Fields
 from llmproxy.http.openai import is_inference_path
@@ -84,6 +85,7 @@ class Spans:
     def __init__(self, provider: TracerProvider, fleet: Fleet) -> None:
         self._tracer = provider.get_tracer("llmproxy", __version__)
         self._propagator = TraceContextTextMapPropagator()
+        self._fleet = fleet
         self._open: dict[ProxyRequest, _Of] = {}
         self._starts: dict[str, _Start] = {}
         fleet.follow(self._heard)
@@ -150,7 +152,7 @@ class Spans:
         method = request.method.decode("latin-1")
         attributes: dict[str, AttributeValue] = {
             "http.request.method": method if method in _METHODS else "_OTHER",
-            "url.path": request.path.decode("latin-1"),
+            "url.path": redact_known(request.path.decode("latin-1"), self._fleet.secrets),
             "network.protocol.version": "1.1" if request.modern else "1.0",
         }
         if method not in _METHODS:

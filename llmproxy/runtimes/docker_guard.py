@@ -42,7 +42,8 @@ def dangers(host: Json) -> Iterator[tuple[str, str]]:
         yield "host_network", "it shares the host's network"
     if _shared(host.get("PidMode")):
         yield "host_pid", f"it sees the processes of {_whose(host['PidMode'])}"
-    for key, what in (("UTSMode", "name"), ("UsernsMode", "users"), ("CgroupnsMode", "control groups")):
+    # Not CgroupnsMode: the host's is what every container has with control groups of version 1.
+    for key, what in (("UTSMode", "name"), ("UsernsMode", "users")):
         if host.get(key) == "host":
             yield "host_namespaces", f"it shares the host's {what}"
     if host.get("CapAdd"):
@@ -50,8 +51,14 @@ def dangers(host: Json) -> Iterator[tuple[str, str]]:
     yield from (("devices", f"it has the device {name}") for name in _devices(host))
     if host.get("DeviceCgroupRules"):
         yield "devices", f"it may make devices ({', '.join(map(str, host['DeviceCgroupRules']))})"
+    # The engine adds this one by itself to what shares the host's IPC or processes, and to the privileged.
+    own = (
+        "label=disable"
+        if "host" in (host.get("IpcMode"), host.get("PidMode")) or host.get("Privileged")
+        else ""
+    )
     for option in host.get("SecurityOpt") or ():
-        if _OPEN.search(str(option)):
+        if _OPEN.search(str(option)) and option != own:
             yield "security_opt", f"it has the security option {option}"
     # What `systempaths=unconfined` becomes.
     if host.get("MaskedPaths") == [] and not host.get("Privileged"):

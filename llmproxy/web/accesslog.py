@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from llmproxy.engines.redaction import redact_known
 from llmproxy.http.metering import NO_TOKENS, DocumentMeter, EventMeter, Tokens
 
 __all__ = ["AccessLog", "Entry"]
@@ -88,15 +89,20 @@ class AccessLog:
 
     :param clock: for :data:`GATHER`.
     :param observe: is told of the same entries, together with all those that the log leaves out.
+    :param secrets: what is told to nobody; a client may have put its key into a path.
     """
 
     _log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, observe: Callable[[Sequence[Entry]], None] = lambda entries: None
+        self,
+        clock: IReactorTime,
+        observe: Callable[[Sequence[Entry]], None] = lambda entries: None,
+        secrets: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._clock = clock
         self._observe = observe
+        self._secrets = secrets
         self._entries: list[Entry] = []
         self._due: IDelayedCall | None = None
 
@@ -116,6 +122,10 @@ class AccessLog:
         entries, self._entries = self._entries, []
         if not entries:
             return
+        secrets = self._secrets()
+        for entry in entries:
+            entry.path = redact_known(entry.path, secrets)
+            entry.request_id = redact_known(entry.request_id, secrets)
         self._observe(entries)
         told = [entry for entry in entries if entry.path not in _PROBES or entry.status != 200]
         if told:

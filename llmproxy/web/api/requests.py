@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from llmproxy.config.units import duration
+from llmproxy.engines.redaction import redact_known
 from llmproxy.errors import Refusal, invalid_request
 from llmproxy.usage.book import Book
 from llmproxy.usage.ledger import day_of
@@ -77,7 +78,7 @@ def show_requests(ask: Ask) -> None:
 def _opened(ask: Ask, where: Mapping[str, str]) -> list[dict[str, Any]]:
     now = ask.request.site.clock.seconds()
     found = [
-        _open(request, entry, now)
+        _open(request, entry, now, ask.fleet.secrets)
         for request, entry in open_requests(ask.request.site)
         if where.get("backend", entry.route) == entry.route
         and where.get("key", request.key.name) == request.key.name
@@ -86,14 +87,14 @@ def _opened(ask: Ask, where: Mapping[str, str]) -> list[dict[str, Any]]:
     return found[:MOST]
 
 
-def _open(request: ProxyRequest, entry: Entry, now: float) -> dict[str, Any]:
+def _open(request: ProxyRequest, entry: Entry, now: float, secrets: Sequence[str]) -> dict[str, Any]:
     age = now - request.arrived
     return {
-        "request_id": entry.request_id,
+        "request_id": redact_known(entry.request_id, secrets),
         "at": request.arrived,
         "age": age,
         "method": entry.method,
-        "path": entry.path,
+        "path": redact_known(entry.path, secrets),
         "backend": entry.route,
         "key": request.key.name,
         "client": entry.client,
