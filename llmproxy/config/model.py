@@ -129,7 +129,7 @@ class Scheduler:
 class Limits:
     """What bounds the proxy as a whole: bytes, connections, held requests, and seconds that clients get.
 
-    :ivar max_head: bytes of a request's head, its request line included; of a trailer; of a chunk's extension.
+    :ivar max_head: bytes of a request's head with its request line; of a trailer; of a chunk's extension.
     :ivar max_fields: header fields of one request.
     :ivar max_target: bytes of what a request line asks for.
     :ivar max_connections_per_address: of one client; 0: no limit.  Those from this machine are not counted.

@@ -150,7 +150,10 @@ class Fields(dict[bytes, bytes]):
         if connection is not None and (connection not in _PLAIN_CONNECTIONS or len(self) != len(self.raw)):
             # ``Connection: content-length`` must not make a message lose its framing.
             dropped = dropped | (self.connection_options() - {b"content-length", b"host"})
-        return [b"%b: %b\r\n" % field for field in self.raw if field[0].lower() not in dropped]
+        # To a server behind CGI or WSGI, ``X_Forwarded_For`` is what ``X-Forwarded-For`` is.
+        return [
+            b"%b: %b\r\n" % field for field in self.raw if field[0].lower().replace(b"_", b"-") not in dropped
+        ]
 
 
 NO_FIELDS = Fields([])
@@ -219,7 +222,7 @@ def request_head(
     :param client: the client's address.  What the request says itself of that was believed or not before.
     :param length: bytes of the body; ``None`` when the request has none.
     :param host: ``Host`` to send; ``None`` keeps the client's.
-    :param asked: the ``Host`` that was asked for, where that was told; ``None``: what the request says itself.
+    :param asked: the ``Host`` that was asked for, where that was told; ``None``: what the request says.
     :param authorization: the backend's own ``Authorization`` value.
     :param passthrough: keep the client's credentials.
     :param upgrade: the protocol that the connection shall switch to.

@@ -38,12 +38,14 @@ _CONTROL_PREFIXES = ("update_weights", "init_weight", "start_weight", "finish_we
 
 
 def plain(path: str) -> str:
-    """``path`` as a server may come to see it: decoded, without empty and ``.`` segments, ``..`` resolved.
+    """``path`` as a server may come to see it: decoded, without empty and ``.`` segments, ``..`` resolved,
+    backslashes for slashes, and without what is behind a semicolon.
 
     Used to guard paths, never to forward them.
     """
     segments: list[str] = []
-    for segment in unquote(path).split("/"):
+    for whole in unquote(path).replace("\\", "/").split("/"):
+        segment = whole.partition(";")[0]
         if segment == "..":
             if segments:
                 segments.pop()

@@ -12,10 +12,12 @@ other one each write is tried at once.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from twisted.internet.interfaces import ITransport
 from twisted.internet.tcp import Connection
 
-__all__ = ["push", "unsent", "write_now", "write_soon"]
+__all__ = ["Left", "left", "push", "unsent", "write_now", "write_soon"]
 
 
 def write_soon(transport: ITransport, data: bytes) -> None:
@@ -80,6 +82,25 @@ def unsent(transport: object) -> int:
     if outbox is not None:
         waiting += len(outbox.get(transport, b""))
     return int(waiting + getattr(transport, "_tempDataLen", 0))
+
+
+class Left(NamedTuple):
+    """What waits for a socket.  See :func:`left`."""
+
+    buffer: bytes
+    offset: int
+
+    def taken_since(self, later: Left) -> bool:
+        """Whether the socket has taken any of it by then."""
+        # Twisted goes on in its buffer, or has another one, with each byte that leaves, and not before.
+        return self.buffer is not later.buffer or self.offset != later.offset
+
+
+def left(transport: object) -> Left | None:
+    """What was written to ``transport`` and waits for its socket, to be held against what is left later."""
+    if not unsent(transport):
+        return None
+    return Left(getattr(transport, "dataBuffer", b""), getattr(transport, "offset", 0))
 
 
 def _outbox(transport: object) -> dict[object, bytes] | None:

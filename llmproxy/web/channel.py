@@ -26,14 +26,15 @@ from zope.interface import implementer
 from llmproxy.errors import Refusal
 from llmproxy.http.forwarded import UNKNOWN, peer_origin
 from llmproxy.http.headers import SPELLINGS
-from llmproxy.reactors.writing import push, unsent, write_soon
+from llmproxy.reactors.writing import Left, push, unsent, write_soon
 from llmproxy.web.accesslog import Entry
+from llmproxy.web.patience import look_at
 from llmproxy.web.reader import RequestReader
 from llmproxy.web.request import new_request_id
 from llmproxy.web.unread import closing_answer
 
 if TYPE_CHECKING:
-    from llmproxy.config.model import Key
+    from llmproxy.config.model import Key, Limits
     from llmproxy.http.headers import Fields
     from llmproxy.web.auth import Authenticator
     from llmproxy.web.hints import Hints
@@ -65,7 +66,12 @@ class ProxyChannel(Protocol):
     :ivar persistent: it goes on after the present answer.
     :ivar reader: makes requests of the bytes.
     :ivar requests: received as a whole and not answered yet; the first is being answered.
-    :ivar tick: the site's count of looks at idle connections when this one was last heard of.
+    :ivar turn: when it became the client's turn to speak, by the site's ``now``; the last thing it was given.
+    :ivar turned_away: why nothing is served on it.
+    :ivar party: whom it is counted for.
+    :ivar stuck: what its client has not taken, and since when; see :mod:`llmproxy.web.patience`.
+    :ivar carried: tells how many bytes a tunnel has brought its client; ``carried_before``: at the last look.
+    :ivar heard: when a tunnel last carried anything.
     """
 
     transport: Any
@@ -74,7 +80,12 @@ class ProxyChannel(Protocol):
         self.site = site
         self.factory = site
         self.persistent = True
-        self.tick = site.tick
+        self.turn = self.heard = site.now
+        self.turned_away: Refusal | None = None
+        self.party: str | None = None
+        self.stuck: tuple[Left, float] | None = None
+        self.carried: Callable[[], int] | None = None
+        self.carried_before = 0
         self.secure = False
         self.peer = self.origin = UNKNOWN
         self.client = UNKNOWN.client
@@ -98,17 +109,27 @@ class ProxyChannel(Protocol):
     # -- the connection -----------------------------------------------------------------------------
 
     def connectionMade(self) -> None:
-        """Count it; past ``max_connections`` it is closed at once."""
+        """Count it; beyond the limits it is told so if it asks for anything, or closed at once."""
         transport = self.transport
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
         self.secure = ISSLTransport.providedBy(transport)
         self.meet()
-        self.site.opened(self)
-        if len(self.site.channels) > self.site.limits.max_connections:
-            transport.abortConnection()
-            return
+        # A proxy that is trusted speaks for many.
+        host = None if self.trusted else getattr(self._peer, "host", None)
+        self.turned_away = self.site.opened(self, host)
+        # It may be the first in a long time.
+        self.turn = self.site.now
+        if self.turned_away is not None:
+            if self.site.overrun:
+                transport.abortConnection()
+                return
+            self._receive = self._turn_away
         transport.registerProducer(self, True)
+
+    def _turn_away(self, data: bytes) -> None:
+        assert self.turned_away is not None
+        self.refuse(self.turned_away)
 
     def meet(self) -> None:
         """See who is at the other end, and whether that is a proxy whose word is taken."""
@@ -127,8 +148,8 @@ class ProxyChannel(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes from the client."""
-        self.tick = self.site.tick
         if self._receive is not None:
+            self.heard = self.site.now
             self._receive(data)
         elif self._answering:
             self._early.append(data)
@@ -144,6 +165,7 @@ class ProxyChannel(Protocol):
         self.site.closed(self)
         if self._lingering is not None and self._lingering.active():
             self._lingering.cancel()
+        self.carried = None
         for request in self.reader.close():
             request.connectionLost(reason)
 
@@ -157,18 +179,24 @@ class ProxyChannel(Protocol):
         if not self.requests and self.reader.coming is None:
             self.loseConnection()
 
-    def idle_too_long(self) -> None:
-        """Nothing has come for a long time, and nothing is being answered: end it."""
-        if self.transport.disconnecting:
-            # The last answer has not been taken.
-            self.transport.abortConnection()
-        else:
-            self.loseConnection()
+    def look(self, now: float, limits: Limits) -> None:
+        """End it if it has had its time."""
+        look_at(self, now, limits)
+
+    def give_up(self, why: str) -> None:
+        """End it at once, whatever is on it.
+
+        :param why: for the log, in a word.
+        """
+        for request in self.requests:
+            if request.entry is not None:
+                request.entry.error = why
+        self.transport.abortConnection()
 
     @property
-    def idle(self) -> bool:
-        """It is the client's turn to speak, or to take the last of what it was sent."""
-        return self.transport.disconnecting or (not self._answering and self._receive is None)
+    def speaks(self) -> bool:
+        """It is the client's turn to speak."""
+        return not self._answering and self._receive is None
 
     def _read(self, data: bytes) -> None:
         reader = self.reader
@@ -232,6 +260,7 @@ class ProxyChannel(Protocol):
         )
         # Nothing that still comes means anything.
         self._receive = _ignore
+        self.turn = self.site.now
         self.reader.drop()
         self.persistent = False
         if self.secure or not hasattr(transport, "loseWriteConnection"):
@@ -249,9 +278,13 @@ class ProxyChannel(Protocol):
         else:
             self.transport.abortConnection()
 
-    def become_tunnel(self, receive: Callable[[bytes], object]) -> None:
-        """Hand the client's bytes to ``receive`` from now on: the connection has switched protocols."""
-        self._receive = receive
+    def become_tunnel(self, receive: Callable[[bytes], object], carried: Callable[[], int]) -> None:
+        """Hand the client's bytes to ``receive`` from now on: the connection has switched protocols.
+
+        :param carried: tells how many bytes the client has been sent.
+        """
+        self._receive, self.carried = receive, carried
+        self.heard = self.site.now
         early, self._early = b"".join(self._early), []
         self._early_size = 0
         if early:
@@ -265,7 +298,7 @@ class ProxyChannel(Protocol):
         assert request is self.requests[0], "requests are answered in order"
         self.requests.popleft()
         self._answering = False
-        self.tick = self.site.tick
+        self.turn = self.site.now
         if not self.persistent:
             # Nor is anything served that has come behind it.
             self.reader.stop()
@@ -312,7 +345,7 @@ class ProxyChannel(Protocol):
     def loseConnection(self) -> None:
         """End the connection once what was written has left."""
         # Its client has the time to take what is left that an idle one has to speak.
-        self.tick = self.site.tick
+        self.turn = self.site.now
         push(self.transport)
         self.transport.unregisterProducer()
         self.transport.loseConnection()

@@ -319,7 +319,8 @@ class Exchange:
         assert self._up is not None
         self._down.flush()
         channel: Any = self._request.channel
-        channel.become_tunnel(self._up.write_tunnel)
+        down = self._down
+        channel.become_tunnel(self._up.write_tunnel, lambda: down.sent)
         upstream = self._up.transport
         if upstream is not None:
             # A backend that reads slowly slows the client down.

@@ -16,8 +16,10 @@ from twisted.python.failure import Failure
 from llmproxy.errors import Refusal, body_too_large, invalid_request
 from llmproxy.http.headers import NO_FIELDS, Fields
 from llmproxy.http.known import KnownHead
+from llmproxy.http.targets import check_host, checked_target, target_too_long
+from llmproxy.web.body import Full
 from llmproxy.web.request import ProxyRequest
-from llmproxy.web.unread import LARGEST_HEAD, MOST_FIELDS, head_size, head_too_large, no_room
+from llmproxy.web.unread import head_size, head_too_large, no_room
 
 if TYPE_CHECKING:
     from llmproxy.web.channel import ProxyChannel
@@ -39,6 +41,7 @@ class RequestReader:
     :ivar waits: the client waits for ``100 Continue`` before it sends the body.
     :ivar target: what the last request whose head was parsed asks for, as far as that has come.
     :ivar left: bytes behind a request to switch protocols, for whoever answers that.
+    :ivar began: when the head that is coming began, or the body behind it (the site's ``now``).
     """
 
     def __init__(self, channel: ProxyChannel) -> None:
@@ -50,6 +53,7 @@ class RequestReader:
         self.deaf = False
         self.waits = False
         self.left = b""
+        self.began = 0.0
         self._parser: Any = httptools.HttpRequestParser(self)
         # The head that is coming.
         self.target = b""
@@ -77,6 +81,11 @@ class RequestReader:
             self._parse(data)
             if len(self.requests) == known + 1:
                 self._learn(self.requests[-1], data)
+
+    @property
+    def reading(self) -> bool:
+        """A request has begun to come, and has not come as a whole."""
+        return not self._between and self.refusal is None
 
     def stop(self) -> None:
         """Nothing that still comes means anything."""
@@ -152,8 +161,8 @@ class RequestReader:
                 self.refusal = invalid_request(f"The request is not valid HTTP/1.1: {error}.")
         else:
             # What is not body is held in the parser: no head, trailer or chunk's extension grows for ever.
-            if self._fed > LARGEST_HEAD:
-                self.refusal = head_too_large()
+            if self._fed > self._site.limits.max_head:
+                self.refusal = head_too_large(self._site.limits)
         if rest is not None:
             self._upgrade_asked(rest)
 
@@ -176,6 +185,7 @@ class RequestReader:
             # llhttp itself knows of ``Connection: close`` only, and not of HTTP/1.0 or CONNECT.
             raise _Deaf
         self._between = False
+        self.began = self._site.now
         self.target = b""
         self._headers = []
         self._length = None
@@ -209,18 +219,24 @@ class RequestReader:
 
     def _begin(self) -> None:
         parser, limits = self._parser, self._site.limits
-        if len(self._headers) > MOST_FIELDS or (
+        if len(self._headers) > limits.max_fields or (
             # Several requests may have come in one piece.
-            max(self._fed, self._piece) > LARGEST_HEAD
-            and head_size(self.target, self._headers) > LARGEST_HEAD
+            max(self._fed, self._piece) > limits.max_head
+            and head_size(self.target, self._headers) > limits.max_head
         ):
-            raise head_too_large()
+            raise head_too_large(limits)
+        if len(self.target) > limits.max_target:
+            raise target_too_long(limits.max_target)
         # A client sends the same fields with request after request.
-        if self._headers != self._fields.raw:
-            self._fields = Fields(self._headers)
+        fields = self._fields
+        if self._headers != fields.raw:
+            fields = Fields(self._headers)
+            several = len(fields) != len(fields.raw)
+            check_host(fields.get(b"host"), len(fields.all(b"host")) if several else 1)
+            self._fields = fields
         request = ProxyRequest(self._channel)
-        version = parser.get_http_version()
-        request.begin(parser.get_method(), self.target, version, self._fields, self._length)
+        version, target = parser.get_http_version(), checked_target(self.target, fields.get(b"host"))
+        request.begin(parser.get_method(), target, version, fields, self._length)
         if request.length is not None and request.length > limits.max_body:
             raise body_too_large(limits.max_body)
         request.upgrades = parser.should_upgrade()
@@ -229,6 +245,7 @@ class RequestReader:
         self._last = not request.modern or not parser.should_keep_alive() or request.method == b"CONNECT"
         self.waits = request.modern and request.fields.get(b"expect", b"").lower() == b"100-continue"
         self._fed = 0
+        self.began = self._site.now
         self.coming = request
 
     def on_body(self, data: bytes) -> None:
@@ -247,6 +264,8 @@ class RequestReader:
         except OSError as cause:
             self._site.log_failure("keeping the body of a request", Failure(cause))
             self.refusal = no_room()
+        except Full as bound:
+            self.refusal = no_room(str(bound))
         else:
             if request.body.size > self._site.limits.max_body:
                 self.refusal = body_too_large(self._site.limits.max_body)

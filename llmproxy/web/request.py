@@ -92,7 +92,7 @@ class ProxyRequest(Request):
         self.notifications = []
         self.site = channel.site
         self.fields = NO_FIELDS
-        self.body = Body()
+        self.body = Body(channel.site.room)
         self.length: int | None = None
         self.modern = True
         self.upgrades = False
@@ -115,10 +115,10 @@ class ProxyRequest(Request):
         self.modern = version == "1.1"
         self.clientproto = b"HTTP/1.1" if self.modern else b"HTTP/1.0"
         self.fields = fields
-        if len(fields) != len(fields.raw) and len(fields.all(b"host")) > 1:
-            # One server would read the first and another the last.
-            raise invalid_request("The request has more than one Host.")
-        if version not in ("1.0", "1.1"):
+        if self.modern:
+            if b"host" not in fields:
+                raise invalid_request("The request has no Host.")
+        elif version != "1.0":
             raise invalid_request("The request is neither HTTP/1.1 nor HTTP/1.0.")
         self.length = length
         coding = fields.get(b"transfer-encoding")
@@ -175,9 +175,6 @@ class ProxyRequest(Request):
         # Ours count up, and nobody shall name a request as another one's will be.
         taken = asked and valid_request_id(asked) and not asked.startswith(_PROCESS)
         self.request_id = asked if asked and taken else new_request_id()
-        if not self.uri.startswith(b"/") and b"://" in self.uri:
-            # Absolute form (RFC 9112 section 3.2.2): the authority is ours whatever it says.
-            self.uri = b"/" + self.uri.split(b"://", 1)[1].partition(b"/")[2]
         self.path, _, query = self.uri.partition(b"?")
         self.args = parse_qs(query, True) if query else {}
         self.entry = Entry(
@@ -198,10 +195,6 @@ class ProxyRequest(Request):
                 return
             if not self.uri.startswith(b"/"):
                 raise invalid_request("The request target must be a path.")
-            if b"#" in self.uri:
-                # RFC 9112 section 3.2 has no fragment there; servers that cut it off (uvicorn) would see
-                # another path than the one that is guarded here.
-                raise invalid_request("The request target must have no fragment.")
             if self.method == b"CONNECT":
                 raise invalid_request("CONNECT is not served here.")
             self.prepath = []

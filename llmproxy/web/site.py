@@ -14,11 +14,11 @@ from twisted.web.server import Site
 
 from llmproxy.config.model import Key, Limits
 from llmproxy.errors import Refusal
+from llmproxy.http.forwarded import TrustedProxies
+from llmproxy.http.hosts import Hosts
 from llmproxy.keys.guard import Guard
 from llmproxy.keys.limits import Limiter
 from llmproxy.keys.store import KeyFile
-from llmproxy.http.forwarded import TrustedProxies
-from llmproxy.http.hosts import Hosts
 from llmproxy.usage.book import Book
 from llmproxy.web.accesslog import AccessLog
 from llmproxy.web.auth import Authenticator
@@ -26,8 +26,8 @@ from llmproxy.web.body import Room
 from llmproxy.web.channel import ProxyChannel
 from llmproxy.web.crowd import Crowd
 from llmproxy.web.patience import seconds_between_looks
-from llmproxy.web.unread import too_many_connections, too_many_of_one
 from llmproxy.web.request import ProxyRequest
+from llmproxy.web.unread import too_many_connections, too_many_of_one
 
 if TYPE_CHECKING:
     from llmproxy.web.tracing import Tracer
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["ProxySite"]
 
 SPARE = 64
-"""Connections beyond the limits that are still told so, if they ask for anything; the others are cut at once."""
+"""Connections beyond the limits that are still told so, if they ask for anything; others are cut at once."""
 
 
 class ProxySite(Site):
@@ -55,7 +55,7 @@ class ProxySite(Site):
     :ivar streams: answers that go on until the client leaves (events, logs).
     :ivar ready: fires when the fleet knows what runs; None afterwards.
     :ivar closing: no connection is kept any more.
-    :ivar trusted: proxies that are believed whose requests they pass on; :ivar hosts: names of the proxy's own.
+    :ivar trusted: proxies that are believed whose requests they pass on; :ivar hosts: the proxy's own names.
     :ivar tracer: follows requests; None: nobody does.
     :ivar book: what the models were used for; None: nobody keeps it.
     """

@@ -350,7 +350,7 @@ class FrontTests(SynchronousTestCase):
         client = self.client().get(b"/coder/x")
         self.far().send(b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n")
         self.assertNotIn("content-length", client.answer()[1])
-        client = self.client().send(b"OPTIONS * HTTP/1.1\r\n\r\n")
+        client = self.client().send(b"OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n")
         self.assertNotIn("content-length", client.answer()[1])
 
     def test_http_1_0_clients_get_no_chunks(self) -> None:
@@ -367,7 +367,10 @@ class FrontTests(SynchronousTestCase):
         """The second goes on when the first has been answered."""
         self.warm()
         client = self.client()
-        client.send(b"GET /coder/1 HTTP/1.1\r\n%b\r\nGET /coder/2 HTTP/1.1\r\n%b\r\n" % (KEY, KEY))
+        client.send(
+            b"GET /coder/1 HTTP/1.1\r\nHost: h\r\n%b\r\nGET /coder/2 HTTP/1.1\r\nHost: h\r\n%b\r\n"
+            % (KEY, KEY)
+        )
         self.assertEqual(len(self.servers.requests), 1)
         self.far().send(OK)
         self.assertIn(b"GET /2 HTTP/1.1", self.far().received)
@@ -377,7 +380,7 @@ class FrontTests(SynchronousTestCase):
     def test_a_head_request_has_no_body_back(self) -> None:
         """Its length is told and nothing follows."""
         self.warm()
-        client = self.client().send(b"HEAD /coder/x HTTP/1.1\r\n" + KEY + b"\r\n")
+        client = self.client().send(b"HEAD /coder/x HTTP/1.1\r\nHost: h\r\n" + KEY + b"\r\n")
         self.far().send(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n")
         status, fields, body = client.answer()
         self.assertEqual((status, fields["content-length"], body), (200, "500", b""))
@@ -386,7 +389,9 @@ class FrontTests(SynchronousTestCase):
         """The body is the same, its framing ours."""
         self.warm()
         client = self.client()
-        client.send(b"POST /coder/x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + KEY + b"\r\n3\r\nabc\r\n")
+        client.send(
+            b"POST /coder/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n" + KEY + b"\r\n3\r\nabc\r\n"
+        )
         client.send(b"2\r\nde\r\n0\r\n\r\n")
         self.assertTrue(self.far().received.endswith(b"Content-Length: 5\r\n\r\nabcde"))
 
@@ -734,7 +739,9 @@ class FrontTests(SynchronousTestCase):
         form = b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\ncoder3b\r\n--B--\r\n'
         kind = b"Content-Type: multipart/form-data; boundary=B\r\n"
         for path in (b"../../sleep", b"%2e%2e/%2E./sleep", b"x%2f..%2f..%2f../sleep"):
-            self.assertEqual(self.client().post(b"/v1/audio/" + path, form, KEY + kind).error()[0], 404)
+            self.assertEqual(self.client().post(b"/v1/audio/" + path, form, KEY + kind).error()[0], 400)
+        inside = self.client().post(b"/v1/audio/../sleep", form, KEY + kind)
+        self.assertEqual(inside.error()[0], 404)
         self.assertEqual(self.servers.requests, [])
 
     # -- limits and malformed requests --------------------------------------------------------------
@@ -743,12 +750,14 @@ class FrontTests(SynchronousTestCase):
         """413 before the body is read when it is announced, and as soon as it is seen when it is not."""
         client = self.client()
         client.send(
-            b"POST /coder/x HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 1001\r\n" + KEY + b"\r\n"
+            b"POST /coder/x HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 1001\r\n"
+            + KEY
+            + b"\r\n"
         )
         status, error, fields = client.error()
         self.assertEqual((status, error["code"], fields["connection"]), (413, "body_too_large", "close"))
         client = self.client()
-        client.send(b"POST /coder/x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + KEY + b"\r\n")
+        client.send(b"POST /coder/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n" + KEY + b"\r\n")
         client.send(b"400\r\n" + b"x" * 1024 + b"\r\n")
         self.assertEqual(client.error()[0], 413)
         self.clock.advance(3)
@@ -770,7 +779,7 @@ class FrontTests(SynchronousTestCase):
         self.warm()
         client = self.client()
         client.send(
-            b"POST /coder/x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + KEY + b"\r\n"
+            b"POST /coder/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n" + KEY + b"\r\n"
             b"400\r\n" + b"x" * 1024 + b"\r\n3\r\nabc\r\n0\r\n\r\n"
         )
         self.assertEqual(client.take().count(b"HTTP/1.1 "), 1)
@@ -781,7 +790,9 @@ class FrontTests(SynchronousTestCase):
         """The client is told to go on."""
         client = self.client()
         client.send(
-            b"POST /coder/x HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 3\r\n" + KEY + b"\r\n"
+            b"POST /coder/x HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n"
+            + KEY
+            + b"\r\n"
         )
         self.assertEqual(client.take(), b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -789,12 +800,12 @@ class FrontTests(SynchronousTestCase):
         """Each is 400 invalid_request in OpenAI's shape, and the end of its connection."""
         for data in (
             b"NONSENSE\r\n\r\n",
-            b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
-            b"GET / HTTP/1.1\r\nBad Name: x\r\n\r\n",
-            b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
-            b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-            b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-            b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: h\r\nno colon\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: h\r\nBad Name: x\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: -1\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
             b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
             b"GET / HTTP/2.0\r\n\r\n",
@@ -803,7 +814,7 @@ class FrontTests(SynchronousTestCase):
             client = self.client().send(data)
             status, error, fields = client.error()
             self.assertEqual((status, error["code"], fields["connection"]), (400, "invalid_request", "close"))
-            client.send(b"GET /healthz HTTP/1.1\r\n\r\n")
+            client.send(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
             self.assertEqual(client.take(), b"")
             client.leave()
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -817,12 +828,19 @@ class FrontTests(SynchronousTestCase):
         client.leave()
 
     def test_absolute_form_is_the_same_request(self) -> None:
-        """The authority in the target changes nothing."""
-        self.assertEqual(self.client().get(b"http://elsewhere/healthz").answer()[0], 200)
+        """Where it names the same host as Host does; another one, or a user, is refused."""
+        for target, status in (
+            (b"http://h/healthz", 200),
+            (b"HTTPS://H:443/healthz", 200),
+            (b"http://elsewhere/healthz", 400),
+            (b"http://me@h/healthz", 400),
+            (b"ftp://h/healthz", 400),
+        ):
+            self.assertEqual(self.client().get(target).answer()[0], status, target)
 
     def test_connect_is_refused(self) -> None:
         """It is no tunnel for anything."""
-        client = self.client().send(b"CONNECT a:1 HTTP/1.1\r\n" + KEY + b"\r\n")
+        client = self.client().send(b"CONNECT a:1 HTTP/1.1\r\nHost: h\r\n" + KEY + b"\r\n")
         self.assertEqual(client.error()[0], 400)
 
     # -- administration -----------------------------------------------------------------------------

@@ -169,7 +169,7 @@ def test_a_request_is_the_same_whether_it_is_recognised_or_parsed(
 def test_a_client_that_says_the_same_again_is_not_parsed_again() -> None:
     """But for the length of its body; what is larger than allowed is refused as ever."""
     world = World()
-    head = b"POST /a HTTP/1.1\r\nContent-Length: %d\r\nX-A: b\r\n\r\n%b"
+    head = b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\nX-A: b\r\n\r\n%b"
     world.send(head % (1, b"1"))
     with mock.patch.object(RequestReader, "_parse", side_effect=AssertionError):
         world.send(head % (2, b"22"), head % (10, b"x" * 10))

@@ -102,7 +102,7 @@ class MonitoringTests(FrontCase):
         """GET and HEAD: 503 not_running, or the backend's own answer; it is no use of it."""
         self.refused(self.client().get(b"/coder/"))
         self.refused(self.client().get(b"/coder/?x=y"))
-        status, _, body = self.client().send(b"HEAD /coder/ HTTP/1.1\r\n" + KEY + b"\r\n").answer()
+        status, _, body = self.client().send(b"HEAD /coder/ HTTP/1.1\r\nHost: h\r\n" + KEY + b"\r\n").answer()
         self.assertEqual((status, body, self.started()), (503, b"", 0))
         self.warm("coder")
         self.clock.advance(100)

@@ -223,7 +223,11 @@ class FormTests(FrontCase):
         """However it arrives."""
         self.warm("coder")
         body = form(part("file", b"\r\n--Bx\x00", '; filename="a"'), part("model", b"coder3b"))
-        head = b"POST %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n" % (self.PATH, self.HEADERS, len(body))
+        head = b"POST %b HTTP/1.1\r\nHost: h\r\n%bContent-Length: %d\r\n\r\n" % (
+            self.PATH,
+            self.HEADERS,
+            len(body),
+        )
         for size in (1, 7, 1000):
             client = self.client()
             for at in range(0, len(head + body), size):

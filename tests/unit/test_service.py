@@ -60,7 +60,7 @@ class ServiceTests(SynchronousTestCase):
         return client
 
     def streaming(self, version: bytes = b"HTTP/1.1") -> Client:
-        client = self.client().send(b"GET /coder/x %b\r\n%b\r\n" % (version, KEY))
+        client = self.client().send(b"GET /coder/x %b\r\nHost: h\r\n%b\r\n" % (version, KEY))
         self.reactor.advance(INTERVAL)
         self.servers.requests[-1].send(EVENTS + b"3\r\n1\n\n\r\n")
         return client

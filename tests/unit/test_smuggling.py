@@ -328,8 +328,8 @@ SERVED: dict[str, tuple[bytes, bytes, bytes]] = {
     ),
     "h2c": (_get(b"GET /coder/x HTTP/1.1", b"Connection: Upgrade\r\nUpgrade: h2c\r\n"), b"/x", b""),
     "upgrade without the option": (_get(b"GET /coder/x HTTP/1.1", b"Upgrade: websocket\r\n"), b"/x", b""),
-    "absolute form": (_get(b"GET http://evil/coder/x HTTP/1.1"), b"/x", b""),
-    "absolute form with another scheme": (_get(b"GET ftp://evil:1/coder/x HTTP/1.1"), b"/x", b""),
+    "absolute form": (_get(b"GET http://H/coder/x HTTP/1.1"), b"/x", b""),
+    "absolute form with TLS": (_get(b"GET HTTPS://h:443/coder/x HTTP/1.1"), b"/x", b""),
     "absolute form in a query": (_get(b"GET /coder/x?http://evil/ HTTP/1.1"), b"/x?http://evil/", b""),
     "encoded line ends": (_get(b"GET /coder/x%0d%0aX:%20y HTTP/1.1"), b"/x%0d%0aX:%20y", b""),
     "empty segments": (_get(b"GET /coder//x//y HTTP/1.1"), b"//x//y", b""),
@@ -382,8 +382,9 @@ def test_what_comes_in_is_one_request(name: str) -> None:
 @pytest.mark.parametrize(
     "path",
     (
-        b"sleep /sleep ./sleep x/../sleep %73leep %2e/sleep x/%2e%2e/sleep ..//sleep sleep/ sleep?x "
-        b"sleep/x %2fsleep x%2f..%2fsleep sleep// ../../sleep sleep%2f "
+        b"sleep /sleep ./sleep x/../sleep %73leep %2e/sleep x/%2e%2e/sleep x/..//sleep sleep/ sleep?x "
+        b"sleep/x %2fsleep x%2f..%2fsleep sleep// sleep%2f x\\..\\sleep \\sleep sleep;x sleep;x/y "
+        b"x/..;/sleep "
         b"update_weights_from_tensor collective%5frpc docs/oauth2-redirect"
     ).split(),
 )
@@ -404,16 +405,23 @@ def test_no_spelling_reaches_a_control(path: bytes) -> None:
         (_get(b"GET /coder/x#/../sleep HTTP/1.1"), 400),
         (_get(b"GET /coder/x?a#b HTTP/1.1"), 400),
         (_get(b"GET http://h/coder/sleep#x HTTP/1.1"), 400),
+        (_get(b"GET http://evil/coder/x HTTP/1.1"), 400),
+        (_get(b"GET http://h:80@evil/coder/x HTTP/1.1"), 400),
+        (_get(b"GET http://me@h/coder/x HTTP/1.1"), 400),
+        (_get(b"GET http:///coder/x HTTP/1.1"), 400),
+        (_get(b"GET ftp://h/coder/x HTTP/1.1"), 400),
+        (_get(b"GET ws://h/coder/x HTTP/1.1"), 400),
         (_get(b"GET * HTTP/1.1"), 400),
         (_get(b"OPTIONS * HTTP/1.1"), 204),
         (_get(b"CONNECT coder:80 HTTP/1.1"), 400),
         (_get(b"CONNECT coder:80 HTTP/1.1", CL + b"5\r\n") + b"hello", 400),
         (_get(b"GET http://h HTTP/1.1"), 404),
-        (_get(b"GET http://coder/sleep HTTP/1.1"), 404),
+        (_get(b"GET http://coder/sleep HTTP/1.1"), 400),
+        (_get(b"GET http://h/x/sleep HTTP/1.1"), 404),
         (_get(b"GET //coder/x HTTP/1.1"), 404),
         (_get(b"GET /coder%2fsleep HTTP/1.1"), 404),
-        (_get(b"GET /x/../coder/y HTTP/1.1"), 404),
-        (_get(b"GET /coder%00/y HTTP/1.1"), 404),
+        (_get(b"GET /x/../coder/y HTTP/1.1"), 400),
+        (_get(b"GET /coder%00/y HTTP/1.1"), 400),
         (_get(b"GET /coder HTTP/1.1"), 308),
         (_get(b"GET /coder?x=/y HTTP/1.1"), 308),
     ],
@@ -477,7 +485,8 @@ def test_what_is_accepted_is_what_h11_reads(sent: Sent) -> None:
     """The backend gets the request that h11 reads in the client's bytes, where it reads one."""
     wire = sent.wire.replace(b" /", b" /coder/", 1).replace(b"elsewhere:81/", b"elsewhere:81/coder/", 1)
     head, _, rest = wire.lstrip().partition(b"\r\n")
-    wire = head + b"\r\nHost: h\r\n" + KEY + rest
+    host = b"" if b"\r\nHost:" in wire.partition(b"\r\n\r\n")[0] else b"Host: elsewhere:81\r\n"
+    wire = head + b"\r\n" + host + KEY + rest
     other = h11.Connection(h11.SERVER)
     other.receive_data(wire)
     body = b""
