@@ -158,7 +158,7 @@ class Spans:
         if method not in _METHODS:
             attributes["http.request.method_original"] = method
         if request.channel is not None:
-            attributes["url.scheme"] = "https" if request.channel.secure else "http"
+            attributes["url.scheme"] = "https" if request.channel.origin.secure else "http"
         agent = request.fields.get(b"user-agent")
         if agent is not None:
             attributes["user_agent.original"] = agent.decode("latin-1")

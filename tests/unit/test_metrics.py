@@ -22,6 +22,8 @@ from llmproxy.config.model import BackendSpec, Config, Gpu, Key
 from llmproxy.config.resolve import Sources, describe, read_sources
 from llmproxy.errors import ConfigError, Refusal
 from llmproxy.fleet.fleet import Fleet
+from llmproxy.http.forwarded import UNKNOWN
+from llmproxy.http.hosts import Hosts
 from llmproxy.runtimes.interface import Address, Instance
 from llmproxy.web.auth import Authenticator
 from llmproxy.web.exposition import Exposition
@@ -549,6 +551,7 @@ class HistogramTests(SynchronousTestCase):
 class _Site:
     def __init__(self, keys: list[Key]) -> None:
         self.authenticator = Authenticator(keys)
+        self.hosts = Hosts()
 
 
 class _Request:
@@ -556,7 +559,7 @@ class _Request:
 
     def __init__(self, keys: list[Key], method: bytes, secret: str, accept: str, rest: list[bytes]) -> None:
         self.site = _Site(keys)
-        self.channel = SimpleNamespace(client="127.0.0.1")
+        self.channel = SimpleNamespace(client="127.0.0.1", origin=UNKNOWN)
         self.method = method
         self.arrived = 0.0
         self.postpath = rest

@@ -9,6 +9,7 @@ from attrs import evolve
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 
 from llmproxy.config.model import BackendSpec
+from llmproxy.http.forwarded import TrustedProxies
 from tests.front import CHAT, CODER, FrontCase
 from tests.inmemory import HEALTHY
 from tests.unit.test_front import ADMIN, KEY, Client, ClientTransport
@@ -91,13 +92,22 @@ class TargetTests(FrontCase):
         for fields, url in (
             (b"Host: proxy.example\r\n", "http://proxy.example:80"),
             (b"Host: [2001:db8::1]:8000\r\n", "http://[2001:db8::1]:8000"),
-            (b"Host: 10.0.0.1\r\nX-Forwarded-Proto: https\r\n", "https://10.0.0.1:443"),
-            (b"Host: a:8443\r\nX-Forwarded-Proto: HTTPS, http\r\n", "https://a:8443"),
+            (b"Host: 10.0.0.1\r\nX-Forwarded-Proto: https\r\n", "http://10.0.0.1:80"),
             (b'Host: a"b\r\n', "invalid_request"),
             (b"Host: user@a\r\n", "invalid_request"),
             (b"Host: a/b\r\n", "invalid_request"),
         ):
             self.assertEqual(self.target(fields), url)
+
+    def test_a_trusted_proxy_says_where_it_was_reached(self) -> None:
+        """It has the TLS, and the name by which it is known."""
+        self.warm("coder")
+        self.site.trusted = TrustedProxies(["192.168.1.1"])
+        fields = b"Host: a\r\nX-Forwarded-For: 10.1.1.1\r\nX-Forwarded-Proto: https\r\n"
+        self.assertEqual(self.target(fields), "https://a:443")
+        self.assertEqual(
+            self.target(fields + b"X-Forwarded-Host: llm.example:8443\r\n"), "https://llm.example:8443"
+        )
 
     def test_a_request_without_host(self) -> None:
         """The address that its connection came to; a socket in the file system has none."""

@@ -36,7 +36,7 @@ def show_targets(ask: Ask) -> None:
     if flag(request, b"direct"):
         groups = [_group(one, *_direct(one.address)) for one in ready if one.address is not None]
     else:
-        scheme = _scheme(request)
+        scheme = "https" if request.channel.origin.secure else "http"
         target = _reached_at(request, scheme)
         groups = [_group(one, target, scheme, f"/{one.name}/metrics") for one in ready]
     # The list is the whole document, and an empty one is right when there are no targets.
@@ -64,15 +64,10 @@ def _direct(address: Address) -> tuple[str, str, str]:
     return authority(address.host, address.port, 0).decode(), scheme, f"{address.prefix}/metrics"
 
 
-def _scheme(request: ProxyRequest) -> str:
-    # A proxy with TLS in front of this one says so.
-    told = request.fields.get(b"x-forwarded-proto", b"").partition(b",")[0].strip().lower()
-    return "https" if request.channel.secure or told == b"https" else "http"
-
-
 def _reached_at(request: ProxyRequest, scheme: str) -> str:
-    """``host:port`` by which whoever asks has reached the proxy."""
-    said = request.fields.get(b"host", b"").decode("latin-1").strip()
+    """``host:port`` by which whoever asks has reached the proxy, or the trusted proxy in front of it."""
+    told = request.channel.origin.host
+    said = (request.fields.get(b"host", b"") if told is None else told).decode("latin-1").strip()
     if not said:
         # HTTP/1.0 may leave it away; then it is the address that the connection came to.
         here = request.getHost()
