@@ -205,6 +205,22 @@ class Api:
         """End a lease."""
         return self._json("DELETE", f"/api/leases/{quote(name, safe='')}")
 
+    def keys(self) -> list[dict[str, Any]]:
+        """All keys that count, without their secrets."""
+        return self._list("/api/keys", "keys")
+
+    def add_key(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Give out a new key; what is answered has its secret."""
+        return self._json("POST", "/api/keys", body=asked)
+
+    def rotate_key(self, name: str, overlap: str | None) -> dict[str, Any]:
+        """Give a key a new secret; what is answered has it."""
+        return self._json("POST", f"/api/keys/{quote(name, safe='')}/rotate{_query(overlap=overlap)}")
+
+    def revoke_key(self, name: str) -> dict[str, Any]:
+        """Refuse a key from now on."""
+        return self._json("DELETE", f"/api/keys/{quote(name, safe='')}")
+
     # -- asking -------------------------------------------------------------------------------------
 
     def _list(self, path: str, name: str) -> list[dict[str, Any]]:

@@ -287,9 +287,9 @@ backends:
 
 @pytest.fixture
 def configured(proxy: FakeProxy, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a configuration; the proxy is not asked."""
+    """A folder with a configuration, and no proxy that runs."""
     monkeypatch.delenv("LLMPROXY_ADMIN_KEY")
-    proxy.key = "nobody has it"
+    monkeypatch.setenv("LLMPROXY_URL", "http://127.0.0.1:1")
     Path("llmproxy.yaml").write_text(KEYS, encoding="utf-8")
     return Path("llmproxy.yaml")
 
@@ -298,6 +298,8 @@ def test_keys(configured: Path) -> None:
     """Names, rights, routes, limits and when they end, but no secret."""
     result = run("keys")
     assert result.exit_code == 0, result.output
+    assert "note: these are the keys of the configuration: llmproxy is not reachable" in result.stderr
+    assert "note" not in run("keys", "--config", "llmproxy.yaml").stderr
     heading, me, site, soon = result.stdout.splitlines()
     assert heading.split() == ["KEY", "RIGHTS", "ROUTES", "LIMITS", "EXPIRES", "SOURCE"]
     assert "admin, client" in me
@@ -314,6 +316,31 @@ def test_keys(configured: Path) -> None:
     assert (found["me"]["routes"], found["me"]["expires"], found["me"]["expired"]) == (None, None, False)
     assert found["soon"]["requests_per_minute"] == 60
     assert "llmproxy.yaml" in found["me"]["source"]
+
+
+def test_keys_of_the_running_proxy(proxy: FakeProxy) -> None:
+    """Those that it has given out, too, and what is left of their limits; an older one has no such list."""
+    key = {
+        "name": "given",
+        "admin": False,
+        "client": True,
+        "routes": None,
+        "may_start": True,
+        "may_evict": True,
+    }
+    key |= {"priority": 0, "requests_per_minute": 60, "expires": None, "source": "/api/keys"}
+    proxy.documents["keys"] = {"keys": [{**key, "left": {"requests_per_minute": 58}}]}
+    row = run("keys").stdout.splitlines()[1]
+    assert "60 requests/min (58 left)" in row
+    assert "/api/keys" in row
+    assert json.loads(run("keys", "--json").stdout) == proxy.documents["keys"]
+    del proxy.documents["keys"]
+    result = run("keys")
+    assert result.exit_code == 0
+    assert "No key is configured" not in result.stdout
+    assert "keys of the configuration" in result.stderr
+    proxy.key = "another"
+    assert run("keys").exit_code == 1
 
 
 def test_no_keys(configured: Path) -> None:
