@@ -14,6 +14,7 @@ pytest.register_assert_rewrite(
     "tests.contract_runtimes", "tests.integration.proxy", "tests.integration.world"
 )
 
+from tests.integration.browser import Browser, Page, chromium  # noqa: E402
 from tests.integration.proxy import Demo, Proxy, running  # noqa: E402
 
 Launch = Callable[..., Proxy]
@@ -43,3 +44,22 @@ def launch(kind: str, tmp_path: Path) -> Iterator[Launch]:
             return stack.enter_context(running(kind, folder, backends, **options))
 
         yield one
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One for all tests; each has tabs of its own."""
+    with chromium(tmp_path_factory.mktemp("chromium")) as found:
+        yield found
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A tab; in the end nothing may have broken the policy, and the console must be clean."""
+    opened = browser.page()
+    yield opened
+    assert opened.violations() == []
+    # The sign-in is a page with status 401, and a wrong key is answered with that.
+    expected = ("status of 401", "status of 429")
+    assert [each for each in opened.complaints if not any(words in each for words in expected)] == []
+    opened.close()

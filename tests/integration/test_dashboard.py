@@ -1,180 +1,15 @@
-"""The dashboard in a real browser: what an operator sees and does there, by mouse, keyboard and phone."""
+"""What an operator sees and does on the dashboard in a real browser, live."""
 
 from __future__ import annotations
 
 import json
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any
 
-import pytest
-
-from tests.integration.browser import Browser, Page, chromium
+from tests.integration.browser import Page
 from tests.integration.conftest import Launch
-from tests.integration.proxy import ADMIN, Proxy, demo
+from tests.integration.dashboard import FAILING, MARKUP, address, later, pill, row, sign_in
+from tests.integration.proxy import ADMIN, demo
 from tests.integration.world import until
-
-MARKUP = "<img src=x onerror=document.title='hit'><b>bold</b>"
-PAGES = ("", "requests", "usage", "playground", "backends/coder")
-
-FAILING = """
-print("INFO [core.py:77] Initializing a V1 LLM engine", flush=True)
-print("a line with <img src=x onerror=document.title='hit'><b>bold</b>", flush=True)
-print("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.48 GiB.", flush=True)
-raise SystemExit(1)
-"""
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """One for all tests; each has tabs of its own."""
-    with chromium(tmp_path_factory.mktemp("chromium")) as found:
-        yield found
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A tab; in the end nothing may have broken the policy, and the console must be clean."""
-    opened = browser.page()
-    yield opened
-    assert opened.violations() == []
-    # The sign-in is a page with status 401, and a wrong key is answered with that.
-    expected = ("status of 401", "status of 429")
-    assert [each for each in opened.complaints if not any(words in each for words in expected)] == []
-    opened.close()
-
-
-def address(proxy: Proxy, path: str = "") -> str:
-    return f"http://127.0.0.1:{proxy.port}/ui/{path}"
-
-
-def sign_in(page: Page, proxy: Proxy, path: str = "") -> None:
-    page.goto(address(proxy, path))
-    page.until("document.activeElement.id === 'key'")
-    page.type(ADMIN)
-    page.press("Enter")
-    page.until("!!document.querySelector('#sign-out')")
-
-
-def row(route: str, rest: str = "") -> str:
-    return f"[data-backend='{route}'] {rest}".strip()
-
-
-def pill(page: Page, route: str, words: str, seconds: float = 10.0) -> None:
-    page.says(words, row(route, ".pill"), seconds)
-
-
-def later(what: Callable[[], Any]) -> threading.Thread:
-    thread = threading.Thread(target=what, daemon=True)
-    thread.start()
-    return thread
-
-
-# -- who may see it -----------------------------------------------------------------------------------
-
-
-def test_signing_in_and_out(launch: Launch, page: Page) -> None:
-    """A wrong key is told so; the right one opens the page that was asked for; signing out ends all tabs."""
-    proxy = launch({"coder": demo()})
-    page.goto(address(proxy, "requests"))
-    page.says("Sign in to llmproxy")
-    page.type("no such key")
-    page.press("Enter")
-    page.says("That is not the admin key.", "#wrong")
-    assert page.focused() == "key"
-    assert page.js("document.querySelector('#key').getAttribute('aria-invalid')") == "true"
-    page.type(ADMIN)
-    page.press("Enter")
-    page.says("Finished")
-    assert page.js("location.pathname") == "/ui/requests"
-    assert page.js("document.cookie") == ""
-    page.goto(address(proxy))
-    pill(page, "coder", "off")
-    other = page.beside()
-    other.goto(address(proxy, "usage"))
-    other.click("#sign-out")
-    other.says("Sign in to llmproxy")
-    other.close()
-    page.call("Page.bringToFront")
-    page.says("Sign in to llmproxy")
-
-
-def test_without_keys_there_is_no_sign_in(launch: Launch, page: Page) -> None:
-    """Whoever reaches such a proxy may do everything."""
-    proxy = launch({"coder": demo()}, keys=[], environment={"VLLM_API_KEY": ""})
-    page.goto(address(proxy))
-    pill(page, "coder", "off")
-    assert not page.js("!!document.querySelector('#sign-out')")
-    page.click(row("coder", "[data-verb=start]"))
-    pill(page, "coder", "ready")
-
-
-@contextmanager
-def another_site(body: str) -> Iterator[int]:
-    """A page of somebody else, on another port of this machine."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = later(server.serve_forever)
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_pages_of_others_cannot_act(launch: Launch, browser: Browser, host: str) -> None:
-    """From another port, which shares the cookie, and from another host: by script, form and in a frame."""
-    proxy = launch({"coder": demo()})
-    page = browser.page()
-    sign_in(page, proxy)
-    pill(page, "coder", "off")
-    start = address(proxy, "api/backends/coder/start")
-    open_start = f"http://127.0.0.1:{proxy.port}/api/backends/coder/start"
-    body = f"""<!doctype html><title>evil</title><link rel="icon" href="data:,">
-        <form id="form" method="post" enctype="text/plain" action="{start}" target="inner"></form>
-        <iframe name="inner"></iframe><iframe id="frame" src="{address(proxy)}"></iframe>
-        <script>
-        const ask = (url, more) => fetch(url, {{method: "POST", credentials: "include", ...more}})
-          .then((answer) => answer.type + answer.status, () => "failed");
-        window.done = Promise.all([
-          ask("{start}", {{mode: "no-cors", body: "{{}}"}}),
-          ask("{start}", {{headers: {{"Content-Type": "application/json"}}, body: "{{}}"}}),
-          ask("{open_start}", {{mode: "no-cors"}}),
-        ]);
-        document.getElementById("form").submit();
-        </script>"""
-    with another_site(body) as port:
-        page.goto(f"http://{host}:{port}/")
-        assert page.js("window.done") == ["opaque0", "failed", "opaque0"]
-        assert (
-            page.js("(() => { try { return frame.contentDocument.title; } catch { return null; } })()")
-            is None
-        )
-    refused = until(lambda: [line for line in proxy.log().splitlines() if "/start" in line])
-    until(lambda: proxy.log().count("status=403") >= 3)
-    assert refused
-    assert proxy.state("coder") == "absent"
-    assert any("frame" in each.lower() for each in page.complaints), page.complaints
-    page.close()
-
-
-# -- the fleet, live ----------------------------------------------------------------------------------
 
 
 def test_a_start_is_followed_live(launch: Launch, page: Page) -> None:
@@ -329,272 +164,6 @@ def test_logs_are_followed(launch: Launch, page: Page) -> None:
     assert page.text("#log").startswith(before[:200])
 
 
-# -- the playground -----------------------------------------------------------------------------------
-
-
-def test_the_playground_streams(launch: Launch, page: Page) -> None:
-    """A cold model: first how far it is, then its words as they come, and how fast they were."""
-    proxy = launch({"coder": demo("--start-delay", "3", "--token-delay", "0.05"), "chat": demo()})
-    sign_in(page, proxy, "playground?model=coder-model")
-    page.until("document.querySelectorAll('#model option').length === 2")
-    page.says("off: a message starts it", "#model-state")
-    page.js("document.querySelector('#words').focus()")
-    page.type(f"What is {MARKUP}?")
-    page.press("Enter")
-    page.says("loading weights", "#cold")
-    page.says("about", "#cold .eta")
-    page.says("You said", ".turn.assistant")
-    assert page.js("!!document.querySelector('.turn.busy')")
-    page.until("!document.querySelector('.turn.busy')", 20)
-    assert MARKUP in page.text(".turn.assistant")
-    assert page.js("document.querySelectorAll('#talk b, #talk img').length") == 0
-    page.says("tok/s", "#figures")
-    page.says("first word after", "#figures")
-    assert page.js("document.querySelector('#cold').hidden") is True
-    assert page.focused() == "words"
-
-
-def test_heartbeats_are_shown(launch: Launch, page: Page) -> None:
-    """What the proxy tells those who wait is what is shown: the reason and the time that is left."""
-    proxy = launch({"coder": demo("--start-delay", "4", heartbeat_after="0s", heartbeat_every="200ms")})
-    sign_in(page, proxy, "playground")
-    page.until("document.querySelectorAll('#model option').length === 1")
-    # Without the operator's view there are only the heartbeats.
-    page.call("Network.setBlockedURLs", urls=["*/ui/api/backends/*"])
-    page.js("document.querySelector('#words').focus()")
-    page.type("Hello")
-    page.press("Enter")
-    page.says("loading weights", "#cold")
-    page.says("2 s so far", "#cold .eta")
-    page.says("You said: Hello", ".turn.assistant", 20)
-    page.complaints.clear()
-
-
-def test_the_playground_stops(launch: Launch, page: Page) -> None:
-    """The stop button ends the answer at the engine, too; what was said by then stays."""
-    proxy = launch({"coder": demo("--token-delay", "0.05")})
-    proxy.act("coder", "start")
-    sign_in(page, proxy, "playground?model=coder-model")
-    page.until("document.querySelectorAll('#model option').length === 1")
-    page.js("document.querySelector('#words').focus()")
-    page.type("word " * 2000)
-    page.press("Enter")
-    page.says("You said", ".turn.assistant")
-    page.click("#stop")
-    page.says("Stopped.", ".turn.assistant")
-    until(lambda: proxy.backend("coder")["in_flight"] == 0)
-    assert proxy.stats("coder")["aborted"] == 1
-    page.complaints.clear()
-
-
-def test_the_playground_tells_what_went_wrong(launch: Launch, page: Page) -> None:
-    """The proxy's own words and its hint."""
-    broken = {"runtime": "process", "command": [sys.executable, "-c", FAILING], "models": ["big"]}
-    proxy = launch({"big": broken})
-    sign_in(page, proxy, "playground")
-    page.until("document.querySelectorAll('#model option').length === 1")
-    page.js("document.querySelector('#words').focus()")
-    page.type("Hello")
-    page.press("Enter")
-    page.says("CUDA out of memory", ".turn.assistant .wrong")
-    page.complaints.clear()
-
-
-# -- for everybody ------------------------------------------------------------------------------------
-
-
-def test_by_keyboard_alone(launch: Launch, page: Page) -> None:
-    """The first stop leads past the bar; a backend is started, and the focus stays and is seen."""
-    proxy = launch({"coder": demo(), "chat": demo()})
-    sign_in(page, proxy)
-    pill(page, "coder", "off")
-    page.js("document.activeElement.blur()")
-    page.press("Tab")
-    assert page.focused() == "Skip to the content"
-    assert page.js("document.activeElement.getBoundingClientRect().top") >= 0
-    page.press("Enter")
-    page.until("location.hash === '#main'")
-    seen = []
-    for _ in range(8):
-        page.press("Tab")
-        seen.append(page.focused())
-        if seen[-1] == "Start coder":
-            break
-    assert seen[-1] == "Start coder", seen
-    outline = page.js("getComputedStyle(document.activeElement).outlineStyle")
-    assert outline == "solid"
-    page.press("Enter")
-    pill(page, "coder", "ready")
-    page.until("document.activeElement.getAttribute('aria-label') === 'Stop coder'")
-    page.press(" ")
-    pill(page, "coder", "off")
-
-
-def test_names_for_all_controls(launch: Launch, page: Page) -> None:
-    """Whatever can be operated has a name, and whatever is a picture has words."""
-    proxy = launch({"coder": demo()})
-    proxy.act("coder", "start")
-    sign_in(page, proxy)
-    for path in PAGES:
-        page.goto(address(proxy, path))
-        page.until("!document.querySelector('[aria-busy]')")
-        tree = page.call("Accessibility.getFullAXTree")["nodes"]
-        nameless = [
-            node
-            for node in tree
-            if not node["ignored"]
-            and node["role"]["value"]
-            in (
-                "button",
-                "link",
-                "textbox",
-                "searchbox",
-                "combobox",
-                "checkbox",
-                "spinbutton",
-                "image",
-                "img",
-            )
-            and not node.get("name", {}).get("value")
-        ]
-        assert nameless == [], path
-        assert page.js("document.querySelectorAll('h1').length") == 1, path
-        assert page.js("document.documentElement.lang") == "en"
-
-
-@pytest.mark.parametrize("width", [320, 390, 768])
-def test_narrow_windows_scroll_one_way_only(launch: Launch, page: Page, width: int) -> None:
-    """Whatever is on them, and however long a name is."""
-    name = "a-rather-long-name-for-a-backend-that-somebody-may-well-have-chosen"
-    broken = {"runtime": "process", "command": [sys.executable, "-c", FAILING], "models": ["m" * 80]}
-    proxy = launch({"coder": demo(gpu_memory=0.3), name: broken})
-    proxy.act("coder", "start")
-    proxy.act(name, "start", "")
-    proxy.until_state(name, "failed")
-    proxy.chat("coder")
-    sign_in(page, proxy)
-    page.size(width, 800, phone=True)
-    with proxy.streaming("coder"):
-        for path in (*PAGES, f"backends/{name}"):
-            page.goto(address(proxy, path))
-            page.until("!document.querySelector('[aria-busy]')")
-            if path in ("", "requests"):
-                page.says("in flight", "#open")
-            wide = page.js(
-                "[...document.querySelectorAll('main *, header *')].filter((one) =>"
-                " one.getBoundingClientRect().right > innerWidth + 1 && !one.closest('nav, .unseen'))"
-                ".map((one) => one.outerHTML.slice(0, 200))"
-            )
-            assert page.js("document.documentElement.scrollWidth") <= width, (path, wide)
-            small = page.js(
-                "[...document.querySelectorAll('main button')].filter((one) => one.offsetParent)"
-                ".map((one) => one.offsetHeight).filter((height) => height < 40)"
-            )
-            assert small == [] or width >= 768, path
-
-
-CONTRAST = """
-(() => {
-  const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
-  const paint = (colours) => {
-    canvas.clearRect(0, 0, 1, 1);
-    for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
-    return [...canvas.getImageData(0, 0, 1, 1).data];
-  };
-  const light = ([r, g, b]) => [r, g, b].map((one) => one / 255)
-    .map((one) => one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, one, place) => sum + one * [0.2126, 0.7152, 0.0722][place], 0);
-  const found = [];
-  for (const one of document.querySelectorAll("body *")) {
-    const own = [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-    if (!own || !one.getClientRects().length) continue;
-    if (one.closest("svg, :disabled, .unseen, .skip, noscript")) continue;
-    const back = [];
-    for (let up = one; up; up = up.parentElement) back.unshift(getComputedStyle(up).backgroundColor);
-    const below = paint(["white", ...back]);
-    const text = paint(["white", ...back, getComputedStyle(one).color]);
-    const [high, low] = [light(text), light(below)].sort((a, b) => b - a);
-    const ratio = (high + 0.05) / (low + 0.05);
-    if (ratio < 4.5) found.push([ratio.toFixed(2), one.className, one.tagName, one.textContent].join(" "));
-  }
-  return found;
-})()
-"""
-
-
-@pytest.mark.parametrize("dark", [False, True])
-def test_light_and_dark(launch: Launch, page: Page, dark: bool) -> None:
-    """As the system is; all text can be read on what is behind it (WCAG 2.2, 1.4.3)."""
-    broken = {"runtime": "process", "command": [sys.executable, "-c", FAILING], "models": ["big"]}
-    proxy = launch({"coder": demo(gpu_memory=0.3), "big": broken, "chat": demo("--start-delay", "60")})
-    proxy.act("coder", "start")
-    proxy.act("big", "start", "")
-    proxy.until_state("big", "failed")
-    proxy.act("chat", "start", "")
-    proxy.chat("coder")
-    page.size(1200, 900, dark=dark)
-    page.goto(address(proxy))
-    assert page.js(CONTRAST) == []
-    sign_in(page, proxy)
-    with proxy.streaming("coder"):
-        for path in (*PAGES, "backends/big"):
-            page.goto(address(proxy, path))
-            page.until("!document.querySelector('[aria-busy]')")
-            if path == "":
-                page.says("in flight", "#open")
-            assert page.js(CONTRAST) == [], path
-            red, green, blue = page.js(
-                "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
-            )
-            assert (red + green + blue < 200) is dark
-
-
-def test_two_hundred_backends(launch: Launch, page: Page) -> None:
-    """Are drawn at once, can be sifted, and leave the page responsive while it follows them."""
-    specs: dict[str, Any] = {f"model-{number:03}": demo() for number in range(199)}
-    proxy = launch({**specs, "coder": demo()})
-    sign_in(page, proxy)
-    page.until("document.querySelectorAll('.backend').length === 200")
-    page.js(
-        "window.longest = 0; new PerformanceObserver((list) => { for (const one of list.getEntries())"
-        " window.longest = Math.max(window.longest, one.duration); }).observe({type: 'longtask'});"
-    )
-    page.click("#filter")
-    page.type("code")
-    page.until("[...document.querySelectorAll('.backend')].filter((one) => !one.hidden).length === 1")
-    page.click(row("coder", "[data-verb=start]"))
-    pill(page, "coder", "ready")
-    assert page.js("document.querySelectorAll('*').length") < 6000
-    assert page.js("window.longest") < 400
-
-
-def test_many_requests_are_paged(launch: Launch, page: Page) -> None:
-    """Fifty at a time, the newest first; older ones and back; and by what is asked for."""
-    proxy = launch({"coder": demo(), "chat": demo()})
-    for route in ("coder", "chat"):
-        proxy.act(route, "start")
-    for number in range(120):
-        assert proxy.chat("chat" if number % 60 == 0 else "coder", max_tokens=1).status == 200
-    sign_in(page, proxy, "requests")
-    rows = "document.querySelectorAll('#finished tbody tr').length"
-    page.until(f"{rows} === 50")
-    page.click("#older")
-    page.until("!document.querySelector('#newest').disabled")
-    page.click("#older")
-    page.until(f"{rows} === 20")
-    assert page.js("document.querySelector('#older').disabled") is True
-    page.click("#newest")
-    page.until(f"{rows} === 50")
-    page.js("document.querySelector('[name=backend]').value = 'chat'")
-    page.js("document.querySelector('#filters').requestSubmit()")
-    page.until(f"{rows} === 2")
-    assert page.js("location.search") == "?backend=chat"
-    page.goto(address(proxy, "usage"))
-    page.says("118", "#by-backend")
-    page.says("site", "#by-key")
-    page.until("document.querySelectorAll('#by-day .day').length === 8")
-
-
 def test_a_connection_that_was_lost_comes_back(launch: Launch, page: Page) -> None:
     """While the proxy is away that is said; when it is there again, the page shows it as it is."""
     proxy = launch({"coder": demo()})
@@ -608,11 +177,80 @@ def test_a_connection_that_was_lost_comes_back(launch: Launch, page: Page) -> No
     page.complaints.clear()
 
 
-def test_the_files_come_with_the_package(launch: Launch, tmp_path: Path) -> None:
-    """A page of the running proxy names none that it does not have."""
+def test_a_page_that_nobody_sees_asks_for_nothing(launch: Launch, page: Page) -> None:
+    """Neither events nor states; when it is looked at again, it is as it should be."""
     proxy = launch({"coder": demo()})
-    answer = proxy.ask("GET", "/ui/", key=ADMIN)
-    assert answer.status == 200
-    for part in answer.body.decode().split('"/ui/static/')[1:]:
-        name = part.partition('"')[0]
-        assert proxy.ask("GET", f"/ui/static/{name}", key=None).status == 200
+    sign_in(page, proxy)
+    page.says("Live", "#live")
+    other = page.beside()
+    other.goto("about:blank")
+    other.call("Page.bringToFront")
+    page.until("document.hidden")
+    until(lambda: "path=/ui/api/events" in proxy.log())
+    page.js("new Promise((done) => setTimeout(done, 500))")
+    before = proxy.log().count("path=/ui/api/")
+    proxy.act("coder", "start")
+    page.js("new Promise((done) => setTimeout(done, 2500))")
+    assert proxy.log().count("path=/ui/api/") == before
+    other.close()
+    page.call("Page.bringToFront")
+    pill(page, "coder", "ready")
+
+
+SPANS = """
+import("/ui/static/timeline.js").then(({spans}) => {
+  const backends = [
+    {name: "still", state: "ready", since: 500},
+    {name: "moved", state: "ready", since: 2900},
+    {name: "off", state: "absent", since: 0},
+  ];
+  const events = [
+    {at: 900, backend: "moved", from: "starting", to: "ready", reason: "healthy"},
+    {at: 800, backend: "moved", from: "absent", to: "starting", reason: "wanted"},
+    {at: 1500, backend: "moved", from: "ready", to: "ready", decision: "evict", reason: "no step"},
+    {at: 2000, backend: "moved", from: "ready", to: "absent", reason: "left"},
+    {at: 2500, backend: "former", from: "ready", to: "absent", reason: "removed"},
+  ];
+  return [...spans(events, backends, 1000, 3000)];
+})
+"""
+
+
+def test_the_last_hour_is_told_right(launch: Launch, page: Page) -> None:
+    """What began before it, what never moved, what is configured no more, and events in any order."""
+    proxy = launch({"coder": demo()})
+    sign_in(page, proxy)
+    found = {
+        name: [(one["state"], one["from"], one["to"], one["reason"]) for one in spans]
+        for name, spans in page.js(SPANS)
+    }
+    assert found == {
+        "still": [("ready", 1000, 3000, "")],
+        "moved": [("ready", 1000, 2000, "healthy")],
+        "off": [],
+        "former": [("ready", 1000, 2500, "")],
+    }
+
+
+WORDS = """
+import("/ui/static/words.js").then(({about, amount, duration, short}) => [
+  [0.42, 75, 3700, 90000].map(duration),
+  [-1, 59.4, 599, 601, 3571, 7200].map(about),
+  [0, 7.25 * 2 ** 30, 20 * 2 ** 20].map((bytes) => amount(bytes, "bytes")),
+  amount(0.455, "fraction"),
+  [7, 9999, 12345, 123456, 7654321].map(short),
+])
+"""
+
+
+def test_numbers_are_told_as_a_person_would(launch: Launch, page: Page) -> None:
+    """Durations as the command says them, countdowns without tenths, and sizes in the unit that fits."""
+    proxy = launch({"coder": demo()})
+    sign_in(page, proxy)
+    assert page.js(WORDS) == [
+        ["0.4 s", "1 m 15 s", "1 h 1 m", "1 d 1 h"],
+        ["0 s", "59 s", "9 m 59 s", "10 m", "1 h 0 m", "2 h 0 m"],
+        ["0.0 GiB", "7.3 GiB", "20 MiB"],
+        "45.5 %",
+        ["7", "9,999", "12.3 k", "123 k", "7.7 M"],
+    ]
