@@ -69,7 +69,7 @@ _SECTIONS = {
             "Look for what is wrong with this installation, and tell what to do about it",
         ),
         "config": Later("llmproxy.cli.config_command", "Show the settings in force and where each came from"),
-        "keys": Later("llmproxy.cli.keys_command", "Show the API keys and what each may do"),
+        "keys": Later("llmproxy.cli.keys_given", "Show the API keys and what each may do"),
         "completion": Later(
             "llmproxy.cli.completion", "Print what makes a shell complete commands and backends"
         ),
