@@ -24,9 +24,11 @@ from llmproxy.http.openai import wants_stream
 from llmproxy.relay.downstream import Downstream
 from llmproxy.relay.upstream import Broken, ResponseHead, UpstreamConnection
 from llmproxy.web.auth import may_use
+from llmproxy.web.body import Full
 from llmproxy.web.heartbeat import answer_as_event, beat, refusal_as_event
 from llmproxy.web.hints import NO_HINTS, Hints
 from llmproxy.web.staying import Staying
+from llmproxy.web.unread import no_room
 
 if TYPE_CHECKING:
     from llmproxy.backend.backend import Backend
@@ -71,8 +73,10 @@ class Exchange:
         self._fleet = fleet
         self._request = request
         self._target = target
-        self._replaced = replaced
-        self._length = request.length if replaced is None else len(replaced)
+        self._length = request.length
+        if replaced is not None:
+            self._length = len(replaced)
+            self._keep(replaced)
         # A handshake has no body, and HTTP/1.0 knows of no switch (RFC 9110 section 7.8).
         switches = request.upgrades and request.modern and not self._length
         self._upgrade = upgrade(request.fields) if switches else None
@@ -95,6 +99,16 @@ class Exchange:
         if request.entry is not None:
             request.entry.route = backend.name
             request.entry.state = backend.state
+
+    def _keep(self, replaced: bytes) -> None:
+        # In place of the client's own, which takes room that is counted.
+        try:
+            self._request.body.replace(replaced)
+        except Full as bound:
+            raise no_room(str(bound)) from None
+        except OSError:
+            self._request.site.log_failure("keeping the body of a request", Failure())
+            raise no_room() from None
 
     # -- holding ------------------------------------------------------------------------------------
 
@@ -130,10 +144,10 @@ class Exchange:
             self._timers["heartbeat"] = self._clock.callLater(spec.heartbeat_after, self._heartbeat)
 
     def _wants_stream(self) -> bool:
-        request, replaced = self._request, self._replaced
+        request = self._request
         if not self._length or request.method != b"POST":
             return False
-        body = request.body.whole() if replaced is None else replaced
+        body = request.body.whole()
         kind = request.fields.get(b"content-type", b"").decode("latin-1")
         return form_streams(kind, body) if is_form(kind) else wants_stream(body)
 
@@ -232,7 +246,7 @@ class Exchange:
 
     def _send(self, connection: UpstreamConnection) -> None:
         self._up = connection
-        body = self._request.body.source() if self._replaced is None else self._replaced
+        body = self._request.body.source()
         connection.send(self._request_head(), body, self, head_request=self._request.method == b"HEAD")
 
     def _unconnected(self, failure: Failure) -> None:
