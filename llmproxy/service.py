@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IAddress, IListeningPort
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -17,23 +16,17 @@ from twisted.python.failure import Failure
 from llmproxy.config.model import Config
 from llmproxy.errors import ConfigError
 from llmproxy.fleet.fleet import Fleet
+from llmproxy.listening.listen import listen
 from llmproxy.web.site import ProxySite
+
+if TYPE_CHECKING:
+    from llmproxy.listening.serving import Certificates
+    from llmproxy.web.family import Family
 
 __all__ = ["ProxyService"]
 
 DRAIN_LOOK = 0.05
 """Seconds between looks at what is still in flight while the proxy ends."""
-
-BACKLOG = 1024
-"""Connections that may wait to be accepted where the endpoint does not say.  Twisted's own 50 are too few for
-hundreds of clients at once: the kernel drops or resets the rest.  The kernel bounds it (``somaxconn``)."""
-
-
-def _with_backlog(description: str) -> str:
-    """An endpoint string with :data:`BACKLOG`, if its kind takes one and it has none."""
-    if description.partition(":")[0] in ("tcp", "tcp6", "ssl", "unix") and ":backlog=" not in description:
-        return f"{description}:backlog={BACKLOG}"
-    return description
 
 
 class ProxyService(Service):
@@ -67,6 +60,7 @@ class ProxyService(Service):
         self._failed = failed
         self._ports: list[IListeningPort] = []
         self._listens: tuple[str, ...] = ()
+        self._certificates: Certificates | None = None
 
     def setServiceParent(self, parent: Any) -> None:
         """See :class:`twisted.application.service.IService`."""
@@ -84,13 +78,30 @@ class ProxyService(Service):
         DeferredList(listens).addCallback(lambda _: self._listening())
 
     def _listen(self, description: str) -> Deferred[None]:
-        listening = serverFromString(self._reactor, _with_backlog(description)).listen(self._site)
+        try:
+            listening = listen(self._reactor, description, self._site, self._serve_certificates)
+        except ConfigError as cause:
+            # The files have changed since the settings were read.
+            self._failed(str(cause))
+            return succeed(None)
 
         def refused(failure: Failure) -> None:
             self._failed(f"cannot listen on {description}: {failure.value}")
 
         done: Deferred[None] = listening.addCallbacks(self._ports.append, refused)
         return done
+
+    def _serve_certificates(self) -> Certificates:
+        if self._certificates is None:
+            # Most proxies have no TLS of their own.
+            from llmproxy.listening.serving import Certificates
+
+            self._certificates = Certificates(self._reactor)
+        return self._certificates
+
+    def collect(self) -> Iterator[Family]:
+        """What metrics tell of that which is served: see :class:`~llmproxy.web.family.Collector`."""
+        return iter(()) if self._certificates is None else self._certificates.collect()
 
     def _listening(self) -> None:
         if len(self._ports) != len(self._fleet.config.listen):
@@ -108,6 +119,8 @@ class ProxyService(Service):
 
         :param why: for the log.
         """
+        if self._certificates is not None:
+            self._certificates.look(asked=True)
         return self._reload().addCallback(self._apply, why).addErrback(self._not_reloaded)
 
     def _not_reloaded(self, failure: Failure) -> None:
@@ -131,6 +144,8 @@ class ProxyService(Service):
     def stopService(self) -> Deferred[None]:
         """End in order; fires when everything has."""
         super().stopService()
+        if self._certificates is not None:
+            self._certificates.close()
         ports, self._ports = self._ports, []
         closing = [maybeDeferred(port.stopListening) for port in ports]
         self._fleet.refuse_new()

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.endpoints import serverFromString
 from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
@@ -30,6 +29,7 @@ from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.keeping import remember
 from llmproxy.garbage import tune_collector
 from llmproxy.keys.store import KeyFile
+from llmproxy.listening.listen import check
 from llmproxy.observe.log import log_to
 from llmproxy.reactors import install_unless_chosen
 from llmproxy.relay.endpoints import endpoint_for
@@ -148,6 +148,7 @@ class _Assembly:
         self._demo = command_line.demo
         self._docker: DockerWhenNeeded | None = None
         self._labelled: list[LabelledContainer] = []
+        self._starting = True
         self._stopping = False
 
     def service(self) -> ProxyService:
@@ -180,6 +181,7 @@ class _Assembly:
         self._service = ProxyService(
             self._reactor, self._fleet, site, self._load_again, self._cannot_listen, self._log_for
         )
+        metrics.tell(self._service)
         self._reactor.callWhenRunning(self._listen_to_signals)
         self._reactor.callWhenRunning(tune_collector)
         self._reactor.callWhenRunning(self._trace, site)
@@ -281,18 +283,10 @@ class _Assembly:
         """
         config = self._loader.load(self._labelled)
         for description in config.listen:
-            self._check_endpoint(description)
+            # A renewed certificate that is wrong keeps no other setting from being read.
+            check(self._reactor, description, files=self._starting)
+        self._starting = False
         return config
-
-    def _check_endpoint(self, description: str) -> None:
-        try:
-            # It only parses; certificates and inherited sockets are looked at, and nothing is bound.
-            serverFromString(self._reactor, description)
-        except (ValueError, TypeError, LookupError, OSError) as cause:
-            raise ConfigError(
-                f"listen: {description!r} is no endpoint that can be used ({cause});"
-                " use tcp:8000, ssl:..., unix:/path or systemd:..."
-            ) from None
 
     def _load_again(self) -> Deferred[Config]:
         if self._docker is None:

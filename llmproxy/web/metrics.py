@@ -102,6 +102,10 @@ class Metrics:
         self._version = version
         self._tokens: Mapping[tuple[str, str, str], int] = {}
 
+    def tell(self, collector: Collector) -> None:
+        """Tell of that, too; before anybody has asked."""
+        self._collectors = (*self._collectors, collector)
+
     def count_tokens(self, totals: Mapping[tuple[str, str, str], int]) -> None:
         """Tell of tokens, too.
 

@@ -1,0 +1,1 @@
+"""Where clients come in: endpoints, and what TLS needs."""

@@ -1,0 +1,84 @@
+"""Listening on an endpoint, and looking at its description before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+
+from llmproxy.errors import ConfigError
+from llmproxy.listening.endpoints import TlsEndpoint, read_tls, with_backlog
+
+if TYPE_CHECKING:
+    from llmproxy.listening.serving import Certificates
+    from llmproxy.web.site import ProxySite
+
+__all__ = ["check", "listen"]
+
+
+def check(reactor: Any, description: str, *, files: bool = True) -> None:
+    """See whether an endpoint can be used; nothing is bound.
+
+    :param files: look at its certificate and key, too.
+    :raises llmproxy.errors.ConfigError: it cannot.
+    """
+    try:
+        tls = read_tls(description)
+        if tls is None:
+            # It only parses; inherited sockets are looked at.
+            serverFromString(reactor, description)
+            return
+    except (ValueError, TypeError, LookupError, OSError) as cause:
+        raise ConfigError(
+            f"listen: {description!r} is no endpoint that can be used ({cause});"
+            " use tcp:8000, ssl:..., unix:/path or systemd:..."
+        ) from None
+    if files:
+        from llmproxy.listening.certificates import load
+
+        load(tls)
+
+
+def listen(
+    reactor: Any, description: str, site: ProxySite, certificates: Callable[[], Certificates]
+) -> Deferred[IListeningPort]:
+    """Let clients in.
+
+    :param certificates: those that are served, made when there is the first.
+    :raises llmproxy.errors.ConfigError: the certificate cannot be served.
+    """
+    tls = read_tls(description)
+    if tls is not None:
+        return _listen_tls(reactor, tls, site, certificates())
+    factory: Any = site
+    if description.startswith("haproxy:"):
+        from llmproxy.listening.arriving import Reception
+
+        factory = Reception(site, http2=False)
+    done: Deferred[IListeningPort] = serverFromString(reactor, with_backlog(description)).listen(factory)
+    return done
+
+
+def _listen_tls(
+    reactor: Any, tls: TlsEndpoint, site: ProxySite, certificates: Certificates
+) -> Deferred[IListeningPort]:
+    from twisted.protocols.tls import TLSMemoryBIOFactory
+
+    from llmproxy.listening.arriving import Reception
+
+    served = certificates.serve(tls)
+    factory: Any = TLSMemoryBIOFactory(served, False, Reception(site, http2=tls.http2), reactor)
+    endpoint: IStreamServerEndpoint
+    if ":" in tls.interface:
+        endpoint = TCP6ServerEndpoint(reactor, tls.port, tls.backlog, tls.interface)
+    else:
+        endpoint = TCP4ServerEndpoint(reactor, tls.port, tls.backlog, tls.interface)
+    if tls.proxied:
+        from twisted.protocols.haproxy import proxyEndpoint
+
+        endpoint = proxyEndpoint(endpoint)
+    done: Deferred[IListeningPort] = endpoint.listen(factory)
+    return done
