@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from base64 import b64encode
 from importlib.resources import files
 from typing import Any
+
+from attrs import evolve
 
 from llmproxy.config.model import Cors, Key
 from llmproxy.web.auth import Authenticator
@@ -223,16 +226,29 @@ class SessionTests(UiCase):
         self.assertEqual(self.client().post(b"/ui/session", b"[1]", JSON).error()[0], 400)
 
     def test_guessing_takes_longer_and_longer(self) -> None:
-        """After some failures even the right key has to wait, and then it is taken."""
-        for _ in range(4):
+        """After some failures even the right key has to wait, and then it is taken; who is in stays in."""
+        other = KEYS[0]
+        self.site.authenticator = Authenticator((*KEYS, evolve(other, name="boss", secret="boss")))
+        cookie = self.cookie()
+        for _ in range(12):
             while (found := self.sign_in("wrong").error())[0] == 429:
                 self.clock.advance(1)
-        status, error, fields = self.sign_in().error()
-        self.assertEqual((status, error["code"], fields["retry-after"]), (429, "rate_limited", "2"))
-        self.assertEqual(found[0], 401)
-        self.clock.advance(2)
-        self.assertEqual(self.sign_in().answer()[0], 200)
-        self.assertEqual(self.sign_in("wrong").error()[0], 401)
+            self.assertEqual(found[0], 401)
+        status, error, fields = self.sign_in("boss").error()
+        self.assertEqual((status, error["code"], fields["retry-after"]), (429, "rate_limited", "4"))
+        self.assertEqual(self.client().get(b"/ui/", cookie).answer()[0], 200)
+        self.clock.advance(4)
+        self.assertEqual(self.sign_in("boss").answer()[0], 200)
+
+    def test_a_session_outlives_the_wait_for_others(self) -> None:
+        """Where an address has to wait in which a session is new, it does, and goes on afterwards."""
+        cookie = self.cookie()
+        self.site.authenticator = Authenticator(KEYS)
+        for _ in range(10):
+            self.sign_in("wrong")
+        self.assertEqual(self.client().get(b"/ui/api/backends", cookie).error()[0], 429)
+        self.clock.advance(1)
+        self.assertEqual(self.client().get(b"/ui/api/backends", cookie).answer()[0], 200)
 
     def test_signing_out(self) -> None:
         """The session is over, and the browser forgets the cookie; twice does no harm."""
@@ -332,6 +348,10 @@ class InsideTests(UiCase):
                 status, error, _ = self.client().post(path, {}, cookie + kind).error()
                 self.assertEqual((status, error["code"]), (415, "invalid_request"))
             self.assertEqual(self.client().post(b"/ui/session", {"key": "admin"}, kind).error()[0], 415)
+        remembered = b"Authorization: Basic %b\r\n" % b64encode(b":admin")
+        self.assertEqual(self.client().get(b"/ui/", remembered).answer()[0], 200)
+        path = b"/ui/api/backends/coder/start"
+        self.assertEqual(self.client().post(path, {}, remembered).error()[0], 415)
         self.assertEqual(self.started(), 0)
         self.assertEqual(self.client().post(b"/ui/api/backends/coder/start", {}, ADMIN).answer()[0], 202)
         head = b"DELETE /ui/api/leases/none HTTP/1.1\r\nHost: h\r\n%b\r\n" % cookie

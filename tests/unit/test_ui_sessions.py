@@ -1,4 +1,4 @@
-"""Sessions of the dashboard, their cookie, and who has to wait before the next try: without a proxy."""
+"""Sessions of the dashboard, their cookie, and what pages of others may not do: without a proxy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmproxy.errors import Refusal
 from llmproxy.http.headers import Fields
 from llmproxy.web.crosssite import SAFE, refuse_cross_site
 from llmproxy.web.ui import cookies
-from llmproxy.web.ui.sessions import IDLE, LONGEST, Attempts, Sessions
+from llmproxy.web.ui.sessions import IDLE, LONGEST, Sessions
 
 
 def sessions(**limits: float) -> Sessions:
@@ -77,42 +77,6 @@ def test_signing_out_ends_one_session() -> None:
     open_ones.close(found)
     assert open_ones.find(one, 0.0) is None
     assert open_ones.find(other, 0.0) is not None
-
-
-def test_failures_cost_more_and_more_time() -> None:
-    """A few are free; then the wait doubles up to its limit, and a success ends it."""
-    attempts = Attempts(free=2, longest=8.0)
-    now, waits = 0.0, []
-    for _ in range(7):
-        attempts.failed("there", now)
-        waits.append(attempts.wait("there", now))
-        now += waits[-1]
-        assert attempts.wait("there", now) == 0.0
-    assert waits == [0.0, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
-    assert attempts.wait("elsewhere", now) == 0.0
-    attempts.succeeded("there")
-    attempts.failed("there", now)
-    assert attempts.wait("there", now) == 0.0
-
-
-def test_old_failures_are_forgotten() -> None:
-    """Whoever comes back after a long time starts anew."""
-    attempts = Attempts(free=1, longest=4.0)
-    attempts.failed("there", 0.0)
-    attempts.failed("there", 1.0)
-    attempts.failed("there", 1000.0)
-    assert attempts.wait("there", 1000.0) == 1.0
-
-
-@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.floats(0, 1e6)), max_size=60))
-def test_attempts_are_bounded_whatever_the_clock_does(events: list[tuple[str, float]]) -> None:
-    """No wait is longer than the limit, and no more addresses are kept than allowed."""
-    attempts = Attempts(free=1, longest=30.0, most=3)
-    for who, at in events:
-        attempts.failed(who, at)
-        assert 0.0 <= attempts.wait(who, at) <= 30.0
-        assert 0.0 <= attempts.wait(who, 0.0) <= 30.0
-        assert len(attempts._failed) <= 3
 
 
 # -- the cookie -----------------------------------------------------------------------------------------

@@ -14,12 +14,12 @@ from llmproxy.config.model import Key
 from llmproxy.errors import Refusal, invalid_request
 from llmproxy.http.headers import Fields
 from llmproxy.http.openai import parse_body
-from llmproxy.web.api.answers import need, not_found
+from llmproxy.web.api.answers import need, not_found, short_body
 from llmproxy.web.crosssite import SAFE
 from llmproxy.web.resource import ProxyResource, answer_json
 from llmproxy.web.ui import cookies
 from llmproxy.web.ui.files import Files, page
-from llmproxy.web.ui.sessions import Attempts, Session, Sessions
+from llmproxy.web.ui.sessions import Session, Sessions
 
 if TYPE_CHECKING:
     from llmproxy.web.request import ProxyRequest
@@ -60,7 +60,6 @@ class UiResource(ProxyResource):
         self._inner = inner
         self._files = Files()
         self._sessions = Sessions(lambda: secrets.token_urlsafe(_BYTES_OF_AN_ID))
-        self._attempts = Attempts()
 
     def serve(self, request: ProxyRequest) -> None:
         """See :class:`~llmproxy.web.resource.ProxyResource`."""
@@ -145,51 +144,35 @@ class UiResource(ProxyResource):
             if session is not None:
                 fields = cookies.without_credentials(fields, session.secret)
         try:
-            request.key = authenticator.authenticate(fields, request.arrived)
+            request.key = authenticator.authenticate(fields, request.arrived, request.channel.client)
             authenticator.require_admin(request.key)
-        except Refusal:
-            if session is not None:
+        except Refusal as refusal:
+            if session is not None and refusal.status in (401, 403):
                 # The key has been taken away, or has expired.
                 self._sessions.close(session)
             raise
         return request.key, session
 
     def _session(self, request: ProxyRequest) -> None:
-        now, who = request.arrived, request.channel.client
+        now, fields = request.arrived, request.fields
         if request.method == b"DELETE":
-            token = cookies.read(request.fields)
+            token = cookies.read(fields)
             session = None if token is None else self._sessions.find(token, now)
             if session is not None:
                 self._sessions.close(session)
-            request.answer(204, b"", [(b"Set-Cookie", cookies.clearing(request.fields))])
+            request.answer(204, b"", [(b"Set-Cookie", cookies.clearing(fields))])
             return
         _require_json(request)
-        wait = self._attempts.wait(who, now)
-        if wait > 0:
-            raise Refusal(
-                429,
-                "rate_limited",
-                f"Signing in has failed too often. Try again in {max(1, round(wait))} s.",
-                kind="rate_limit_error",
-                retry_after=wait,
-            )
-        secret = parse_body(request.body.whole()).get("key")
-        if not isinstance(secret, str) or not secret.isprintable():
+        told = parse_body(short_body(request)).get("key")
+        if not isinstance(told, str) or not told.isprintable():
             raise invalid_request("key must be the administrator's key.", param="key")
-        self._sign_in(request, secret.strip().encode("utf-8"))
-
-    def _sign_in(self, request: ProxyRequest, secret: bytes) -> None:
-        authenticator, now, who = request.site.authenticator, request.arrived, request.channel.client
-        try:
-            presented = Fields([(b"Authorization", b"Bearer " + secret)])
-            request.key = authenticator.authenticate(presented, now)
-            authenticator.require_admin(request.key)
-        except Refusal:
-            self._attempts.failed(who, now)
-            raise
-        self._attempts.succeeded(who)
-        token = self._sessions.open(secret, now)
-        cookie = cookies.setting(request.fields, token, secure=_is_tls(request))
+        secret = told.strip().encode("utf-8")
+        authenticator = request.site.authenticator
+        presented = Fields([(b"Authorization", b"Bearer " + secret)])
+        # Whoever tries many has to wait, as everywhere.
+        request.key = authenticator.authenticate(presented, now, request.channel.client)
+        authenticator.require_admin(request.key)
+        cookie = cookies.setting(fields, self._sessions.open(secret, now), secure=_is_tls(request))
         request.setHeader(b"Set-Cookie", cookie)
         request.setHeader(b"Cache-Control", b"no-store")
         answer_json(request, 200, {"key": request.key.name})
@@ -199,7 +182,7 @@ class UiResource(ProxyResource):
     def _pass_inside(self, request: ProxyRequest) -> None:
         """Serve ``/ui/api/...`` as ``/api/...`` is, and ``/ui/v1/...`` as ``/v1/...``."""
         _, session = self._who(request)
-        if request.method not in SAFE and not _has_key(request.fields):
+        if request.method not in SAFE and _is_ambient(request.fields):
             _require_json(request, bodiless=request.method == b"DELETE")
         request.fields = cookies.without_credentials(
             request.fields, None if session is None else session.secret
@@ -213,6 +196,11 @@ class UiResource(ProxyResource):
 
 def _has_key(fields: Fields) -> bool:
     return b"authorization" in fields or b"x-api-key" in fields
+
+
+def _is_ambient(fields: Fields) -> bool:
+    """A browser may have added by itself what lets it in: a cookie, or a password that it remembers."""
+    return not _has_key(fields) or fields.get(b"authorization", b"").lower().startswith(b"basic")
 
 
 def _is_tls(request: ProxyRequest) -> bool:

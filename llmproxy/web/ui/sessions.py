@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import sha256
 from hmac import compare_digest
 
 from attrs import define, field
 
-__all__ = ["IDLE", "LONGEST", "MOST", "Attempts", "Session", "Sessions"]
+__all__ = ["IDLE", "LONGEST", "MOST", "Session", "Sessions"]
 
 IDLE = 12 * 3600.0
 """Seconds after which a session ends that nobody uses: a working day, and not the night."""
@@ -19,15 +18,6 @@ LONGEST = 7 * 86400.0
 
 MOST = 100
 """Sessions at once; the one that was not used for longest makes room."""
-
-FREE = 3
-"""Failed attempts to sign in before one has to wait: people mistype."""
-
-LONGEST_WAIT = 60.0
-"""Seconds that somebody has to wait at most, however often they have failed."""
-
-MOST_ADDRESSES = 1000
-"""Addresses whose failures are remembered."""
 
 
 @define(eq=False)
@@ -98,35 +88,3 @@ class Sessions:
 def _digest(token: str) -> bytes:
     # Of one length, so that comparing tells nothing of it.
     return sha256(token.encode("utf-8", "replace")).digest()
-
-
-@define
-class Attempts:
-    """How often signing in has failed, by address; each further failure doubles the wait for the next try."""
-
-    free: int = FREE
-    longest: float = LONGEST_WAIT
-    most: int = MOST_ADDRESSES
-    _failed: OrderedDict[str, tuple[int, float]] = field(factory=OrderedDict, init=False)
-
-    def wait(self, who: str, now: float) -> float:
-        """Seconds until they may try again; 0: at once."""
-        count, last = self._failed.get(who, (0, now))
-        if count < self.free:
-            return 0.0
-        # A clock that was set back must not lock anybody out for longer than the wait itself.
-        wait = min(self.longest, 2.0 ** min(count - self.free, 30))
-        return max(0.0, min(wait, last + wait - now))
-
-    def failed(self, who: str, now: float) -> None:
-        """It was a wrong key."""
-        count, last = self._failed.pop(who, (0, now))
-        if now - last > 10 * self.longest:
-            count = 0
-        self._failed[who] = (count + 1, now)
-        while len(self._failed) > self.most:
-            self._failed.popitem(last=False)
-
-    def succeeded(self, who: str) -> None:
-        """It was a right one."""
-        self._failed.pop(who, None)

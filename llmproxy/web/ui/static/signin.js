@@ -7,7 +7,7 @@ const wrong = byId("wrong");
 
 function told(error) {
   if (error instanceof Refused && error.status === 401) return "That is not the admin key.";
-  if (error instanceof Refused) return error.message;
+  if (error instanceof Refused) return [error.message, error.hint].filter(Boolean).join(" ");
   return "The proxy does not answer.";
 }
 
