@@ -81,7 +81,7 @@ class RootResource(Resource):
             require_own_host(request, keyed=keyed)
         if path in (b"api", b"ui"):
             # Neither is for any page of others.
-            refuse_cross_site(request.method, request.fields)
+            refuse_cross_site(request.method, request.fields, request.channel.origin.host)
             return self._ui if path == b"ui" else self._api
         origins = self._fleet.config.cors.origins
         if origins:

@@ -208,8 +208,21 @@ class SessionTests(UiCase):
         client = Client(self.site, transport)
         self.addCleanup(client.leave)
         self.assertIn("Secure", self.sign_in(client=client).answer()[1]["set-cookie"])
-        for said in (b"X-Forwarded-Proto: https\r\n", b"Origin: https://h\r\n"):
-            self.assertIn("Secure", self.sign_in(headers=JSON + said).answer()[1]["set-cookie"])
+        self.assertIn(
+            "Secure", self.sign_in(headers=JSON + b"Origin: https://h\r\n").answer()[1]["set-cookie"]
+        )
+        told = JSON + b"X-Forwarded-Proto: https\r\n"
+        self.assertNotIn("Secure", self.sign_in(headers=told).answer()[1]["set-cookie"])
+        self.site.believe(["192.168.1.1"], [])
+        self.assertIn("Secure", self.sign_in(headers=told).answer()[1]["set-cookie"])
+
+    def test_a_trusted_proxy_tells_by_which_name_it_was_asked(self) -> None:
+        """That is what a page's own requests are known by, then; nobody else's word counts for it."""
+        said = b"Origin: https://llm.example\r\nX-Forwarded-Host: llm.example\r\nX-Forwarded-Proto: https\r\n"
+        self.site.believe([], ["llm.example"])
+        self.assertEqual(self.sign_in(headers=JSON + said).error()[0], 403)
+        self.site.believe(["192.168.1.1"], ["llm.example"])
+        self.assertEqual(self.sign_in(headers=JSON + said).answer()[0], 200)
 
     def test_other_keys_open_none(self) -> None:
         """Wrong ones, and those that are no administrator's."""

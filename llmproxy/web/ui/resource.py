@@ -206,11 +206,7 @@ def _is_ambient(fields: Fields) -> bool:
 def _is_tls(request: ProxyRequest) -> bool:
     """The browser speaks TLS, with us or with whoever is in front of us."""
     fields = request.fields
-    return (
-        bool(request.channel.secure)
-        or fields.get(b"x-forwarded-proto", b"").lower() == b"https"
-        or fields.get(b"origin", b"").lower().startswith(b"https://")
-    )
+    return bool(request.channel.origin.secure) or fields.get(b"origin", b"").lower().startswith(b"https://")
 
 
 def _require_json(request: ProxyRequest, *, bodiless: bool = False) -> None:
