@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from attrs import evolve
 from twisted.application.service import Service
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
@@ -13,10 +14,11 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from llmproxy.config.model import Config
+from llmproxy.config.model import Config, Limits
 from llmproxy.errors import ConfigError
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.listening.listen import listen
+from llmproxy.reactors.descriptors import accept_gently, room_for
 from llmproxy.web.site import ProxySite
 
 if TYPE_CHECKING:
@@ -27,6 +29,12 @@ __all__ = ["ProxyService"]
 
 DRAIN_LOOK = 0.05
 """Seconds between looks at what is still in flight while the proxy ends."""
+
+OTHER_FILES = 96
+"""Of the process: the log, state and usage, what listens, threads of the Docker client, bodies in files."""
+
+FILES_OF_A_BACKEND = 4
+"""A probe, a control, its events or log, its process."""
 
 
 class ProxyService(Service):
@@ -72,6 +80,7 @@ class ProxyService(Service):
         super().startService()
         for note in self._fleet.config.notes:
             self._log.warn("{note}", note=note)
+        self._bound()
         self._site.ready = Deferred()
         self._listens = self._fleet.config.listen
         listens = [self._listen(description) for description in self._fleet.config.listen]
@@ -103,10 +112,18 @@ class ProxyService(Service):
         """What metrics tell of that which is served: see :class:`~llmproxy.web.family.Collector`."""
         return iter(()) if self._certificates is None else self._certificates.collect()
 
+    def _bound(self) -> None:
+        """Serve no more connections than there are file descriptors for, and say so."""
+        config = self._fleet.config
+        self._site.limits, told = fitting(config.limits, len(config.backends), room_for)
+        if told:
+            self._log.warn("{told}", told=told)
+
     def _listening(self) -> None:
         if len(self._ports) != len(self._fleet.config.listen):
             return
         for port in self._ports:
+            accept_gently(port, self._reactor)
             self._log.info("listening on {where}", where=_where(port.getHost()))
         routes = ", ".join(f"/{name}" for name in self._fleet.backends) or "none yet"
         self._log.info("routes: {routes}", routes=routes)
@@ -136,9 +153,9 @@ class ProxyService(Service):
             # Without keys everybody may do everything, and what listens stays open to the network until then.
             raise ConfigError("no key is configured any more; listening on loopback only needs a new start")
         self._site.use_keys(config.keys)
-        self._site.limits = config.limits
         self._site.believe(config.trusted_proxies, config.hosts)
         changes = "; ".join(self._fleet.apply(config)) or "nothing about backends changed"
+        self._bound()
         self._log.info("configuration read again ({why}): {changes}", why=why, changes=changes)
 
     def stopService(self) -> Deferred[None]:
@@ -181,6 +198,25 @@ class ProxyService(Service):
         for channel in list(self._site.channels):
             channel.loseConnection()
         self._site.access_log.flush()
+
+
+def fitting(limits: Limits, backends: int, room: Callable[[int], int]) -> tuple[Limits, str]:
+    """The limits that can be kept with the file descriptors that there are, and a line where they differ.
+
+    :param backends: how many backends there are.
+    :param room: sees to it that so many files may be open, as far as that is allowed, and says how many may.
+    """
+    others = OTHER_FILES + FILES_OF_A_BACKEND * backends
+    allowed = room(others + 2 * limits.max_connections)
+    # A client's connection, and one to its backend.
+    most = max(1, (allowed - others) // 2)
+    if most >= limits.max_connections:
+        return limits, ""
+    return evolve(limits, max_connections=most), (
+        f"only {allowed} files may be open, so that at most {most} connections are served at once, and not"
+        f" {limits.max_connections}: raise the limit (LimitNOFILE= in systemd's unit, ulimits in Compose,"
+        " ulimit -n), or lower limits.max_connections"
+    )
 
 
 def _where(address: IAddress) -> str:

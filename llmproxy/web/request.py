@@ -195,8 +195,10 @@ class ProxyRequest(Request):
                 return
             if not self.uri.startswith(b"/"):
                 raise invalid_request("The request target must be a path.")
-            if self.method == b"CONNECT":
-                raise invalid_request("CONNECT is not served here.")
+            if self.method in (b"CONNECT", b"TRACE"):
+                # The first would be a way to anywhere; the second has a server repeat what it was sent, which
+                # is not all the client's own: the backend's key is in it.
+                raise invalid_request(f"{self.method.decode('ascii')} is not served here.")
             self.prepath = []
             segments = self.path[1:].split(b"/")
             self.postpath = list(map(unquote_to_bytes, segments)) if b"%" in self.path else segments
