@@ -547,8 +547,8 @@ TOO_LARGE: dict[str, tuple[bytes, int]] = {
     "a long name": (get(b"GET /coder/x HTTP/1.1", b"X" * 40_000 + b": y\r\n"), 431),
     "a long target": (get(b"GET /coder/" + b"x" * 9_000 + b" HTTP/1.1"), 414),
     "a long query": (get(b"GET /coder/x?" + b"y" * 9_000 + b" HTTP/1.1"), 414),
-    "a long extension": (post(TE + b"chunked\r\n", b"1;" + b"x" * 80_000), 431),
-    "a long trailer": (post(TE + b"chunked\r\n", b"0\r\nX: " + b"x" * 80_000), 431),
+    "a long extension": (post(TE + b"chunked\r\n", b"1;" + b"x" * 200_000), 431),
+    "a long trailer": (post(TE + b"chunked\r\n", b"0\r\nX: " + b"x" * 200_000), 431),
 }
 
 # Each is answered by the proxy itself, with this status; the backend sees nothing.
