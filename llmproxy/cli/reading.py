@@ -14,6 +14,7 @@ from llmproxy.cli.client import read_env_file
 from llmproxy.cli.command import Misconfigured
 from llmproxy.config.loader import Loader
 from llmproxy.config.resolve import CommandLine
+from llmproxy.engines.redaction import redact, secret_values
 from llmproxy.errors import ConfigError
 
 __all__ = ["config_option", "loader_of", "refusing"]
@@ -39,4 +40,6 @@ def refusing(as_json: bool) -> Iterator[None]:
     try:
         yield
     except ConfigError as wrong:
-        raise Misconfigured(str(wrong), as_json=as_json) from None
+        # The value that is not allowed may have come from a variable that holds a secret.
+        hidden = redact(str(wrong), secret_values({**read_env_file(Path(".env")), **os.environ}))
+        raise Misconfigured(hidden, as_json=as_json) from None

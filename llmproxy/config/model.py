@@ -50,10 +50,10 @@ class BackendSpec:
     engine: Literal["vllm", "generic"] = "vllm"
     container: str | None = None
     image: str | None = None
-    args: tuple[str, ...] = ()
+    args: tuple[str, ...] = field(default=(), repr=False)
     environment: Mapping[str, str] = field(factory=dict, repr=False)
     volumes: tuple[str, ...] = ()
-    command: tuple[str, ...] = ()
+    command: tuple[str, ...] = field(default=(), repr=False)
     cwd: str | None = None
     url: str | None = None
     service: str | None = None
@@ -79,8 +79,8 @@ class BackendSpec:
     prewarm: bool = False
     sleep: Literal["auto", "off", "1", "2"] = "auto"
     sleep_idle: float = 3600.0
-    request_defaults: Mapping[str, Any] = Factory(dict)
-    request_overrides: Mapping[str, Any] = Factory(dict)
+    request_defaults: Mapping[str, Any] = field(factory=dict, repr=False)
+    request_overrides: Mapping[str, Any] = field(factory=dict, repr=False)
     hidden: bool = False
     fallback: tuple[str, ...] = ()
     max_keep_alive: float = 3600.0

@@ -32,7 +32,7 @@ from llmproxy.config.model import (
     UsageSettings,
 )
 from llmproxy.config.mounts import covered, source_of, supposed_mounts
-from llmproxy.engines.redaction import redact, secret_values
+from llmproxy.engines.redaction import flagged_secrets, redact, secret_values
 from llmproxy.errors import ConfigError
 
 __all__ = ["CommandLine", "Sources", "describe", "read_sources"]
@@ -104,6 +104,11 @@ def _secrets(config: Config, sources: Sources) -> tuple[str, ...]:
     ]
     found = [key.secret for key in config.keys if key.secret]
     found += [value for environment in environments for value in secret_values(environment)]
+    for words in (
+        *((*spec.command, *spec.args) for spec in config.backends.values()),
+        *(service.args for service in sources.compose),
+    ):
+        found += flagged_secrets(words)
     return tuple(dict.fromkeys(found))
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from json import dumps
 from urllib.parse import quote
 
-__all__ = ["HIDDEN", "redact", "redact_known", "secret_values"]
+__all__ = ["HIDDEN", "flagged_secrets", "redact", "redact_known", "secret_values"]
 
 HIDDEN = "***"
 
@@ -23,6 +23,8 @@ _NAMES = re.compile(
 
 _PLACES = re.compile(r"_(?:FILE|PATH|DIR|NAME|TYPE|ENV)$", re.IGNORECASE)
 """Ends of names that say where a secret is, or of which kind, and not what it is."""
+
+_FLAG = re.compile("--?(?:[a-z]+[-_])*(?:api[-_]?key|token|password|secret)", re.IGNORECASE)
 
 _WORDS = frozenset(("true", "false", "none", "null", "auto", "yes", "default", "local", "empty", "disabled"))
 _USERINFO = re.compile(r"://[^/?#\s@:]*:([^/?#\s@]+)@")
@@ -90,6 +92,16 @@ def secret_values(environment: Mapping[str, str]) -> tuple[str, ...]:
         if "://" in value:
             found += _USERINFO.findall(value)
     return tuple(found)
+
+
+def flagged_secrets(words: Sequence[str]) -> tuple[str, ...]:
+    """Keys that a command line gives, ``--api-key X`` or ``--api-key=X``."""
+    found = []
+    for place, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if _FLAG.fullmatch(name):
+            found.append(value if equals else "".join(words[place + 1 : place + 2]))
+    return tuple(each for each in found if len(each) >= _LEAST and not each.startswith("--"))
 
 
 @lru_cache(maxsize=64)

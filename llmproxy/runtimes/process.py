@@ -161,7 +161,9 @@ class ProcessRuntime:
 
     def start(self) -> None:
         for name in ("processes", "logs"):
-            os.makedirs(os.path.join(self.state_dir, name), mode=0o700, exist_ok=True)
+            # One after the other: the mode is that of the last one only.
+            for folder in (self.state_dir, os.path.join(self.state_dir, name)):
+                os.makedirs(folder, mode=0o700, exist_ok=True)
 
     def close(self) -> Deferred[None]:
         self._closed = True
