@@ -53,7 +53,7 @@ SHAPES = [
     f"X-Registry-Auth: {S}",
     f"identitytoken={S}",
     f"access_token: {S}",
-    f"AWS_SECRET_ACCESS_KEY={S}",
+    f"AWS_ACCESS_KEY={S}",
     f"MY_TOKEN = {S}",
     f"-----BEGIN RSA PRIVATE KEY-----\n{S}\n{S}\n-----END RSA PRIVATE KEY-----",
     f"-----BEGIN PRIVATE KEY-----\n{S}",
@@ -204,7 +204,7 @@ def test_the_settings_know_their_secrets() -> None:
     config = read_sources(Sources({"HF_TOKEN": "of-environment"}, file, compose=[service]))
     secrets = {S, "flagged-secret", "plain-secret", "of-compose", "variable-of-compose", "of-environment"}
     assert set(config.secrets) == secrets
-    assert not any(secret in repr(config) for secret in (S, "of-environment", "of-compose"))
+    assert not any(secret in repr(config) for secret in secrets - {"flagged-secret"})
     shown = str(describe(config))
     assert not any(secret in shown for secret in secrets)
 
