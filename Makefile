@@ -14,10 +14,11 @@ export VENV PORT LISTEN
 # A plain editable install hides the twisted/plugins folder from Twisted; "compat" shows it.
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat
 
-.PHONY: help run env test lint format bench test-vllm image wheelhouse clean
+.PHONY: help run env test lint format bench test-vllm image wheelhouse clean docs \
+    up-coder up-chat up-qwen7b logs stop-all
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 run: $(STAMPS)/run env ## serve on :8000 (PORT=, LISTEN=): Compose's models with Docker, demo models without
 	@exec scripts/run.sh $(ARGS)
@@ -52,6 +53,24 @@ wheelhouse: $(STAMPS)/run ## download what the image needs, for a build with no 
 	    $(foreach glibc,2014 _2_17 _2_28 _2_34,--platform manylinux$(glibc)_$(shell uname -m)) \
 	    setuptools wheel $$($(PY) scripts/requirements.py $(EXTRAS))
 
+up-coder: env ## the launcher and the coding model up, the other models down (deploy/scripts/switch)
+	@deploy/scripts/switch coder3b
+
+up-chat: env ## the launcher and the chat model up, the other models down
+	@deploy/scripts/switch chat
+
+up-qwen7b: env ## the launcher and the quantized Qwen 7B up, the other models down
+	@deploy/scripts/switch qwen7b
+
+logs: ## follow the launcher's log (LINES=100)
+	@docker logs --tail $(or $(LINES),100) -f launcher
+
+stop-all: ## stop every container of the stack; nothing is removed
+	@deploy/scripts/switch stop-all
+
+docs: $(STAMPS)/docs ## build the documentation into build/site, strictly (ARGS=)
+	$(VENV)/bin/mkdocs build --strict --quiet $(ARGS)
+
 clean: ## remove what was made here, but .env
 	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache \
 	    .hypothesis _trial_temp* twistd.log twistd.pid deploy/wheelhouse/*.whl
@@ -71,6 +90,11 @@ $(STAMPS)/run: setup.cfg pyproject.toml | $(PY)
 $(STAMPS)/test: setup.cfg pyproject.toml | $(PY)
 	@echo "Installing llmproxy and what its tests need into $(VENV) ..." >&2
 	@$(INSTALL) -e '.[test]'
+	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/run
+
+$(STAMPS)/docs: setup.cfg pyproject.toml | $(PY)
+	@echo "Installing llmproxy and what its documentation needs into $(VENV) ..." >&2
+	@$(INSTALL) -e '.[docs]'
 	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/run
 
 $(STAMPS)/bench: setup.cfg pyproject.toml | $(PY)
