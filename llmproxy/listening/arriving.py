@@ -7,6 +7,7 @@ protocol that was agreed on (ALPN, RFC 7301).
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import (
@@ -93,7 +94,7 @@ class Reception(Factory):
 
     def __init__(self, site: ProxySite, *, http2: bool) -> None:
         self.site = site
-        self.http2 = False
+        self.http2 = http2 and find_spec("h2") is not None
         self._arriving: set[Arriving] = set()
 
     def acceptableProtocols(self) -> list[bytes]:
@@ -117,4 +118,9 @@ class Reception(Factory):
 
     def channel(self, protocol: bytes | None) -> Any:
         """What a connection is from then on."""
+        if protocol == H2:
+            # Most proxies have no TLS of their own.
+            from llmproxy.web.h2.connection import H2Connection
+
+            return H2Connection(self.site)
         return self.site.buildProtocol(None)

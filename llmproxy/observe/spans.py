@@ -153,7 +153,7 @@ class Spans:
         attributes: dict[str, AttributeValue] = {
             "http.request.method": method if method in _METHODS else "_OTHER",
             "url.path": redact_known(request.path.decode("latin-1"), self._fleet.secrets),
-            "network.protocol.version": "1.1" if request.modern else "1.0",
+            "network.protocol.version": request.clientproto.partition(b"/")[2].decode("ascii"),
         }
         if method not in _METHODS:
             attributes["http.request.method_original"] = method

@@ -7,7 +7,7 @@ its :class:`~llmproxy.web.reader.RequestReader`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import (
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from llmproxy.http.headers import Fields
     from llmproxy.web.auth import Authenticator
     from llmproxy.web.hints import Hints
+    from llmproxy.web.request import ProxyRequest
     from llmproxy.web.site import ProxySite
 
 __all__ = ["ProxyChannel"]
@@ -168,6 +169,10 @@ class ProxyChannel(Protocol):
         self.carried = None
         for request in self.reader.close():
             request.connectionLost(reason)
+
+    def open_requests(self) -> Sequence[ProxyRequest]:
+        """That which is being answered; the others wait for that."""
+        return list(self.requests)[:1]
 
     def unsent(self) -> int:
         """Bytes of answers that its client has not taken yet."""

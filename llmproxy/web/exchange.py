@@ -21,7 +21,6 @@ from llmproxy.http.headers import authority, is_event_stream, is_json, request_h
 from llmproxy.http.metering import DocumentMeter, EventMeter
 from llmproxy.http.multipart import form_streams, is_form
 from llmproxy.http.openai import wants_stream
-from llmproxy.relay.downstream import Downstream
 from llmproxy.relay.upstream import Broken, ResponseHead, UpstreamConnection
 from llmproxy.web.auth import may_use
 from llmproxy.web.body import Full
@@ -80,7 +79,7 @@ class Exchange:
         # A handshake has no body, and HTTP/1.0 knows of no switch (RFC 9110 section 7.8).
         switches = request.upgrades and request.modern and not self._length
         self._upgrade = upgrade(request.fields) if switches else None
-        self._down = Downstream(request)
+        self._down = request.downstream(request)
         self._clock = request.site.clock
         self._lease: Lease | None = None
         self._connecting: Deferred[UpstreamConnection] | None = None

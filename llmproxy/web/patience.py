@@ -11,13 +11,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmproxy.config.model import Limits
-from llmproxy.reactors.writing import Left, left
+from llmproxy.reactors.writing import left
 from llmproxy.web.unread import too_slow
 
 if TYPE_CHECKING:
     from llmproxy.web.channel import ProxyChannel
 
-__all__ = ["LOOK", "TURNED_AWAY", "look_at", "seconds_between_looks"]
+__all__ = ["LAST", "LOOK", "TURNED_AWAY", "look_at", "look_at_unsent", "seconds_between_looks"]
 
 LOOK = 5.0
 """Seconds between two looks at most."""
@@ -48,11 +48,8 @@ def look_at(channel: ProxyChannel, now: float, limits: Limits) -> None:
     :param now: the time, less what it is uncertain by.
     """
     transport = channel.transport
-    waits = left(transport)
-    if waits is not None:
-        _look_at_unsent(channel, waits, now, limits)
+    if look_at_unsent(channel, now, limits):
         return
-    channel.stuck = None
     if transport.disconnecting:
         if now - channel.turn > (limits.idle_timeout or LAST):
             transport.abortConnection()
@@ -65,16 +62,25 @@ def look_at(channel: ProxyChannel, now: float, limits: Limits) -> None:
         _look_at_request(channel, now, limits)
 
 
-def _look_at_unsent(channel: ProxyChannel, waits: Left, now: float, limits: Limits) -> None:
+def look_at_unsent(channel: ProxyChannel, now: float, limits: Limits) -> bool:
+    """End a connection whose client takes nothing of what waits for it.
+
+    :return: whether anything waits.
+    """
+    waits = left(channel.transport)
+    if waits is None:
+        channel.stuck = None
+        return False
     stuck = channel.stuck
     if stuck is None or stuck[0].taken_since(waits):
         channel.stuck = (waits, now)
-        return
+        return True
     limit = limits.write_timeout
     if channel.transport.disconnecting:
         limit = limit or limits.idle_timeout or LAST
     if limit and now - stuck[1] > limit:
         channel.give_up("write_timeout")
+    return True
 
 
 def _look_at_tunnel(channel: ProxyChannel, carried: int, now: float, limits: Limits) -> None:

@@ -25,6 +25,7 @@ from llmproxy.http.dialects import dialect_of, error_body
 from llmproxy.http.headers import NO_FIELDS, Fields, valid_request_id
 from llmproxy.http.openai import error_headers
 from llmproxy.reactors.writing import unsent
+from llmproxy.relay.downstream import Downstream
 from llmproxy.web.accesslog import Entry
 from llmproxy.web.auth import NOBODY
 from llmproxy.web.body import Body
@@ -65,6 +66,7 @@ class ProxyRequest(Request):
     :ivar hints: what the client says of it to the proxy; read with the key.
     :ivar when_gone: called when the client leaves before the answer is complete.
     :ivar extra: header fields that its answer gets beside those of every answer.
+    :ivar downstream: writes an answer that is relayed.
     :ivar cors: it is the proxy that tells browsers who may read the answer, and not the backend.
     """
 
@@ -81,6 +83,7 @@ class ProxyRequest(Request):
     extra: tuple[tuple[bytes, bytes], ...] = ()
     cors = False
     hints: Hints = NO_HINTS
+    downstream: type[Downstream] = Downstream
     _parsePOSTFormSubmission = False
 
     def __init__(self, channel: ProxyChannel) -> None:

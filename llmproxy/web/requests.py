@@ -22,12 +22,10 @@ def open_requests(site: ProxySite) -> Iterator[tuple[ProxyRequest, Entry]]:
     They are looked for only when somebody asks: to keep a list of them would cost every request something.
     """
     for channel in site.channels:
-        for request in channel.requests:
+        for request in channel.open_requests():
             entry = request.entry
             if entry is not None and entry.route != "-":
                 yield request, entry
-            # The others on that connection wait for the answer to this one.
-            break
 
 
 def open_sums(site: ProxySite) -> list[Open]:

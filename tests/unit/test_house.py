@@ -72,6 +72,8 @@ PURE = (
     "usage.records",
     "web.crosssite",
     "web.family",
+    "web.h2.floods",
+    "web.h2.heads",
     "web.hints",
     "web.histogram",
     "web.tracing",
