@@ -14,7 +14,7 @@ export VENV PORT LISTEN
 # A plain editable install hides the twisted/plugins folder from Twisted; "compat" shows it.
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat
 
-.PHONY: help run env test lint format bench test-vllm image wheelhouse clean docs \
+.PHONY: help run env test lint format bench test-vllm image wheelhouse secrets clean docs \
     up-coder up-chat up-qwen7b logs stop-all
 
 help: ## this list
@@ -33,6 +33,9 @@ lint: $(STAMPS)/lint ## types, style and format
 	$(PY) -m mypy llmproxy twisted/plugins/llmproxy_plugin.py scripts tests bench
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+secrets: $(PY) ## look for secrets in the tree and in Git's history
+	@$(PY) scripts/secret_scan.py
 
 format: $(STAMPS)/lint ## put the format right
 	$(VENV)/bin/ruff check --fix .
