@@ -171,6 +171,30 @@ def test_operator(stack: Stack) -> None:
     assert "path=/healthz" not in stack.logs()
 
 
+def test_nothing_to_write_to(stack: Stack) -> None:
+    """The launcher's file system is read-only but for its state and /tmp, nothing in there makes it root, and
+    a large body, which waits in a file, is passed on all the same."""
+    stack.fresh()
+    name = stack.names["launcher"]
+    assert stack.inspect("launcher", ".HostConfig.ReadonlyRootfs") == "true"
+    writable = (
+        "for place in / /etc /opt/llmproxy /usr/local/bin /home/llmproxy /var/tmp /tmp /var/lib/llmproxy; do"
+        " (: >$place/x) 2>/dev/null && echo $place; done; true"
+    )
+    assert docker("exec", name, "sh", "-c", writable).split() == ["/tmp", "/var/lib/llmproxy"]
+    status = docker("exec", name, "cat", "/proc/1/status")
+    assert "NoNewPrivs:\t1" in status
+    assert "CapBnd:\t0000000000000000" in status
+    long = [{"role": "user", "content": "x" * 3_000_000}]
+    answer = stack.ask("/coder/v1/chat/completions", {"model": "coder3b", "messages": long, "max_tokens": 1})
+    assert answer.status in (200, 400), answer
+    assert stack.state("coder") == "ready"
+    assert stack.inspect("coder3b", ".HostConfig.SecurityOpt") in (
+        "[no-new-privileges:true]",
+        "[no-new-privileges:true label=disable]",
+    )
+
+
 def test_stopped_launcher(stack: Stack) -> None:
     """``docker stop launcher``: answers in flight are finished, then it ends by itself; the models run on,
     and are adopted by the next one."""
