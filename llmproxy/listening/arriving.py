@@ -7,15 +7,9 @@ protocol that was agreed on (ALPN, RFC 7301).
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.interfaces import (
-    IAddress,
-    IDelayedCall,
-    IHandshakeListener,
-    IProtocolNegotiationFactory,
-)
+from twisted.internet.interfaces import IAddress, IDelayedCall, IHandshakeListener
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -27,8 +21,6 @@ __all__ = ["HANDSHAKE", "Arriving", "Reception"]
 
 HANDSHAKE = 10.0
 """Seconds that a client has for it."""
-
-H2 = b"h2"
 
 
 @implementer(IHandshakeListener)
@@ -83,23 +75,14 @@ class Arriving(Protocol):
             patience.cancel()
 
 
-@implementer(IProtocolNegotiationFactory)
 class Reception(Factory):
-    """Lets clients in to a site.
-
-    :param http2: it is offered, if it is installed.
-    """
+    """Lets clients in to a site."""
 
     noisy = False
 
-    def __init__(self, site: ProxySite, *, http2: bool) -> None:
+    def __init__(self, site: ProxySite) -> None:
         self.site = site
-        self.http2 = http2 and find_spec("h2") is not None
         self._arriving: set[Arriving] = set()
-
-    def acceptableProtocols(self) -> list[bytes]:
-        """What is offered by ALPN, the best first."""
-        return [H2, b"http/1.1"] if self.http2 else [b"http/1.1"]
 
     def buildProtocol(self, addr: IAddress | None) -> Arriving:
         """A connection."""
@@ -117,8 +100,11 @@ class Reception(Factory):
         self._arriving.discard(arriving)
 
     def channel(self, protocol: bytes | None) -> Any:
-        """What a connection is from then on."""
-        if protocol == H2:
+        """What a connection is from then on.
+
+        :param protocol: what was agreed on, of what the endpoint offers.
+        """
+        if protocol == b"h2":
             # Most proxies have no TLS of their own.
             from llmproxy.web.h2.connection import H2Connection
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
 
 from attrs import field, frozen
 from cryptography import x509
@@ -16,7 +18,7 @@ from OpenSSL import SSL
 from llmproxy.errors import ConfigError
 from llmproxy.listening.endpoints import TlsEndpoint
 
-__all__ = ["Loaded", "load", "signature"]
+__all__ = ["Loaded", "load", "offered", "signature"]
 
 _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 """Of TLS 1.2: those with forward secrecy that HTTP/2 allows (RFC 9113, appendix A).  TLS 1.3 has no other."""
@@ -74,7 +76,7 @@ def load(endpoint: TlsEndpoint) -> Loaded:
             + ("; the server's own must be the first in its file" if len(chain) > 1 else ""),
         )
     try:
-        context = _context(certificate, chain[1:], key)
+        context = _context(certificate, chain[1:], key, offered(endpoint))
     except (SSL.Error, ValueError, TypeError) as cause:
         raise _wrong(endpoint, f"OpenSSL does not take {endpoint.certificate} ({_words(cause)})") from None
     return Loaded(
@@ -123,8 +125,22 @@ def _key(endpoint: TlsEndpoint) -> PrivateKeyTypes:
         raise _wrong(endpoint, f"{path} has no private key in PEM form") from None
 
 
+def offered(endpoint: TlsEndpoint) -> list[bytes]:
+    """What may be spoken on it (ALPN), the best first: HTTP/2 where it is installed."""
+    http2 = endpoint.http2 and find_spec("h2") is not None
+    return [b"h2", b"http/1.1"] if http2 else [b"http/1.1"]
+
+
+def _choose(ours: Sequence[bytes], theirs: Sequence[bytes]) -> Any:
+    """The protocol of a connection; with a client that names none of ours it is HTTP/1.1, as without ALPN."""
+    return next((protocol for protocol in ours if protocol in theirs), SSL.NO_OVERLAPPING_PROTOCOLS)
+
+
 def _context(
-    certificate: x509.Certificate, chain: Sequence[x509.Certificate], key: PrivateKeyTypes
+    certificate: x509.Certificate,
+    chain: Sequence[x509.Certificate],
+    key: PrivateKeyTypes,
+    protocols: Sequence[bytes],
 ) -> SSL.Context:
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
@@ -144,6 +160,7 @@ def _context(
         context.add_extra_chain_cert(one)
     context.use_privatekey(key)  # type: ignore[arg-type]
     context.check_privatekey()
+    context.set_alpn_select_callback(lambda _, theirs: _choose(protocols, theirs))
     return context
 
 

@@ -57,7 +57,7 @@ def listen(
     if description.startswith("haproxy:"):
         from llmproxy.listening.arriving import Reception
 
-        factory = Reception(site, http2=False)
+        factory = Reception(site)
     done: Deferred[IListeningPort] = serverFromString(reactor, with_backlog(description)).listen(factory)
     return done
 
@@ -70,7 +70,7 @@ def _listen_tls(
     from llmproxy.listening.arriving import Reception
 
     served = certificates.serve(tls)
-    factory: Any = TLSMemoryBIOFactory(served, False, Reception(site, http2=tls.http2), reactor)
+    factory: Any = TLSMemoryBIOFactory(served, False, Reception(site), reactor)
     endpoint: IStreamServerEndpoint
     if ":" in tls.interface:
         endpoint = TCP6ServerEndpoint(reactor, tls.port, tls.backlog, tls.interface)

@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from llmproxy.errors import ConfigError
-from llmproxy.listening.certificates import Loaded, load, signature
+from llmproxy.listening.certificates import Loaded, load, offered, signature
 from llmproxy.listening.endpoints import TlsEndpoint
 from llmproxy.web.family import Family
 
@@ -76,7 +76,8 @@ class Served:
         """It, for the log."""
         until = datetime.fromtimestamp(self.loaded.expires, UTC)
         names = ", ".join(self.loaded.names[:3]) + (", ..." if len(self.loaded.names) > 3 else "")
-        return f"{self.endpoint.certificate} of {names}, until {until:%Y-%m-%d %H:%M} UTC"
+        speaks = "HTTP/2 and HTTP/1.1" if len(offered(self.endpoint)) > 1 else "HTTP/1.1"
+        return f"{self.endpoint.certificate} of {names}, until {until:%Y-%m-%d %H:%M} UTC, for {speaks}"
 
     def warn(self, now: float) -> None:
         """Say once a day that it ends soon, or has.
