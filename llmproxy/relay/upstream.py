@@ -7,6 +7,7 @@ after a message that was complete, kept alive by both sides, and followed by not
 
 from __future__ import annotations
 
+import re
 from typing import IO, Any, NamedTuple, Protocol
 
 import httptools
@@ -31,6 +32,9 @@ LARGEST_HEAD = 256 * 1024
 """Bytes of an answer's head, and of all else in it that is no body.  An engine's heads have some hundred."""
 
 _NO_BODY = frozenset((204, 304))
+
+_REASON = re.compile(rb"[\t -~\x80-\xff]*")
+"""What may stand behind a status (RFC 9112 section 4); llhttp takes control characters, too."""
 
 
 class ResponseHead(NamedTuple):
@@ -204,10 +208,12 @@ class UpstreamConnection(TwistedProtocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            rest = data[upgrade.args[0] :]
-            self._tunnel = True
-            if rest:
-                self._pieces.append(rest)
+            # A switch in what follows a whole answer is no answer's, and what comes behind it is nobody's.
+            if not self._trailing:
+                self._tunnel = True
+                rest = data[upgrade.args[0] :]
+                if rest:
+                    self._pieces.append(rest)
         except httptools.HttpParserError as cause:
             error = str(cause) or type(cause).__name__
         else:
@@ -336,7 +342,7 @@ class UpstreamConnection(TwistedProtocol):
         bodiless = self._head_request or status in _NO_BODY
         self._head = ResponseHead(
             status,
-            self._status_text,
+            self._status_text if _REASON.fullmatch(self._status_text) else b"",
             fields,
             length,
             delimited=bodiless or chunked or length is not None,
