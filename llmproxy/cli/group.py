@@ -17,12 +17,14 @@ _OTHERS = "Others"
 class Later(NamedTuple):
     """A command that is imported when it is asked for.
 
-    :ivar module: where it is, under its own name.
+    :ivar module: where it is.
     :ivar help: what the list of commands says of it: the first sentence of its own help.
+    :ivar attribute: its name there, where that is not its own (``import`` is a word of Python's).
     """
 
     module: str
     help: str
+    attribute: str | None = None
 
 
 class LazyGroup(click.Group):
@@ -43,7 +45,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """That command, imported now."""
         if cmd_name not in self.commands and cmd_name in self.later:
-            found = getattr(import_module(self.later[cmd_name].module), cmd_name)
+            later = self.later[cmd_name]
+            found = getattr(import_module(later.module), later.attribute or cmd_name)
             self.add_command(found, cmd_name)
         return super().get_command(ctx, cmd_name)
 

@@ -70,6 +70,11 @@ _SECTIONS = {
         ),
         "config": Later("llmproxy.cli.config_command", "Show the settings in force and where each came from"),
         "keys": Later("llmproxy.cli.keys_given", "Show the API keys and what each may do"),
+        "import": Later(
+            "llmproxy.cli.import_command",
+            "Make llmproxy.yaml from another program's configuration",
+            "import_group",
+        ),
         "completion": Later(
             "llmproxy.cli.completion", "Print what makes a shell complete commands and backends"
         ),

@@ -69,6 +69,8 @@ def container_body(
     if spec.engine == "vllm":
         # Workers of one vLLM share memory; Docker's 64 MiB of /dev/shm are too little (vLLM, "Using Docker").
         host["IpcMode"] = "host"
+    if spec.engine == "vllm" or spec.gpus:
+        # Any other server gets the GPUs that are named, and none by itself.
         requests = _device_requests(spec, nvidia)
         if requests:
             host["DeviceRequests"] = requests

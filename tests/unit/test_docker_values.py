@@ -342,14 +342,17 @@ def test_body_on_the_host() -> None:
 
 
 def test_body_in_a_container() -> None:
-    """Created from within a container, it joins that one's network and publishes nothing."""
+    """Created from within a container, it joins that one's network and publishes nothing; what is no vLLM
+    gets the GPUs that are named."""
     reach = Reach("172.17.0.1", False, {"bridge": "n0", "models": "n1"})
     spec = evolve(SPEC, engine="generic", environment={"VLLM_API_KEY": "own"}, gpus=("1",))
     body = container_body(spec, {}, backend_key="k", reach=reach, nvidia=True)
     assert body["HostConfig"]["NetworkMode"] == "models"
     assert "PortBindings" not in body["HostConfig"]
-    assert "DeviceRequests" not in body["HostConfig"]
+    assert body["HostConfig"]["DeviceRequests"][0]["DeviceIDs"] == ["1"]
     assert body["Env"] == ["VLLM_API_KEY=own"]
+    bare = container_body(evolve(spec, gpus=None), {}, backend_key="k", reach=reach, nvidia=True)
+    assert "DeviceRequests" not in bare["HostConfig"]
 
 
 def test_body_with_gpus() -> None:

@@ -26,6 +26,7 @@ FLOORS = (
     ("observe",),
     ("service",),
     ("doctor",),
+    ("importing", "seeding"),
     ("cli", "demo", "tap"),
 )
 
@@ -34,6 +35,7 @@ PURE = (
     "config",
     "engines",
     "http",
+    "importing",
     "keys.buckets",
     "keys.guard",
     "keys.limits",
