@@ -14,7 +14,7 @@ export VENV PORT LISTEN
 # A plain editable install hides the twisted/plugins folder from Twisted; "compat" shows it.
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat
 
-.PHONY: help run env test lint format bench test-vllm image wheelhouse secrets clean docs \
+.PHONY: help run env test fuzz lint format bench test-vllm image wheelhouse lock audit sbom secrets clean docs \
     up-coder up-chat up-qwen7b logs stop-all
 
 help: ## this list
@@ -28,6 +28,9 @@ env: ## write .env with a fresh key, if there is none
 
 test: $(STAMPS)/test ## all tests, with branch coverage (TESTS=, ARGS=); Docker tests need an engine
 	$(PY) -m pytest $(TESTS) -m "not vllm" --cov --cov-branch --cov-report=term $(ARGS)
+
+fuzz: $(STAMPS)/test ## look for inputs that break a parser (SECONDS=60, SEED= of the first, ONLY=requests,json)
+	$(PY) -m tests.fuzz --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
 
 lint: $(STAMPS)/lint ## types, style and format
 	$(PY) -m mypy llmproxy twisted/plugins/llmproxy_plugin.py scripts tests bench
@@ -48,13 +51,26 @@ test-vllm: $(STAMPS)/test ## the tests that need a real vLLM (slow; not part of 
 	$(PY) -m pytest tests -m vllm $(ARGS)
 
 image: ## build the container image (IMAGE=, BASE_IMAGE=, EXTRAS=otel)
-	docker build --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg EXTRAS="$(EXTRAS)" -t $(IMAGE) .
+	docker build --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg EXTRAS="$(EXTRAS)" \
+	    --build-arg SOURCE_DATE_EPOCH=$(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null),315532800) \
+	    -t $(IMAGE) .
+
+lock: $(STAMPS)/supply ## renew requirements/*.lock from setup.cfg (ARGS=--upgrade for newer versions)
+	@$(PY) scripts/lock.py $(ARGS)
+
+audit: $(STAMPS)/supply ## look up known vulnerabilities of what is locked, where the database can be had
+	@$(PY) scripts/audit.py
+
+sbom: $(STAMPS)/run $(STAMPS)/supply ## write build/sbom.cdx.json, a bill of materials of what is locked for the image
+	@mkdir -p build && $(VENV)/bin/cyclonedx-py requirements --output-reproducible --output-format JSON \
+	    --output-file build/sbom.cdx.json requirements/runtime.lock && echo "Wrote build/sbom.cdx.json."
 
 wheelhouse: $(STAMPS)/run ## download what the image needs, for a build with no network (IMAGE_PYTHON=3.13)
-	$(PY) -m pip download --quiet --disable-pip-version-check --dest deploy/wheelhouse --only-binary=:all: \
+	for each in build runtime $(EXTRAS); do \
+	    $(PY) -m pip download --quiet --disable-pip-version-check --dest deploy/wheelhouse --only-binary=:all: \
 	    --implementation cp --python-version $(or $(IMAGE_PYTHON),3.13) \
 	    $(foreach glibc,2014 _2_17 _2_28 _2_34,--platform manylinux$(glibc)_$(shell uname -m)) \
-	    setuptools wheel $$($(PY) scripts/requirements.py $(EXTRAS))
+	    --require-hashes -r requirements/$$each.lock || exit 1; done
 
 up-coder: env ## the launcher and the coding model up, the other models down (deploy/scripts/switch)
 	@deploy/scripts/switch coder3b
@@ -90,14 +106,24 @@ $(STAMPS)/run: setup.cfg pyproject.toml | $(PY)
 	@$(INSTALL) -e '.[nvml]'
 	@mkdir -p $(STAMPS) && touch $@
 
+# With LOCKED=1, as continuous integration has it: what is in the lock, and nothing else.
 $(STAMPS)/test: setup.cfg pyproject.toml | $(PY)
 	@echo "Installing llmproxy and what its tests need into $(VENV) ..." >&2
-	@$(INSTALL) -e '.[test]'
+	@[ -z "$(LOCKED)" ] || $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes \
+	    -r requirements/build.lock
+	@[ -z "$(LOCKED)" ] || $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes \
+	    -r requirements/test.lock
+	@$(INSTALL) $(if $(LOCKED),--no-deps --no-build-isolation -e .,-e '.[test]')
 	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/run
 
 $(STAMPS)/docs: setup.cfg pyproject.toml | $(PY)
 	@echo "Installing llmproxy and what its documentation needs into $(VENV) ..." >&2
 	@$(INSTALL) -e '.[docs]'
+	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/run
+
+$(STAMPS)/supply: setup.cfg pyproject.toml | $(PY)
+	@echo "Installing what locks and audits llmproxy's dependencies into $(VENV) ..." >&2
+	@$(INSTALL) -e '.[supply]'
 	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/run
 
 $(STAMPS)/bench: setup.cfg pyproject.toml | $(PY)
