@@ -5,6 +5,7 @@ Later sources win field by field, and for each setting it is kept where its valu
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,6 +37,11 @@ from llmproxy.engines.redaction import flagged_secrets, redact, secret_values
 from llmproxy.errors import ConfigError
 
 __all__ = ["CommandLine", "Sources", "describe", "read_sources"]
+
+_URL = re.compile(r"[!-\[\]-~]+")
+"""ASCII that may stand in a request line, but for the backslash, which some take for a slash."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @frozen
@@ -182,7 +188,7 @@ def _put_together(
         state_dir=_value(top, "state_dir") or _state_dir(environ),
         backends=backends,
         keys=tuple(keys),
-        backend_key=environ.get("VLLM_API_KEY", "").strip() or None,
+        backend_key=_backend_key(environ),
         sources=sources,
         notes=notes,
     )
@@ -207,6 +213,13 @@ def _check_mounts(route: str, settings: Mapping[str, Setting], file: Layer, dock
                 f"backend {route}: volumes has {folder}, which is not in docker.allowed_mounts; add it there"
                 f" (LLMPROXY_ALLOWED_MOUNTS), or give the volume in llmproxy.yaml ({setting.source})"
             )
+
+
+def _backend_key(environ: Mapping[str, str]) -> str | None:
+    key = environ.get("VLLM_API_KEY", "").strip()
+    if _CONTROL.search(key):
+        raise ConfigError("environment VLLM_API_KEY: it has a control character, such as a line end, in it")
+    return key or None
 
 
 def _settings(route: str, layers: Sequence[Layer], prewarm: Sequence[str]) -> dict[str, Setting]:
@@ -311,8 +324,9 @@ def _check_url(url: str, fault: Any) -> None:
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
-    if not usable or parts.query or parts.fragment or parts.username:
-        raise fault("url must be http://host[:port][/path] or https://...", "url")
+    # It stands before the target of every request; urlsplit takes line ends away in silence.
+    if not usable or not _URL.fullmatch(url) or parts.query or parts.fragment or parts.username:
+        raise fault("url must be http://host[:port][/path] or https://..., without spaces", "url")
 
 
 def _check_together(backends: Mapping[str, BackendSpec], sources: Mapping[str, str]) -> None:

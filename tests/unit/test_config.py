@@ -162,6 +162,11 @@ def test_the_launchers_environment() -> None:
         ("backends: {a: {runtime: process}}", {}, "needs command"),
         ("backends: {a: {runtime: url}}", {}, "needs url"),
         ("backends: {a: {runtime: url, url: ftp://x}}", {}, "http://host"),
+        ("backends: {a: {runtime: url, url: 'http://x/a b'}}", {}, "without spaces"),
+        ('backends: {a: {runtime: url, url: "http://x/a\\r\\nX-Evil: 1"}}', {}, "without spaces"),
+        ('backends: {a: {runtime: url, url: "http://x/\\u00e4"}}', {}, "without spaces"),
+        ("backends: {a: {runtime: url, url: 'http://x\\y/'}}", {}, "without spaces"),
+        ("", {"VLLM_API_KEY": "one\r\nX-Evil: 1"}, "control character"),
         (
             "backends: {a: {runtime: url, url: 'http://x', container: y}}",
             {},

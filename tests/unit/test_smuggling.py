@@ -267,7 +267,24 @@ NASTY = st.one_of(
 
 
 @settings(max_examples=200)
-@given(NASTY, st.sampled_from(["id", "target", "route", "host", "forwarded", "model", "upgrade", "method"]))
+@given(
+    NASTY,
+    st.sampled_from(
+        [
+            "id",
+            "target",
+            "route",
+            "host",
+            "forwarded",
+            "model",
+            "upgrade",
+            "method",
+            "fallback",
+            "wait",
+            "origin",
+        ]
+    ),
+)
 def test_nothing_is_injected(value: bytes, where: str) -> None:
     """No value of a client's becomes a line of a head, to the client or to the backend."""
     front = Front()
@@ -282,11 +299,16 @@ def test_nothing_is_injected(value: bytes, where: str) -> None:
         "host": b"Host: %b\r\n",
         "forwarded": b"X-Forwarded-For: %b\r\n",
         "upgrade": b"Connection: Upgrade\r\nUpgrade: %b\r\n",
+        "fallback": b"X-LLMProxy-Fallback: %b\r\n",
+        "wait": b"X-LLMProxy-Max-Wait: %b\r\n",
+        "origin": b"Origin: %b\r\n",
     }.get(where, b"")
+    if where != "host":
+        fields = b"Host: h\r\n" + fields
     if where == "model":
         client.post(b"/v1/completions", {"model": value.decode("latin-1")})
     else:
-        client.send(line + b" HTTP/1.1\r\n" + KEY + (fields % value if fields else b"") + b"\r\n")
+        client.send(line + b" HTTP/1.1\r\n" + KEY + (fields % value if b"%" in fields else fields) + b"\r\n")
     # A value with a line end in it is two lines that the client has said itself.
     said = b"\n" in value or b"\r" in value
     for sent in front.seen if not said else ():
@@ -297,6 +319,17 @@ def test_nothing_is_injected(value: bytes, where: str) -> None:
     assert b"\nX-Evil" not in head
     assert not re.search(rb"(?<!\r)\n|\r(?!\n)|\x00", head)
     assert front.log.failures == []
+    client.leave()
+
+
+def test_a_plain_request_would_be_served() -> None:
+    """The requests of the test before are those that are served where nothing is nasty in them."""
+    front = Front()
+    client = front.client()
+    client.send(b"GET /coder/x?y HTTP/1.1\r\n" + KEY + b"Host: h\r\nX-Request-ID: mine\r\n\r\n")
+    ((_, target, fields, _),) = Reader(front.seen[0]).found
+    assert target == b"/x?y"
+    assert (b"X-Request-ID", b"mine") in fields
     client.leave()
 
 
