@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from attrs import evolve
 from twisted.application.service import Service
@@ -23,6 +23,7 @@ from llmproxy.web.site import ProxySite
 
 if TYPE_CHECKING:
     from llmproxy.listening.serving import Certificates
+    from llmproxy.upgrade.inherited import Inherited
     from llmproxy.web.family import Family
 
 __all__ = ["ProxyService"]
@@ -47,6 +48,11 @@ class ProxyService(Service):
     :param reload: reads all sources of the configuration again.
     :param failed: called with one line when the proxy cannot listen.
     :param adopted: called with the application that this becomes a part of.
+    :ivar inherited: sockets that the process before this one has listened on.
+    :ivar begun: called once it is known what runs and requests are dispatched.
+    :ivar reloaded: called with True when the configuration is about to be read again, and with False when
+        that is over.
+    :ivar ending: called when the end begins.
     """
 
     _log = Logger()
@@ -66,7 +72,13 @@ class ProxyService(Service):
         self._site = site
         self._reload = reload
         self._failed = failed
+        self.inherited: Inherited | None = None
+        self.begun: list[Callable[[], None]] = []
+        self.reloaded: list[Callable[[bool], None]] = []
+        self.ending: list[Callable[[], None]] = []
         self._ports: list[IListeningPort] = []
+        self._named: dict[str, Any] = {}
+        self._handed_over = False
         self._listens: tuple[str, ...] = ()
         self._certificates: Certificates | None = None
 
@@ -88,7 +100,9 @@ class ProxyService(Service):
 
     def _listen(self, description: str) -> Deferred[None]:
         try:
-            listening = listen(self._reactor, description, self._site, self._serve_certificates)
+            listening = listen(
+                self._reactor, description, self._site, self._serve_certificates, self.inherited
+            )
         except ConfigError as cause:
             # The files have changed since the settings were read.
             self._failed(str(cause))
@@ -97,7 +111,11 @@ class ProxyService(Service):
         def refused(failure: Failure) -> None:
             self._failed(f"cannot listen on {description}: {failure.value}")
 
-        done: Deferred[None] = listening.addCallbacks(self._ports.append, refused)
+        def listens(port: IListeningPort) -> None:
+            self._ports.append(port)
+            self._named[description] = port
+
+        done: Deferred[None] = listening.addCallbacks(listens, refused)
         return done
 
     def _serve_certificates(self) -> Certificates:
@@ -125,20 +143,66 @@ class ProxyService(Service):
         for port in self._ports:
             accept_gently(port, self._reactor)
             self._log.info("listening on {where}", where=_where(port.getHost()))
+        if self.inherited is not None:
+            # The process before this one still serves.
+            self.pause()
         routes = ", ".join(f"/{name}" for name in self._fleet.backends) or "none yet"
         self._log.info("routes: {routes}", routes=routes)
         started = maybeDeferred(self._fleet.start)
         started.addErrback(lambda failure: self._log.failure("looking at what runs", failure))
-        started.addCallback(lambda _: self._site.fleet_started())
+        started.addCallback(lambda _: self._started())
+
+    def _started(self) -> None:
+        self._site.fleet_started()
+        for tell in self.begun:
+            tell()
+
+    # -- another process takes its place ------------------------------------------------------------
+
+    @property
+    def sockets(self) -> dict[str, int]:
+        """Descriptors of what listens, by endpoint."""
+        return {description: port.fileno() for description, port in self._named.items()}
+
+    def pause(self) -> None:
+        """Accept no connection for now; who comes waits in the kernel's queue."""
+        for port in self._ports:
+            cast(Any, port).stopReading()
+
+    def resume(self) -> None:
+        """Accept again."""
+        for port in self._ports:
+            cast(Any, port).startReading()
+
+    def hand_over(self) -> None:
+        """Let go of the sockets that another process listens on, and end without touching a backend."""
+        self._handed_over = True
+        self._ports, named, self._named = [], self._named, {}
+        for port in named.values():
+            port.stopReading()
+            # Twisted would end the socket itself, which is that process's as well.
+            port.connected = False
+            port.socket.close()
+
+    # -- while it runs ------------------------------------------------------------------------------
 
     def reload(self, why: str) -> Deferred[None]:
         """Read the configuration again and touch only what changed; a bad one changes nothing.
 
         :param why: for the log.
         """
+        if self._handed_over:
+            return succeed(None)
         if self._certificates is not None:
             self._certificates.look(asked=True)
-        return self._reload().addCallback(self._apply, why).addErrback(self._not_reloaded)
+        for tell in self.reloaded:
+            tell(True)
+        done = self._reload().addCallback(self._apply, why).addErrback(self._not_reloaded)
+        return done.addCallback(self._has_reloaded)
+
+    def _has_reloaded(self, _: None) -> None:
+        for tell in self.reloaded:
+            tell(False)
 
     def _not_reloaded(self, failure: Failure) -> None:
         if isinstance(failure.value, ConfigError):
@@ -161,6 +225,8 @@ class ProxyService(Service):
     def stopService(self) -> Deferred[None]:
         """End in order; fires when everything has."""
         super().stopService()
+        for tell in self.ending:
+            tell()
         if self._certificates is not None:
             self._certificates.close()
         ports, self._ports = self._ports, []

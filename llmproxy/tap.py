@@ -9,10 +9,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from twisted.application.service import IService
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
@@ -48,10 +48,21 @@ from llmproxy.web.requests import open_sums
 from llmproxy.web.resources import RootResource
 from llmproxy.web.site import ProxySite
 
+if TYPE_CHECKING:
+    from llmproxy.fleet.state_file import StateFile
+    from llmproxy.systemd import Supervised
+    from llmproxy.upgrade.inherited import Inherited
+    from llmproxy.upgrade.new import Successor
+    from llmproxy.upgrade.old import Upgrader
+    from llmproxy.usage.book import Book
+
 __all__ = ["Options", "makeService"]
 
 LABELS_LIMIT = 5.0
 """Seconds that the start waits for the engine's labels; an engine that is away is no fault of a setting."""
+
+END = 10.0
+"""Seconds for what remains to be done when all answers have finished."""
 
 _log = Logger()
 
@@ -123,10 +134,24 @@ def makeService(options: Options) -> IService:
     install_unless_chosen()
     from twisted.internet import reactor
 
+    inherited = _inherited()
     try:
-        return _Assembly(reactor, options, os.environ).service()
+        return _Assembly(reactor, options, os.environ, inherited).service()
     except ConfigError as cause:
+        if inherited is not None:
+            from llmproxy.upgrade.new import refuse
+
+            refuse(inherited, redact(str(cause), secret_values(os.environ)))
         _refuse(str(cause))
+
+
+def _inherited() -> Inherited | None:
+    """What this process has of the one whose place it takes (``llmproxy upgrade``)."""
+    if "LLMPROXY_UPGRADE" not in os.environ:
+        return None
+    from llmproxy.upgrade.inherited import Inherited
+
+    return Inherited.take(os.environ)
 
 
 def _host_memory() -> int:
@@ -137,8 +162,20 @@ def _host_memory() -> int:
 class _Assembly:
     """Puts the parts together, and reads the settings again when asked."""
 
-    def __init__(self, reactor: Any, options: Options, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        options: Options,
+        environ: Mapping[str, str],
+        inherited: Inherited | None = None,
+    ) -> None:
         self._reactor = reactor
+        self._inherited = inherited
+        # twistd has not changed it yet.
+        self._folder = os.getcwd()
+        self._supervised: Supervised | None = None
+        self._succeeds: Successor | None = None
+        self._upgrader: Upgrader | None = None
         self._twistd: Mapping[str, Any] = getattr(options, "parent", None) or {}
         command_line = CommandLine(
             listen=tuple(options["listen"]), demo=bool(options["demo"]), python=sys.executable
@@ -159,7 +196,7 @@ class _Assembly:
         self._fleet = Fleet(
             self._reactor, self._connect, runtimes, config, knock_at, host_memory=_host_memory() // 2
         )
-        self._remember(config)
+        state = self._remember(config)
         self._reactor.callWhenRunning(self._measure_gpus)
         metrics = Metrics(self._fleet, __version__)
         book = keep_book(self._fleet, self._reactor, Lane(self._reactor, "usage", 1))
@@ -182,6 +219,8 @@ class _Assembly:
             self._reactor, self._fleet, site, self._load_again, self._cannot_listen, self._log_for
         )
         metrics.tell(self._service)
+        self._take_and_give_place(site, state, book)
+        self._supervise()
         self._reactor.callWhenRunning(self._listen_to_signals)
         self._reactor.callWhenRunning(tune_collector)
         self._reactor.callWhenRunning(self._trace, site)
@@ -230,9 +269,10 @@ class _Assembly:
                 name for name, value in self._environ.items() if digest_of(value) in digests
             ),
         )
-        # When the reactor runs, the children that are still wanted have been adopted.
-        mine = [spec for spec in config.backends.values() if spec.runtime == "process"]
-        self._reactor.callWhenRunning(process.end_strays, mine)
+        self._process = process
+        if self._inherited is None:
+            # When the reactor runs, the children that are still wanted have been adopted.
+            self._reactor.callWhenRunning(self._end_strays)
         runtimes: dict[str, IRuntime] = {"process": process, "url": UrlRuntime()}
         if not self._demo:
             self._docker = DockerWhenNeeded(
@@ -244,9 +284,81 @@ class _Assembly:
             runtimes["docker"] = self._docker
         return runtimes
 
-    def _remember(self, config: Config) -> None:
+    def _end_strays(self) -> None:
+        backends = self._fleet.config.backends.values()
+        self._process.end_strays([spec for spec in backends if spec.runtime == "process"])
+
+    def _remember(self, config: Config) -> StateFile:
         state = remember(self._fleet, self._reactor, config.state_dir)
         self._reactor.addSystemEventTrigger("after", "shutdown", state.close)
+        return state
+
+    # -- one process takes another's place ----------------------------------------------------------
+
+    def _take_and_give_place(self, site: ProxySite, state: StateFile, book: Book) -> None:
+        if self._inherited is not None:
+            from llmproxy.upgrade.new import Successor
+
+            self._succeeds = Successor(
+                self._reactor,
+                self._fleet,
+                site,
+                self._service,
+                state,
+                book,
+                self._inherited,
+                served=self._serves,
+                alone=self._end_strays,
+                stop=self._stop,
+            )
+            self._process.spared = self._succeeds.marks.spared
+
+        def upgrade() -> Deferred[dict[str, Any]]:
+            from llmproxy.upgrade.old import Parts, UpgradeFailed, Upgrader
+            from llmproxy.upgrade.spawn import first_process, no_upgrade
+
+            why = no_upgrade(
+                self._twistd, self._environ, sys.orig_argv, os.getpid(), os.getppid(), first_process
+            )
+            if why is not None:
+                return fail(UpgradeFailed(why))
+            if self._upgrader is None:
+                parts = Parts(
+                    self._reactor, self._fleet, site, self._service, state, book, self._supervised, self._stop
+                )
+                self._upgrader = Upgrader(parts, folder=self._folder)
+            return self._upgrader.upgrade()
+
+        site.upgrade = self._upgrade = upgrade
+
+    def _asked_to_upgrade(self) -> None:
+        self._upgrade().addErrback(lambda failure: _log.error("no upgrade: {why}", why=str(failure.value)))
+
+    def _supervise(self) -> None:
+        if not self._environ.get("NOTIFY_SOCKET"):
+            return
+        from llmproxy.systemd import supervised
+
+        one = self._supervised = supervised(self._reactor, lambda: self._fleet.scheduler.sound)
+        if one is None:
+            return
+        if self._succeeds is None:
+            self._service.begun.append(self._serves)
+        self._service.reloaded.append(lambda begins: one.reloads() if begins else self._serves())
+        self._service.ending.append(self._ends)
+
+    def _serves(self) -> None:
+        if self._supervised is not None:
+            self._supervised.serves(f"llmproxy {__version__}, routes: {len(self._fleet.backends)}")
+
+    def _ends(self) -> None:
+        config = self._fleet.config
+        within = config.drain + END
+        if config.stop_backends_on_exit:
+            within += max((spec.stop_grace for spec in config.backends.values()), default=0.0)
+        if self._supervised is not None:
+            self._supervised.ends(within, "ending: answers finish")
+            self._supervised.close()
 
     def _measure_gpus(self) -> None:
         """Look for NVML, in a thread: with a driver that is about to load it takes seconds."""
@@ -284,7 +396,8 @@ class _Assembly:
         config = self._loader.load(self._labelled)
         for description in config.listen:
             # A renewed certificate that is wrong keeps no other setting from being read.
-            check(self._reactor, description, files=self._starting)
+            has = () if self._inherited is None else self._inherited.names
+            check(self._reactor, description, files=self._starting, has=has)
         self._starting = False
         return config
 
@@ -305,6 +418,8 @@ class _Assembly:
 
     def _cannot_listen(self, message: str) -> None:
         _log.error("{message}", message=message)
+        if self._succeeds is not None:
+            self._succeeds.refuse(message)
         # twistd ends with 0 whatever made the reactor stop; a supervisor must see that this was a failure.
         self._reactor.addSystemEventTrigger("after", "shutdown", _exit_failed, message)
         # What is refused at once is refused before the reactor runs, when it cannot be stopped yet.
@@ -317,4 +432,5 @@ class _Assembly:
 
     def _listen_to_signals(self) -> None:
         # Python runs handlers between two steps of the main thread, the reactor's own.
+        signal.signal(signal.SIGUSR2, lambda *_: self._reactor.callFromThread(self._asked_to_upgrade))
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._service.reload, "HUP"))

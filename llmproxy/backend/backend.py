@@ -219,6 +219,23 @@ class Backend(Conduct):
         self.stop_wanted(cause)
         return self.when("absent", "failed").addCallback(lambda _: self.close())
 
+    @property
+    def changing(self) -> bool:
+        """The runtime or the engine has been asked for something, and has not answered."""
+        return self._launcher.launching or self.state in ("stopping", "falling_asleep", "waking")
+
+    def look_again(self, cause: str) -> None:
+        """What is known of it is old: find out how it is, as if it had just been found running."""
+        self._present.known = None
+        self.lifecycle.died(cause)
+
+    def hand_over(self) -> None:
+        """Another process decides from now on: those who wait go there, what is in flight goes on here, and
+        the backend itself is left as it is."""
+        self._closing = True
+        self.gate.dismiss(lambda waiter: waiter.handed_on(self.name))
+        self.close()
+
     def close(self) -> None:
         """Let go of timers and connections; the backend itself is left as it is."""
         self._closing = True

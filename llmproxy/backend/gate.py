@@ -14,7 +14,7 @@ from llmproxy.errors import Refusal
 from llmproxy.relay.pool import ConnectionPool
 from llmproxy.runtimes.interface import Address
 
-__all__ = ["SLICE", "Gate", "Lease", "Waiter"]
+__all__ = ["SLICE", "Gate", "Lease", "Occupation", "Waiter"]
 
 SLICE = 32
 """Requests that are handed over in one turn of the reactor.  Each costs 0.1 to 0.3 ms, so that thousands who
@@ -69,6 +69,20 @@ class Lease:
         if not self._released:
             self._released = True
             self._gate._release(self, suspicious)
+
+
+@define(eq=False)
+class Occupation:
+    """One exchange with a backend that another process carries; released once, through this object."""
+
+    _gate: Gate
+    _released: bool = False
+
+    def release(self) -> None:
+        """It is over."""
+        if not self._released:
+            self._released = True
+            self._gate._one_less()
 
 
 class Gate:
@@ -153,6 +167,11 @@ class Gate:
         waiter.admitted(lease)
         return True
 
+    def occupy(self) -> Occupation:
+        """Count one more in flight, whatever state the backend is in: somebody else has brought it there."""
+        self.admission.in_flight += 1
+        return Occupation(self)
+
     def advance(self) -> None:
         """Hand over as many as there is room for, in order and in slices."""
         # One that is over at once makes room in the middle of this; the loop goes on with that by itself.
@@ -213,10 +232,13 @@ class Gate:
     def _release(self, lease: Lease, suspicious: bool) -> None:
         self._leases.discard(lease)
         if lease.counted:
-            self.admission.release()
-            self.used_at = self._clock.seconds()
-            self.advance()
-            if not self.busy:
-                self._drained()
+            self._one_less()
         if suspicious:
             self._suspected()
+
+    def _one_less(self) -> None:
+        self.admission.release()
+        self.used_at = self._clock.seconds()
+        self.advance()
+        if not self.busy:
+            self._drained()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 from twisted.internet.defer import Deferred
 
 from llmproxy.backend.admission import Admission
@@ -16,12 +18,26 @@ from llmproxy.backend.surroundings import Surroundings
 from llmproxy.backend.wishes import Wishes
 from llmproxy.config.model import BackendSpec
 from llmproxy.engines.needs import Needs
+from llmproxy.http.headers import Fields
 from llmproxy.runtimes.interface import Address, Instance, IRuntime
 
-__all__ = ["Makeup"]
+__all__ = ["HandsOn", "Makeup"]
 
 LATEST = 600.0
 """Seconds after which a client is to try again at most: nobody knows what will be in an hour."""
+
+
+class HandsOn(Protocol):
+    """How a request is told to another process of the proxy, which has it answered."""
+
+    def head(self, request: Any, target: bytes, length: int | None, upgrade: bytes | None) -> bytes:
+        """The head of the request.
+
+        :param target: path and query for the backend.
+        """
+
+    def lines(self, fields: Fields) -> bytes:
+        """What that process says of its own in the head of an answer."""
 
 
 class Makeup:
@@ -29,6 +45,7 @@ class Makeup:
 
     :ivar spec: what the operator asked for.
     :ivar wishes: what is wanted of it beside requests.
+    :ivar hands_on: it is no backend, but stands for one that is another process's.
     """
 
     spec: BackendSpec
@@ -40,6 +57,7 @@ class Makeup:
     identity: Identity
     wishes: Wishes
     since: float
+    hands_on: HandsOn | None = None
     _engine: Engine
     _present: Present
     _startup: Startup

@@ -81,6 +81,7 @@ class Fleet:
     :ivar learned: what was measured of starts, sleeps and stops.
     :ivar history: what happened, for advice.
     :ivar scheduler: decides which backends run.
+    :ivar heir: what those go to who have waited for a backend of that route that is there no more.
     """
 
     _log = Logger()
@@ -110,6 +111,7 @@ class Fleet:
             self.history,
             host_memory=host_memory,
         )
+        self.heir: Callable[[str], Backend | None] = self.route
         self._clock = clock
         self._runtimes = runtimes
         self._names: dict[str, Backend] | None = None
@@ -202,6 +204,37 @@ class Fleet:
 
     def _by_name(self) -> dict[str, Backend]:
         return {**self.backends, **self._retired} if self._retired else self.backends
+
+    @property
+    def changing(self) -> list[str]:
+        """Backends of which something has been begun that cannot be left to another process."""
+        names = [backend.name for backend in self._all() if backend.changing]
+        return names or (["a start that waits for memory"] if self.scheduler.settling else [])
+
+    def hand_over(self, heir: Callable[[str], Backend | None]) -> None:
+        """Another process decides from now on; what is in flight goes on here.
+
+        :param heir: what stands here for a backend there.
+        """
+        self.scheduler.close()
+        # At the end of this process they go on.
+        self.config = evolve(self.config, stop_backends_on_exit=False)
+        self.heir = heir
+        for backend in self._all():
+            backend.hand_over()
+
+    def occupied(self) -> dict[str, int]:
+        """How many requests are in flight, by route."""
+        counts: dict[str, int] = {}
+        for backend in self._all():
+            if backend.admission.in_flight:
+                counts[backend.name] = counts.get(backend.name, 0) + backend.admission.in_flight
+        return counts
+
+    def cut(self, reason: str) -> None:
+        """Break off what is in flight."""
+        for backend in self._all():
+            backend.cut(reason)
 
     def close(self) -> Deferred[None]:
         """End: stop the backends when so configured, then let go of everything else."""

@@ -59,6 +59,7 @@ class Scheduler:
     :param changed: called when leases changed.
     :param host_memory: bytes of host memory for sleepers when the operator says nothing.
     :ivar sound: its last look has come to its end.
+    :ivar frozen: it decides nothing for now: another process does, or is about to.
     """
 
     _log = Logger()
@@ -80,6 +81,7 @@ class Scheduler:
         self.settle: Settle = lambda enough, bound: settle(clock, self.meter, enough, bound)
         self.leases_changed: Callable[[], None] = lambda: None
         self.sound = True
+        self.frozen = False
         self._clock = clock
         self._backends = backends
         self._record = record
@@ -155,6 +157,8 @@ class Scheduler:
         if self._looking:
             self._again = True
             return
+        if self.frozen:
+            return
         self._looking = True
         try:
             self._expire()
@@ -171,6 +175,16 @@ class Scheduler:
             self._look_later(self._clock.seconds() + TRY_AGAIN, self._clock.seconds())
         finally:
             self._looking = False
+
+    def thaw(self) -> None:
+        """Decide again, beginning with what was left undone."""
+        self.frozen = False
+        self.soon()
+
+    @property
+    def settling(self) -> bool:
+        """A start has been decided on, and waits for its memory."""
+        return bool(self._settling)
 
     def close(self) -> None:
         """Decide nothing any more."""

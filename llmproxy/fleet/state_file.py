@@ -92,12 +92,16 @@ class StateFile:
         if self._due is None and not self._closed:
             self._due = self._clock.callLater(self.gather, self._write)
 
-    def close(self) -> None:
-        """Write what is not written yet, and nothing afterwards."""
-        self._closed = True
+    def flush(self) -> None:
+        """Write what is not written yet."""
         if self._due is not None:
             self._due.cancel()
             self._write()
+
+    def close(self) -> None:
+        """Write what is not written yet, and nothing afterwards."""
+        self._closed = True
+        self.flush()
 
     def _write(self) -> None:
         self._due = None

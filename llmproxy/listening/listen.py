@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
@@ -14,22 +14,25 @@ from llmproxy.listening.endpoints import TlsEndpoint, read_tls, with_backlog
 
 if TYPE_CHECKING:
     from llmproxy.listening.serving import Certificates
+    from llmproxy.upgrade.inherited import Inherited
     from llmproxy.web.site import ProxySite
 
 __all__ = ["check", "listen"]
 
 
-def check(reactor: Any, description: str, *, files: bool = True) -> None:
+def check(reactor: Any, description: str, *, files: bool = True, has: Container[str] = ()) -> None:
     """See whether an endpoint can be used; nothing is bound.
 
     :param files: look at its certificate and key, too.
+    :param has: endpoints whose sockets are there already.
     :raises llmproxy.errors.ConfigError: it cannot.
     """
     try:
         tls = read_tls(description)
         if tls is None:
             # It only parses; inherited sockets are looked at.
-            serverFromString(reactor, description)
+            if description not in has:
+                serverFromString(reactor, description)
             return
     except (ValueError, TypeError, LookupError, OSError) as cause:
         raise ConfigError(
@@ -43,27 +46,47 @@ def check(reactor: Any, description: str, *, files: bool = True) -> None:
 
 
 def listen(
-    reactor: Any, description: str, site: ProxySite, certificates: Callable[[], Certificates]
+    reactor: Any,
+    description: str,
+    site: ProxySite,
+    certificates: Callable[[], Certificates],
+    inherited: Inherited | None = None,
 ) -> Deferred[IListeningPort]:
     """Let clients in.
 
     :param certificates: those that are served, made when there is the first.
+    :param inherited: sockets that another process has listened on.
     :raises llmproxy.errors.ConfigError: the certificate cannot be served.
     """
     tls = read_tls(description)
+    endpoint = None if inherited is None else inherited.endpoint(reactor, description)
     if tls is not None:
-        return _listen_tls(reactor, tls, site, certificates())
+        return _listen_tls(reactor, tls, site, certificates(), endpoint)
     factory: Any = site
     if description.startswith("haproxy:"):
         from llmproxy.listening.arriving import Reception
 
         factory = Reception(site)
-    done: Deferred[IListeningPort] = serverFromString(reactor, with_backlog(description)).listen(factory)
+    if endpoint is None:
+        endpoint = serverFromString(reactor, with_backlog(description))
+    elif description.startswith("haproxy:"):
+        endpoint = _proxied(endpoint)
+    done: Deferred[IListeningPort] = endpoint.listen(factory)
     return done
 
 
+def _proxied(endpoint: IStreamServerEndpoint) -> IStreamServerEndpoint:
+    from twisted.protocols.haproxy import proxyEndpoint
+
+    return proxyEndpoint(endpoint)
+
+
 def _listen_tls(
-    reactor: Any, tls: TlsEndpoint, site: ProxySite, certificates: Certificates
+    reactor: Any,
+    tls: TlsEndpoint,
+    site: ProxySite,
+    certificates: Certificates,
+    endpoint: IStreamServerEndpoint | None,
 ) -> Deferred[IListeningPort]:
     from twisted.protocols.tls import TLSMemoryBIOFactory
 
@@ -71,14 +94,13 @@ def _listen_tls(
 
     served = certificates.serve(tls)
     factory: Any = TLSMemoryBIOFactory(served, False, Reception(site), reactor)
-    endpoint: IStreamServerEndpoint
-    if ":" in tls.interface:
+    if endpoint is not None:
+        pass
+    elif ":" in tls.interface:
         endpoint = TCP6ServerEndpoint(reactor, tls.port, tls.backlog, tls.interface)
     else:
         endpoint = TCP4ServerEndpoint(reactor, tls.port, tls.backlog, tls.interface)
     if tls.proxied:
-        from twisted.protocols.haproxy import proxyEndpoint
-
-        endpoint = proxyEndpoint(endpoint)
+        endpoint = _proxied(endpoint)
     done: Deferred[IListeningPort] = endpoint.listen(factory)
     return done

@@ -140,12 +140,15 @@ class ProcessRuntime:
     ``<state_dir>/processes/<route>.json``.
 
     :ivar secret_names: environment variables that hold keys of clients, and are not passed on.
+    :ivar spared: fires when a child of that route which is not wanted any more may be ended: another proxy
+        may still have requests there.
     """
 
     _reactor: ProcessReactor
     state_dir: str
     _backend_key: str | None = field(default=None, kw_only=True, repr=False)
     _secret_names: frozenset[str] = field(default=frozenset(), kw_only=True)
+    spared: Callable[[str], Deferred[None]] = field(default=lambda route: succeed(None), kw_only=True)
     _records: Records = field(init=False)
     _runs: dict[str, _Run] = field(factory=dict, init=False)
     _tellers: dict[str, Teller] = field(factory=dict, init=False)
@@ -250,6 +253,9 @@ class ProcessRuntime:
         return gatherResults(ends, consumeErrors=True).addCallback(lambda _: None)
 
     def _end(self, route: str, record: Record) -> Deferred[None]:
+        return self.spared(route).addCallback(lambda _: self._end_now(route, record))
+
+    def _end_now(self, route: str, record: Record) -> Deferred[None]:
         if record.boot != boot_id():
             self._records.forget(route, record.run)
             return succeed(None)

@@ -126,6 +126,18 @@ class Book:
         store = self._opened()
         return self._lane.run(lambda: question(store))
 
+    # -- another process takes its place ------------------------------------------------------------
+
+    def leave_off(self) -> None:
+        """Another process charges GPU time from now on; requests are still written down."""
+        self._share_out()
+        self._occupancy = Occupancy()
+        self.flush()
+
+    def skip(self) -> None:
+        """Another process has charged GPU time up to now."""
+        self._occupancy.told(self._clock.seconds())
+
     # -- writing ------------------------------------------------------------------------------------
 
     def flush(self) -> None:

@@ -134,13 +134,17 @@ class Exchange:
         if site.tracer is not None:
             site.tracer.held(self._request, self.backend.name)
         spec, hints = self.backend.spec, self._hints
+        # Before this one, another process or a backend of an earlier configuration may have held it.
+        waited = self._clock.seconds() - self._request.arrived
         limit = hints.longest(spec.max_wait)
         if limit is not None:
-            self._timers["max_wait"] = self._clock.callLater(limit, self._waited_too_long)
+            left = max(0.0, limit - waited)
+            self._timers["max_wait"] = self._clock.callLater(left, self._waited_too_long)
         if hints.no_start or not self._request.key.may_start:
             self._timers["no_start"] = Staying(self._fleet, self, self.backend)
         if self._wants_stream():
-            self._timers["heartbeat"] = self._clock.callLater(spec.heartbeat_after, self._heartbeat)
+            first = max(0.0, spec.heartbeat_after - waited)
+            self._timers["heartbeat"] = self._clock.callLater(first, self._heartbeat)
 
     def _wants_stream(self) -> bool:
         request = self._request
@@ -211,7 +215,7 @@ class Exchange:
     def handed_on(self, route: str | None) -> None:
         """See :class:`~llmproxy.backend.gate.Waiter`."""
         self._hold_over()
-        backend = None if route is None else self._fleet.route(route)
+        backend = None if route is None else self._fleet.heir(route)
         if backend is None:
             known = [name for name in self._fleet.backends if may_use(self._request.key, name)]
             self._fail(route_not_found(self.backend.name, known), "refused")
@@ -261,6 +265,9 @@ class Exchange:
 
     def _request_head(self) -> bytes:
         assert self._lease is not None
+        hands_on = self.backend.hands_on
+        if hands_on is not None:
+            return hands_on.head(self._request, self._target, self._length, self._upgrade)
         request, spec, address = self._request, self.backend.spec, self._lease.address
         origin = request.channel.origin
         host = authority(address.host, address.port, 443 if address.tls else 80)
@@ -284,6 +291,9 @@ class Exchange:
     # -- ResponseHandler: what the backend answers --------------------------------------------------
 
     def _own_lines(self) -> bytes:
+        hands_on = self.backend.hands_on
+        if hands_on is not None and self._head is not None:
+            return hands_on.lines(self._head.fields)
         held = self._clock.seconds() - self._request.arrived if self._held else self._hold_seconds
         own = b"X-LLMProxy-Backend: %b\r\nX-LLMProxy-Cold-Start: %.3f\r\nX-Request-ID: %b\r\n" % (
             self.backend.name.encode("utf-8"),

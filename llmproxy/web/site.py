@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,7 @@ class ProxySite(Site):
     :ivar trusted: proxies that are believed whose requests they pass on; :ivar hosts: the proxy's own names.
     :ivar tracer: follows requests; None: nobody does.
     :ivar book: what the models were used for; None: nobody keeps it.
+    :ivar upgrade: has another process take this one's place; None: that cannot be.
     """
 
     noisy = False
@@ -94,6 +95,7 @@ class ProxySite(Site):
         self.trusted = TrustedProxies()
         self.hosts = Hosts()
         self.book: Book | None = None
+        self.upgrade: Callable[[], Deferred[dict[str, Any]]] | None = None
         self._look: IDelayedCall | None = None
 
     def use_keys(self, configured: Sequence[Key] | None = None, given: Sequence[Key] | None = None) -> None:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2] / "llmproxy"
 
 # From the ground up; a module imports from its own floor and from those below it.
 FLOORS = (
-    ("errors", "__init__", "files", "garbage", "reactors", "words"),
+    ("errors", "__init__", "files", "garbage", "reactors", "systemd", "words"),
     ("engines", "http"),
     ("config",),
     ("keys",),
@@ -22,9 +22,10 @@ FLOORS = (
     ("fleet",),
     ("usage",),
     ("web",),
-    ("listening",),
+    ("listening", "upgrade.inherited"),
     ("observe",),
     ("service",),
+    ("upgrade",),
     ("doctor",),
     ("importing", "seeding"),
     ("cli", "demo", "tap"),
@@ -68,6 +69,7 @@ PURE = (
     "fleet.crowd",
     "fleet.names",
     "fleet.telling",
+    "upgrade.handed",
     "usage.ledger",
     "usage.occupancy",
     "usage.rates",

@@ -1,0 +1,192 @@
+"""In the old process: requests that are handed over go to the new one as if that were their backend."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from attrs import define, evolve
+from twisted.internet.defer import Deferred, execute
+from twisted.internet.protocol import Factory
+from twisted.web.resource import Resource
+
+from llmproxy.backend.progress import Forecast
+from llmproxy.config.model import BackendSpec
+from llmproxy.http.headers import Fields
+from llmproxy.relay.upstream import UpstreamConnection
+from llmproxy.runtimes.interface import Address
+from llmproxy.upgrade.handed import Handed, handed_head, own_lines
+from llmproxy.web.auth import NOBODY
+from llmproxy.web.exchange import Exchange
+from llmproxy.web.resource import ProxyResource
+
+if TYPE_CHECKING:
+    from llmproxy.backend.backend import Backend
+    from llmproxy.backend.gate import Lease, Waiter
+    from llmproxy.fleet.fleet import Fleet
+    from llmproxy.upgrade.line import Line
+    from llmproxy.web.request import ProxyRequest
+
+__all__ = ["Heir", "HeirResource", "Passages", "connect_by", "heirs"]
+
+_FACTORY = Factory.forProtocol(UpstreamConnection)
+_FACTORY.noisy = False
+
+Connect = Callable[[], Deferred[UpstreamConnection]]
+
+
+def connect_by(reactor: Any, line: Line) -> Connect:
+    """Makes connections to the new process: a pair of sockets each, of which it gets one."""
+
+    def make() -> UpstreamConnection:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.setblocking(False)
+            ours.setblocking(False)
+            line.say("relay", theirs.fileno())
+            transport = reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, _FACTORY)
+        connection: UpstreamConnection = transport.protocol
+        return connection
+
+    return lambda: execute(make)
+
+
+class Passages:
+    """Connections to the new process, one for each request; has the place of a connection pool.
+
+    :ivar open: how many requests are there at present.
+    """
+
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
+        self.open = 0
+
+    def kept(self) -> None:
+        """None is kept."""
+
+    def connect(self) -> Deferred[UpstreamConnection]:
+        """See :meth:`llmproxy.relay.pool.ConnectionPool.connect`."""
+
+        def connected(connection: UpstreamConnection) -> UpstreamConnection:
+            connection.on_idle = lambda one: one.abort()
+            return connection
+
+        return self._connect().addCallback(connected)
+
+
+_NOWHERE = Address("", 0, "handed")
+
+
+@define(eq=False)
+class _Passage:
+    """Has the place of a :class:`~llmproxy.backend.gate.Lease`."""
+
+    pool: Passages
+    address: Address = _NOWHERE
+    counted: bool = False
+    _released: bool = False
+
+    def release(self, *, suspicious: bool = False) -> None:
+        """The exchange is over."""
+        if not self._released:
+            self._released = True
+            self.pool.open -= 1
+
+
+@define(eq=False)
+class Heir:
+    """Has the place of a :class:`~llmproxy.backend.backend.Backend` for exchanges that are handed over.
+
+    :ivar prefix: what is put before their paths: the route, for those whose backend is known.
+    """
+
+    spec: BackendSpec
+    prefix: bytes
+    passages: Passages
+    state: str = "ready"
+
+    @property
+    def name(self) -> str:
+        """The route, for errors."""
+        return self.spec.route
+
+    @property
+    def hands_on(self) -> Heir:
+        """See :class:`~llmproxy.backend.makeup.HandsOn`."""
+        return self
+
+    def lines(self, fields: Fields) -> bytes:
+        """See :class:`~llmproxy.backend.makeup.HandsOn`."""
+        return own_lines(fields)
+
+    def head(self, request: ProxyRequest, target: bytes, length: int | None, upgrade: bytes | None) -> bytes:
+        """The head of the request for the new process, which also writes down what becomes of it."""
+        request.entry = None
+        key = None if request.key is NOBODY else request.key.name
+        return handed_head(
+            request.method,
+            self.prefix + target,
+            request.fields,
+            Handed(request.channel.origin, request.arrived, key),
+            request_id=request.request_id,
+            length=length,
+            upgrade=upgrade,
+        )
+
+    def enter(self, waiter: Waiter) -> bool:
+        """Hand it over at once."""
+        self.passages.open += 1
+        # It is to the exchange what a lease is.
+        waiter.admitted(cast("Lease", _Passage(self.passages)))
+        return False
+
+    def leave(self, waiter: Waiter) -> None:
+        """Nobody waits here."""
+
+    def keep(self, seconds: float) -> None:
+        """The new process is told by the request itself."""
+
+    def retry_after(self, otherwise: float) -> float:
+        """Nothing is known here."""
+        return otherwise
+
+    def forecast(self) -> Forecast:
+        """Nothing is known here."""
+        return Forecast()
+
+
+def heirs(fleet: Fleet, passages: Passages) -> Callable[[str], Backend | None]:
+    """What stands for the backend of a route from now on."""
+
+    def heir(route: str) -> Backend | None:
+        backend = fleet.route(route)
+        if backend is None:
+            return None
+        prefix = b"/" + backend.name.encode("utf-8")
+        return cast("Backend", Heir(evolve(backend.spec, auth="passthrough"), prefix, passages))
+
+    return heir
+
+
+class HeirResource(Resource):
+    """The root of the tree from now on: whatever still comes on an old connection is the new process's."""
+
+    def __init__(self, fleet: Fleet, passages: Passages) -> None:
+        super().__init__()
+        self._all = _HandOver(fleet, cast("Backend", Heir(BackendSpec(route="-"), b"", passages)))
+
+    def getChild(self, path: bytes, request: Any) -> Resource:
+        """The same for all paths."""
+        return self._all
+
+
+class _HandOver(ProxyResource):
+    def __init__(self, fleet: Fleet, heir: Backend) -> None:
+        super().__init__()
+        self._fleet = fleet
+        self._heir = heir
+
+    def serve(self, request: ProxyRequest) -> None:
+        """Hand it over as it is."""
+        Exchange(request, self._fleet, self._heir, request.uri).begin()

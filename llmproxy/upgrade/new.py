@@ -1,0 +1,176 @@
+"""In the new process: takes the place of the one that has started it.
+
+It first sees what runs, and decides nothing: the old process still does.  At that one's word it reads what
+was written down, counts what the old one still carries, and serves.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from llmproxy import __version__
+from llmproxy.fleet.keeping import recall
+from llmproxy.upgrade.line import Line
+from llmproxy.upgrade.marks import Marks
+from llmproxy.upgrade.relayed import relayed
+
+if TYPE_CHECKING:
+    from llmproxy.fleet.fleet import Fleet
+    from llmproxy.fleet.state_file import StateFile
+    from llmproxy.service import ProxyService
+    from llmproxy.upgrade.inherited import Inherited
+    from llmproxy.usage.book import Book
+    from llmproxy.web.site import ProxySite
+
+__all__ = ["Successor", "refuse"]
+
+SEE = 2.0
+"""Seconds that what runs has to show that it is healthy, before the new process takes over all the same."""
+
+LOOK = 0.01
+"""Seconds between looks at that."""
+
+
+def refuse(inherited: Inherited, why: str) -> None:
+    """Tell the old process why this one cannot take its place, before there is a reactor."""
+    import json
+    from contextlib import suppress
+
+    with suppress(OSError), socket.socket(fileno=os.dup(inherited.line)) as end:
+        end.send(json.dumps({"say": "failed", "why": why}).encode("ascii"))
+
+
+class Successor:
+    """Takes over.
+
+    :param served: called when it has.
+    :param alone: called when the old process is gone.
+    :param stop: ends this process, which nobody needs.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        fleet: Fleet,
+        site: ProxySite,
+        service: ProxyService,
+        state: StateFile,
+        book: Book,
+        inherited: Inherited,
+        *,
+        served: Callable[[], None],
+        alone: Callable[[], None],
+        stop: Callable[[], None],
+    ) -> None:
+        self.marks = Marks(fleet)
+        self._reactor = reactor
+        self._fleet = fleet
+        self._site = site
+        self._service = service
+        self._state = state
+        self._book = book
+        self._inherited = inherited
+        self._served, self._alone, self._stop = served, alone, stop
+        self._serves = False
+        self._channels = relayed(site, fleet)
+        fleet.scheduler.frozen = True
+        service.inherited = inherited
+        service.begun.append(self._see)
+        service.ending.append(self._ends)
+        self._line = Line(reactor, socket.socket(fileno=inherited.line), self._heard, self._lost)
+
+    def refuse(self, why: str) -> None:
+        """This process cannot take over."""
+        if not self._serves:
+            self._say("failed", why=why)
+
+    def _say(self, what: str, **more: Any) -> None:
+        try:
+            self._line.say(what, **more)
+        except OSError:
+            self._log.info("the process before this one is gone")
+
+    def _see(self) -> None:
+        """Wait until what runs has shown how it is."""
+        until = self._reactor.seconds() + SEE
+
+        def look() -> None:
+            if (
+                any(one.state == "starting" for one in self._fleet.backends.values())
+                and self._reactor.seconds() < until
+            ):
+                return
+            looking.stop()
+            self._inherited.close_others()
+            self._say("prepared", pid=os.getpid(), version=__version__)
+
+        looking = LoopingCall(look)
+        looking.clock = self._reactor
+        looking.start(LOOK)
+
+    # -- what the old process says ------------------------------------------------------------------
+
+    def _heard(self, message: dict[str, Any], fd: int | None) -> None:
+        what = message["say"]
+        if what == "go":
+            self._go(message)
+        elif what == "occupied":
+            self.marks.set(message["occupied"])
+        elif fd is not None:
+            family, factory = message.get("family", int(socket.AF_UNIX)), self._channels
+            try:
+                self._reactor.adoptStreamConnection(fd, family, factory if what == "relay" else self._site)
+            except OSError as cause:
+                # Its client has left in between.
+                self._log.debug("a connection is gone: {cause}", cause=cause)
+            finally:
+                os.close(fd)
+
+    def _go(self, message: dict[str, Any]) -> None:
+        fleet, site, now = self._fleet, self._site, self._reactor.seconds()
+        self._serves = True
+        recall(fleet, self._state, now)
+        if site.key_file is not None:
+            site.use_keys(given=site.key_file.read())
+        self._book.skip()
+        self.marks.set(message["occupied"])
+        states = message["states"]
+        for backend in fleet.backends.values():
+            if {backend.state, states.get(backend.name)} == {"ready", "sleeping"}:
+                backend.look_again("the process before this one has changed it")
+            if backend.spec.runtime == "process" and backend.state in ("absent", "failed"):
+                # It may have been started since; nothing else tells.
+                backend.watch().addErrback(lambda failure: self._log.failure("looking again", failure))
+        fleet.scheduler.thaw()
+        self._service.resume()
+        self._say("serving")
+        self._served()
+        for name in message["wanted"]:
+            wanted = fleet.route(name)
+            if wanted is not None:
+                wanted.demand()
+        for name, cause in message["stops"].items():
+            stopped = fleet.route(name)
+            if stopped is not None:
+                stopped.stop_wanted(cause)
+
+    def _lost(self) -> None:
+        if not self._serves:
+            self._log.error("the process before this one is gone, and has not given its place away")
+            self._stop()
+            return
+        self.marks.set({})
+        self._alone()
+
+    def _ends(self) -> None:
+        if self._serves:
+            # What it still carries has as long as what is carried here.
+            self._say("end")

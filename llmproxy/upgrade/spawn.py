@@ -1,0 +1,125 @@
+"""Starts the new process: the same command line, and whatever code is installed by now."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from twisted.internet.error import ProcessTerminated
+from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
+
+from llmproxy.upgrade.inherited import VARIABLE, told_of
+
+__all__ = ["Child", "command_line", "no_upgrade", "start"]
+
+_NOT_PASSED = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_PID")
+"""What is about the process that it was said to."""
+
+
+def command_line(words: Sequence[str]) -> list[str]:
+    """The command line of the new process.
+
+    :param words: the present one, the interpreter's own included.
+    :raises ValueError: it is not twistd's.
+    """
+    if "llmproxy" not in words:
+        raise ValueError("it was not started by twistd")
+    # What is said last counts; twistd ends when it finds the file of another one's process id.
+    at = list(words).index("llmproxy")
+    return [sys.executable, *words[1:at], "--nodaemon", "--pidfile=", *words[at:]]
+
+
+def no_upgrade(
+    twistd: Mapping[str, Any],
+    environ: Mapping[str, str],
+    words: Sequence[str],
+    pid: int,
+    parent: int,
+    first: Callable[[], str],
+) -> str | None:
+    """Why this process cannot give its place to another one; None: it can.
+
+    :param twistd: its options.
+    :param first: tells the name of the process with the number 1.
+    """
+    if not twistd.get("nodaemon"):
+        return "it was started as a daemon; start it by twistd -n, as deploy/systemd does"
+    try:
+        command_line(words)
+    except ValueError as cause:
+        return str(cause)
+    watched = environ.get("NOTIFY_SOCKET", "")
+    if not watched and environ.get("SYSTEMD_EXEC_PID") == str(pid):
+        return "systemd would take the end of this process for the end of the service; use Type=notify"
+    if not watched and (pid == 1 or (parent == 1 and first() not in ("systemd", "init"))):
+        return (
+            "this container ends with this very process; recreate it: docker compose up -d launcher"
+            " (who waits is told to come back, and new connections wait)"
+        )
+    return None
+
+
+def first_process() -> str:
+    """The name of the process with the number 1."""
+    try:
+        with open("/proc/1/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return "init"
+
+
+class Child(ProcessProtocol):
+    """Hears of its end.
+
+    :param ended: called with what it ended with, in words.
+    """
+
+    def __init__(self, ended: Callable[[str], None]) -> None:
+        self._ended = ended
+        self.alive = True
+
+    def processEnded(self, reason: Failure) -> None:
+        """See :class:`twisted.internet.protocol.ProcessProtocol`."""
+        self.alive = False
+        error = reason.value
+        how = "status 0"
+        if isinstance(error, ProcessTerminated):
+            how = f"signal {error.signal}" if error.signal is not None else f"status {error.exitCode}"
+        self._ended(how)
+
+    def end(self, number: str) -> None:
+        """Send it a signal."""
+        if self.alive and self.transport is not None:
+            self.transport.signalProcess(number)
+
+
+def start(
+    reactor: Any,
+    words: Sequence[str],
+    folder: str,
+    line: int,
+    sockets: Mapping[str, int],
+    ended: Callable[[str], None],
+) -> Child:
+    """Start it.
+
+    :param words: the present command line.
+    :param folder: where the present process was started.
+    :param line: descriptor of its end of the line.
+    :param sockets: descriptors of what listens, by endpoint.
+    :raises OSError: it cannot be started.
+    """
+    child = Child(ended)
+    mapping = {0: 0, 1: 1, 2: 2, 3: line}
+    told: dict[str, int] = {}
+    for number, (description, fd) in enumerate(sockets.items(), 4):
+        mapping[number] = fd
+        told[description] = number
+    environment = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED}
+    environment[VARIABLE] = told_of(3, told)
+    command = command_line(words)
+    reactor.spawnProcess(child, command[0], command, environment, folder, childFDs=mapping)
+    return child
