@@ -14,6 +14,7 @@ from attrs import evolve, frozen
 __all__ = [
     "ConfigError",
     "Refusal",
+    "UpgradeFailed",
     "backend_died",
     "backend_start_failed",
     "backend_start_timeout",
@@ -33,6 +34,10 @@ __all__ = [
     "runtime_unavailable",
     "shutting_down",
 ]
+
+
+class UpgradeFailed(Exception):
+    """Why another process has not taken the place of this one, which goes on."""
 
 
 class ConfigError(Exception):

@@ -24,7 +24,7 @@ from llmproxy.config.loader import Loader
 from llmproxy.config.model import Config, digest_of
 from llmproxy.config.resolve import CommandLine
 from llmproxy.engines.redaction import redact, secret_values
-from llmproxy.errors import ConfigError
+from llmproxy.errors import ConfigError, UpgradeFailed
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.keeping import remember
 from llmproxy.garbage import tune_collector
@@ -314,7 +314,7 @@ class _Assembly:
             self._process.spared = self._succeeds.marks.spared
 
         def upgrade() -> Deferred[dict[str, Any]]:
-            from llmproxy.upgrade.old import Parts, UpgradeFailed, Upgrader
+            from llmproxy.upgrade.old import Parts, Upgrader
             from llmproxy.upgrade.spawn import first_process, no_upgrade
 
             why = no_upgrade(

@@ -223,6 +223,10 @@ class Api:
 
     # -- asking -------------------------------------------------------------------------------------
 
+    def upgrade(self) -> dict[str, Any]:
+        """Have another process take the proxy's place."""
+        return self._json("POST", "/api/upgrade", forever=True)
+
     def _list(self, path: str, name: str) -> list[dict[str, Any]]:
         found = self._json("GET", path).get(name)
         return list(found) if isinstance(found, list) else []

@@ -75,6 +75,10 @@ _SECTIONS = {
             "Make llmproxy.yaml from another program's configuration",
             "import_group",
         ),
+        "upgrade": Later(
+            "llmproxy.cli.upgrade_command",
+            "Have what is installed by now take over, and lose no request",
+        ),
         "completion": Later(
             "llmproxy.cli.completion", "Print what makes a shell complete commands and backends"
         ),

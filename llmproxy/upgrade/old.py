@@ -22,6 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llmproxy import __version__
+from llmproxy.errors import UpgradeFailed
 from llmproxy.reactors.writing import unsent
 from llmproxy.upgrade.heir import HeirResource, Passages, connect_by, heirs
 from llmproxy.upgrade.line import Line, pair
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from llmproxy.usage.book import Book
     from llmproxy.web.site import ProxySite
 
-__all__ = ["Parts", "UpgradeFailed", "Upgrader"]
+__all__ = ["Bow", "Parts", "Upgrader"]
 
 PREPARE = 90.0
 """Seconds that the new process has until it is prepared: Python starts, and the labels of containers and what
@@ -51,10 +52,6 @@ TAKE_OVER = 20.0
 
 LOOK = 0.02
 """Seconds between looks at what is left to do."""
-
-
-class UpgradeFailed(Exception):
-    """Why another process has not taken the place of this one, which goes on."""
 
 
 @define(eq=False)

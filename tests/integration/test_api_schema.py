@@ -32,6 +32,11 @@ positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 503]
 include-operation-id = ["takeLease", "sumUsage"]
 checks.positive_data_acceptance.enabled = false
 
+# Another process would take the place of the one that the test has started.
+[[operations]]
+include-operation-id = "upgrade"
+enabled = false
+
 # Here they are asked for what ends alone.
 [[operations]]
 include-operation-id = ["followEvents", "readLogs"]

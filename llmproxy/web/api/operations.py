@@ -19,6 +19,7 @@ from llmproxy.web.api.leases import end_lease, show_lease, show_leases, take_lea
 from llmproxy.web.api.prometheus import show_targets
 from llmproxy.web.api.requests import rates, show_requests, show_usage
 from llmproxy.web.api.scheduling import show_advice, show_gpus, show_plan, show_why
+from llmproxy.web.api.upgrade import upgrade
 from llmproxy.web.api.views import backend_view
 from llmproxy.web.resource import answer_json
 
@@ -121,6 +122,7 @@ OPERATIONS = (
     Operation("POST", "/keys", add_key, body=True),
     Operation("POST", "/keys/{key}/rotate", rotate_key, ("overlap",)),
     Operation("DELETE", "/keys/{key}", revoke_key),
+    Operation("POST", "/upgrade", upgrade),
     Operation("GET", "/openapi.json", lambda ask: show_document(ask.request)),
 )
 """All of them, in the order in which their users meet them."""
