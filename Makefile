@@ -66,7 +66,7 @@ sbom: $(STAMPS)/run $(STAMPS)/supply ## write build/sbom.cdx.json, a bill of mat
 	    --output-file build/sbom.cdx.json requirements/runtime.lock && echo "Wrote build/sbom.cdx.json."
 
 wheelhouse: $(STAMPS)/run ## download what the image needs, for a build with no network (IMAGE_PYTHON=3.13)
-	for each in build runtime $(EXTRAS); do \
+	for each in build runtime http2 $(EXTRAS); do \
 	    $(PY) -m pip download --quiet --disable-pip-version-check --dest deploy/wheelhouse --only-binary=:all: \
 	    --implementation cp --python-version $(or $(IMAGE_PYTHON),3.13) \
 	    $(foreach glibc,2014 _2_17 _2_28 _2_34,--platform manylinux$(glibc)_$(shell uname -m)) \
@@ -123,7 +123,9 @@ $(STAMPS)/docs: setup.cfg pyproject.toml | $(PY)
 
 $(STAMPS)/supply: setup.cfg pyproject.toml | $(PY)
 	@echo "Installing what locks and audits llmproxy's dependencies into $(VENV) ..." >&2
-	@$(INSTALL) -e '.[supply]'
+	@[ -z "$(LOCKED)" ] || $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes \
+	    -r requirements/supply.lock
+	@[ -n "$(LOCKED)" ] || $(INSTALL) -e '.[supply]'
 	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/run
 
 $(STAMPS)/bench: setup.cfg pyproject.toml | $(PY)

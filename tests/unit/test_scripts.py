@@ -246,21 +246,3 @@ def test_an_env_with_a_key_is_kept(tmp_path: Path) -> None:
     """An .env with a key is never changed."""
     (tmp_path / ".env").write_text("VLLM_API_KEY=mine-and-long-enough\n")
     assert make_env(tmp_path) == "VLLM_API_KEY=mine-and-long-enough\n"
-
-
-def test_what_an_image_needs_is_told() -> None:
-    """What always is needed, and beside it the extras that are named."""
-
-    def needed(*extras: str) -> list[str]:
-        script = [sys.executable, str(ROOT / "scripts" / "requirements.py"), *extras]
-        told = subprocess.run(script, capture_output=True, text=True, timeout=60, check=True).stdout
-        return [line.partition(">")[0] for line in told.splitlines()]
-
-    always = needed()
-    assert "Twisted[tls]" in always
-    assert needed("otel", "nvml") == [
-        *always,
-        "opentelemetry-exporter-otlp-proto-http",
-        "opentelemetry-sdk",
-        "nvidia-ml-py",
-    ]
