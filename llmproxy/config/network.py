@@ -8,7 +8,7 @@ from typing import Any
 from llmproxy.http.forwarded import TrustedProxies
 from llmproxy.http.hosts import HOST_PATTERN
 
-__all__ = ["HOST_PATTERN", "PROXY_PATTERN", "hosts", "trusted_proxies"]
+__all__ = ["HOST_PATTERN", "PROXY_PATTERN", "commas", "hosts", "trusted_proxies"]
 
 _BYTE = r"(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
 
@@ -42,6 +42,11 @@ def hosts(value: Any) -> tuple[str, ...]:
         value, HOST_PATTERN, "a list of names without a port, such as llm.example.com, *.example.com or *"
     )
     return tuple(word.lower() for word in words)
+
+
+def commas(text: str) -> list[str]:
+    """A list as it is written in the environment."""
+    return [word.strip() for word in text.split(",")]
 
 
 def _words(value: Any, pattern: str, allowed: str) -> tuple[str, ...]:

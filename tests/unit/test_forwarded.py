@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmproxy.config.environment import read_environment
 from llmproxy.config.file import read_file
 from llmproxy.errors import ConfigError, Refusal
 from llmproxy.http.forwarded import Origin, TrustedProxies
@@ -204,6 +205,15 @@ def test_settings_that_are_not_allowed_are_told(text: str) -> None:
     with pytest.raises(ConfigError, match="a list of") as told:
         read_file(text, "llmproxy.yaml", {})
     assert "\n" not in str(told.value)
+
+
+def test_the_environment_has_lists_with_commas() -> None:
+    """And says what is allowed, too."""
+    top = read_environment({"LLMPROXY_TRUSTED_PROXIES": "10.0.0.0/8, ::1", "LLMPROXY_HOSTS": "a.example"}).top
+    assert top["trusted_proxies"].value == ("10.0.0.0/8", "::1")
+    assert top["hosts"].value == ("a.example",)
+    with pytest.raises(ConfigError, match="LLMPROXY_TRUSTED_PROXIES"):
+        read_environment({"LLMPROXY_TRUSTED_PROXIES": "nginx"})
 
 
 def test_settings_as_they_are_written() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from typing import Any
 
@@ -183,6 +184,29 @@ class AnswerTests(Case):
         waits = (b"expect", b"100-continue")
         client.machine.send_headers(stream, client.head(b"POST", b"/v1/chat/completions", waits))
         self.assertEqual(client.answer(stream).interim, [b"100"])
+
+    def test_nothing_is_left_for_the_collector_of_cycles(self) -> None:
+        """Of requests that are over, whatever came of them."""
+        self.warm("coder")
+        client = self.h2()
+
+        def exchange() -> None:
+            client.ask(b"POST", b"/v1/chat/completions", STREAM)
+            self.far().send(EVENTS + chunk(b"data: ") + b"0\r\n\r\n")
+            client.get(b"/coder/x")
+            self.far().send(OK)
+            client.cancel(client.get(b"/coder/x"))
+            client.get(b"/nowhere")
+            client.events.clear()
+            client.answers.clear()
+
+        exchange()
+        exchange()
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        exchange()
+        self.assertEqual(gc.collect(), 0)
 
     def test_what_is_open_is_shown(self) -> None:
         """All requests of a connection, as they are answered at once."""

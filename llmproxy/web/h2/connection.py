@@ -337,6 +337,8 @@ class H2Connection(Protocol):
             what=what,
         )
         self._machine.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+        # What it still sends is not even decrypted.
+        self.transport.pauseProducing()
         self._hang_up()
 
     def _broken(self, cause: ProtocolError) -> None:

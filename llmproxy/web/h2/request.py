@@ -25,6 +25,8 @@ class StreamRequest(ProxyRequest):
 
     def __init__(self, stream: Any) -> None:
         super().__init__(cast("ProxyChannel", stream))
+        # Not the stream: with the request's end nothing refers to it any more.
+        self.transport = stream.connection.transport
         # Nothing of an answer is chunked.
         self.modern = False
         self.clientproto = b"HTTP/2"
