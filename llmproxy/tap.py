@@ -318,7 +318,13 @@ class _Assembly:
             from llmproxy.upgrade.spawn import first_process, no_upgrade
 
             why = no_upgrade(
-                self._twistd, self._environ, sys.orig_argv, os.getpid(), os.getppid(), first_process
+                self._twistd,
+                self._environ,
+                sys.orig_argv,
+                os.getpid(),
+                os.getppid(),
+                first_process,
+                successor=self._succeeds is not None,
             )
             if why is not None:
                 return fail(UpgradeFailed(why))

@@ -36,6 +36,11 @@ SEE = 2.0
 LOOK = 0.01
 """Seconds between looks at that."""
 
+AGREE = 1.0
+"""Seconds that the news of what the old process has stopped may take to come here, too."""
+
+_GONE = ("absent", "failed")
+
 
 def refuse(inherited: Inherited, why: str) -> None:
     """Tell the old process why this one cannot take its place, before there is a reactor."""
@@ -80,6 +85,7 @@ class Successor:
         self._inherited = inherited
         self._served, self._alone, self._stop = served, alone, stop
         self._serves = False
+        self._states: dict[str, str] = {}
         self._channels = relayed(site, fleet)
         fleet.scheduler.frozen = True
         service.inherited = inherited
@@ -100,17 +106,27 @@ class Successor:
 
     def _see(self) -> None:
         """Wait until what runs has shown how it is."""
-        until = self._reactor.seconds() + SEE
+
+        def seen() -> bool:
+            # What is starting there, too, will show it when it is ready.
+            return all(
+                one.state != "starting" or self._states.get(one.name) not in ("ready", "sleeping")
+                for one in self._fleet.backends.values()
+            )
+
+        self._when(seen, SEE, self._prepared)
+
+    def _prepared(self) -> None:
+        self._inherited.close_others()
+        self._say("prepared", pid=os.getpid(), version=__version__)
+
+    def _when(self, so: Callable[[], bool], within: float, then: Callable[[], None]) -> None:
+        until = self._reactor.seconds() + within
 
         def look() -> None:
-            if (
-                any(one.state == "starting" for one in self._fleet.backends.values())
-                and self._reactor.seconds() < until
-            ):
-                return
-            looking.stop()
-            self._inherited.close_others()
-            self._say("prepared", pid=os.getpid(), version=__version__)
+            if so() or self._reactor.seconds() >= until:
+                looking.stop()
+                then()
 
         looking = LoopingCall(look)
         looking.clock = self._reactor
@@ -120,8 +136,11 @@ class Successor:
 
     def _heard(self, message: dict[str, Any], fd: int | None) -> None:
         what = message["say"]
-        if what == "go":
-            self._go(message)
+        if what == "hello":
+            self._states = message["states"]
+        elif what == "go":
+            self._states = message["states"]
+            self._when(self._agrees, AGREE, lambda: self._go(message))
         elif what == "occupied":
             self.marks.set(message["occupied"])
         elif fd is not None:
@@ -134,6 +153,13 @@ class Successor:
             finally:
                 os.close(fd)
 
+    def _agrees(self) -> bool:
+        """What has ended there has been seen to end here."""
+        return all(
+            one.state in _GONE or self._states.get(one.name) not in _GONE
+            for one in self._fleet.backends.values()
+        )
+
     def _go(self, message: dict[str, Any]) -> None:
         fleet, site, now = self._fleet, self._site, self._reactor.seconds()
         self._serves = True
@@ -142,9 +168,12 @@ class Successor:
             site.use_keys(given=site.key_file.read())
         self._book.skip()
         self.marks.set(message["occupied"])
-        states = message["states"]
         for backend in fleet.backends.values():
-            if {backend.state, states.get(backend.name)} == {"ready", "sleeping"}:
+            there = self._states.get(backend.name)
+            if backend.state == "failed" and there != "failed":
+                # Its end was seen, which was wanted there.
+                backend.reset()
+            if {backend.state, there} == {"ready", "sleeping"}:
                 backend.look_again("the process before this one has changed it")
             if backend.spec.runtime == "process" and backend.state in ("absent", "failed"):
                 # It may have been started since; nothing else tells.

@@ -120,10 +120,14 @@ class Upgrader:
             except (OSError, ValueError) as cause:
                 self._line.close()
                 return fail(UpgradeFailed(f"it cannot be started: {cause}"))
+            self._line.say("hello", states=self._states())
         self._tell("upgrading")
         done = self._done = Deferred()
         self._within(PREPARE, f"it was not prepared within {PREPARE:g} s")
         return done
+
+    def _states(self) -> dict[str, str]:
+        return {one.name: one.state for one in self.parts.fleet.backends.values()}
 
     def _within(self, seconds: float, why: str) -> None:
         self._no_limit()
@@ -197,7 +201,7 @@ class Upgrader:
             self._line.say(
                 "go",
                 occupied=parts.fleet.occupied(),
-                states={one.name: one.state for one in backends},
+                states=self._states(),
                 wanted=[one.name for one in backends if one.wishes.run_since is not None],
                 stops={one.name: one.wishes.stop for one in backends if one.wishes.stop is not None},
             )

@@ -15,6 +15,8 @@ from llmproxy.upgrade.inherited import VARIABLE, told_of
 
 __all__ = ["Child", "command_line", "no_upgrade", "start"]
 
+_MORE = ("--nodaemon", "--pidfile=")
+
 _NOT_PASSED = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_PID")
 """What is about the process that it was said to."""
 
@@ -29,7 +31,8 @@ def command_line(words: Sequence[str]) -> list[str]:
         raise ValueError("it was not started by twistd")
     # What is said last counts; twistd ends when it finds the file of another one's process id.
     at = list(words).index("llmproxy")
-    return [sys.executable, *words[1:at], "--nodaemon", "--pidfile=", *words[at:]]
+    more = [] if tuple(words[at - 2 : at]) == _MORE else _MORE
+    return [sys.executable, *words[1:at], *more, *words[at:]]
 
 
 def no_upgrade(
@@ -39,11 +42,14 @@ def no_upgrade(
     pid: int,
     parent: int,
     first: Callable[[], str],
+    *,
+    successor: bool,
 ) -> str | None:
     """Why this process cannot give its place to another one; None: it can.
 
     :param twistd: its options.
     :param first: tells the name of the process with the number 1.
+    :param successor: it has taken another one's place itself, so that nobody depends on its number.
     """
     if not twistd.get("nodaemon"):
         return "it was started as a daemon; start it by twistd -n, as deploy/systemd does"
@@ -51,10 +57,11 @@ def no_upgrade(
         command_line(words)
     except ValueError as cause:
         return str(cause)
-    watched = environ.get("NOTIFY_SOCKET", "")
-    if not watched and environ.get("SYSTEMD_EXEC_PID") == str(pid):
+    if successor or environ.get("NOTIFY_SOCKET"):
+        return None
+    if environ.get("SYSTEMD_EXEC_PID") == str(pid):
         return "systemd would take the end of this process for the end of the service; use Type=notify"
-    if not watched and (pid == 1 or (parent == 1 and first() not in ("systemd", "init"))):
+    if pid == 1 or (parent == 1 and first() not in ("systemd", "init")):
         return (
             "this container ends with this very process; recreate it: docker compose up -d launcher"
             " (who waits is told to come back, and new connections wait)"
