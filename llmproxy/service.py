@@ -133,7 +133,8 @@ class ProxyService(Service):
     def _bound(self) -> None:
         """Serve no more connections than there are file descriptors for, and say so."""
         config = self._fleet.config
-        self._site.limits, told = fitting(config.limits, len(config.backends), room_for)
+        limits, told = fitting(config.limits, len(config.backends), room_for)
+        self._site.bound(limits)
         if told:
             self._log.warn("{told}", told=told)
 

@@ -38,10 +38,10 @@ _NEVER = re.compile(
 _DOT, _SLASH = re.compile(rb"%2e", re.IGNORECASE), re.compile(rb"%2f|%5c|\\", re.IGNORECASE)
 
 
-def check_host(host: bytes | None, count: int) -> None:
+def check_host(host: bytes | None, count: int = 1) -> None:
     """``Host`` of a request.
 
-    :param host: the first value; None when it has none.
+    :param host: the first one; None when it has none.
     :param count: how many there are.
     :raises llmproxy.errors.Refusal: it is not one host, with or without a port.
     """
@@ -58,7 +58,10 @@ def checked_target(target: bytes, host: bytes | None) -> bytes:
     :param host: what the request's ``Host`` says.
     :raises llmproxy.errors.Refusal: it is ambiguous.
     """
-    if not target.startswith(b"/"):
+    if target.startswith(b"/"):
+        if _ODD.search(target) is None:
+            return target
+    else:
         scheme = _SCHEME.match(target)
         if scheme is None:
             return target

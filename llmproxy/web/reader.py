@@ -60,6 +60,8 @@ class RequestReader:
         self._headers: list[tuple[bytes, bytes]] = []
         self._length: int | None = None
         self._fields = NO_FIELDS
+        # Of the last head: its target and Host, and what they come to.
+        self._asked: tuple[bytes, bytes | None, bytes] | None = None
         # The parser has seen nothing of the next request; what it has read before is known.
         self._between = True
         self._known: tuple[KnownHead, bytes, bytes] | None = None
@@ -231,12 +233,16 @@ class RequestReader:
         fields = self._fields
         if self._headers != fields.raw:
             fields = Fields(self._headers)
-            several = len(fields) != len(fields.raw)
-            check_host(fields.get(b"host"), len(fields.all(b"host")) if several else 1)
+            if len(fields) != len(fields.raw):
+                check_host(None, len(fields.all(b"host")))
             self._fields = fields
+        asked, host = self._asked, fields.get(b"host")
+        if asked is None or asked[0] != self.target or asked[1] != host:
+            check_host(host)
+            asked = self._asked = (self.target, host, checked_target(self.target, host))
         request = ProxyRequest(self._channel)
-        version, target = parser.get_http_version(), checked_target(self.target, fields.get(b"host"))
-        request.begin(parser.get_method(), target, version, fields, self._length)
+        version = parser.get_http_version()
+        request.begin(parser.get_method(), asked[2], version, fields, self._length)
         if request.length is not None and request.length > limits.max_body:
             raise body_too_large(limits.max_body)
         request.upgrades = parser.should_upgrade()

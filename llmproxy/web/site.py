@@ -128,14 +128,9 @@ class ProxySite(Site):
         """A connection of a client."""
         return ProxyChannel(self)
 
-    @property
-    def limits(self) -> Limits:
-        """What bounds clients; others count from now on."""
-        return self._limits
-
-    @limits.setter
-    def limits(self, limits: Limits) -> None:
-        self._limits = limits
+    def bound(self, limits: Limits) -> None:
+        """Have others count from now on."""
+        self.limits = limits
         self.room.most_memory, self.room.most_disk = limits.body_memory, limits.body_disk
 
     def opened(self, channel: ProxyChannel, host: str | None) -> Refusal | None:
@@ -148,8 +143,8 @@ class ProxySite(Site):
         channel.party, of_one = self.crowd.enter(host)
         if self._look is None:
             self._looked = self.clock.seconds()
-            self._look = self.clock.callLater(seconds_between_looks(self._limits), self._look_around)
-        limits = self._limits
+            self._look = self.clock.callLater(seconds_between_looks(self.limits), self._look_around)
+        limits = self.limits
         if len(self.channels) - self._turned_away > limits.max_connections:
             refusal = too_many_connections(limits.max_connections)
         elif 0 < limits.max_connections_per_address < of_one:
@@ -176,14 +171,14 @@ class ProxySite(Site):
             self._look = None
 
     def _look_around(self) -> None:
-        between = seconds_between_looks(self._limits)
+        between = seconds_between_looks(self.limits)
         self._look = self.clock.callLater(between, self._look_around)
         looked, self._looked = self._looked, self.clock.seconds()
         # A machine that has slept, or whose clock was set, has waited for nobody in that time.
         self.now += min(max(self._looked - looked, 0.0), 2 * between)
         # What happened since a look is told as of then.
         for channel in list(self.channels):
-            channel.look(self.now - between, self._limits)
+            channel.look(self.now - between, self.limits)
 
     def startFactory(self) -> None:
         """Twisted's own access log, and the timer for its dates, stay off."""

@@ -209,7 +209,7 @@ TARGETS = st.tuples(damaged(_PATHS, most=3), damaged(_HOSTS, most=2))
 def check_target(given: tuple[bytes, bytes]) -> None:
     """What is taken stays in its first segment for whoever decodes and resolves it; the rest is a 400."""
     target, host = given
-    for what in (lambda: check_host(host, 1), lambda: checked_target(target, host)):
+    for what in (lambda: check_host(host), lambda: checked_target(target, host)):
         try:
             taken = what()
         except Refusal as refusal:

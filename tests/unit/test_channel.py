@@ -490,7 +490,7 @@ class BoundsTests(SynchronousTestCase):
         world = World(limits=Limits(max_head=1000, max_fields=3))
         world.send(LINE + b"A: b\r\nB: c\r\n\r\n")
         self.assertIn(b"HTTP/1.1 200 ", world.take())
-        world.site.limits = Limits(max_head=1000, max_fields=2)
+        world.site.bound(Limits(max_head=1000, max_fields=2))
         world.send(LINE + b"A: b\r\nB: c\r\nD: e\r\n\r\n")
         self.assertIn(b"more than 1000 bytes or 2 fields", world.take())
         world.close()

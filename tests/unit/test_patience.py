@@ -242,7 +242,7 @@ class TunnelTests(FrontCase):
 
     def tunnel(self, **limits: Any) -> Any:
         self.build([CODER])
-        self.site.limits = Limits(**limits)
+        self.site.bound(Limits(**limits))
         self.warm("coder")
         client = self.client().get(b"/coder/ws", KEY + b"Connection: Upgrade\r\nUpgrade: websocket\r\n")
         self.far().send(b"HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
@@ -273,7 +273,7 @@ class TunnelTests(FrontCase):
     def test_a_stream_is_no_tunnel(self) -> None:
         """An answer that is long in coming is waited for."""
         self.build([CODER])
-        self.site.limits = Limits(tunnel_idle=1, head_timeout=1, body_timeout=1, idle_timeout=1)
+        self.site.bound(Limits(tunnel_idle=1, head_timeout=1, body_timeout=1, idle_timeout=1))
         self.warm("coder")
         client = self.client().post(b"/coder/x", {"stream": True})
         self.far().send(EVENTS)

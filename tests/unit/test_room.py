@@ -32,7 +32,7 @@ class RoomTests(FrontCase):
 
     def test_it_waits_in_a_file_where_memory_is_full(self) -> None:
         """And is sent from there."""
-        self.site.limits = Limits(body_memory=100)
+        self.site.bound(Limits(body_memory=100))
         client = self.client().post(b"/v1/completions", {"model": "gpt-4", "prompt": LONG})
         self.assertEqual(self.site.room.memory, 0)
         self.assertGreater(self.site.room.disk, 5000)
@@ -46,7 +46,7 @@ class RoomTests(FrontCase):
         self.assertEqual(self.site.room.disk, 0)
 
     def test_no_room_for_it_is_told(self) -> None:
-        """507 when it would be too much, or the file system takes no more; the model is not started for it."""
+        """507 when it would be too much, or the file system takes no more; no model is started for it."""
         self.build([CODER, CHAT])
         room = self.site.room
         original = bodies.Body.replace
