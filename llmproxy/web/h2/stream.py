@@ -82,7 +82,7 @@ class Stream:
             raise head_too_large(limits)
         if len(head.target) > limits.max_target:
             raise target_too_long(limits.max_target)
-        check_host(fields.get(b"host"), 1)
+        check_host(fields.get(b"host"))
         if b"host" not in fields:
             raise invalid_request("The request has no :authority, and no Host.")
         self.request.uri = checked_target(head.target, fields.get(b"host"))
