@@ -1,4 +1,4 @@
-"""The front behind proxies, and under names: whose requests they are, and what is refused to strangers' pages."""
+"""The front behind proxies and under names: whose requests they are, and what strangers' pages do not get."""
 
 from __future__ import annotations
 
