@@ -118,7 +118,9 @@ $(STAMPS)/test: setup.cfg pyproject.toml | $(PY)
 
 $(STAMPS)/docs: setup.cfg pyproject.toml | $(PY)
 	@echo "Installing llmproxy and what its documentation needs into $(VENV) ..." >&2
-	@$(INSTALL) -e '.[docs]'
+	@[ -z "$(LOCKED)" ] || $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes \
+	    -r requirements/docs.lock
+	@$(INSTALL) $(if $(LOCKED),--no-deps --no-build-isolation -e .,-e '.[docs]')
 	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/run
 
 $(STAMPS)/supply: setup.cfg pyproject.toml | $(PY)

@@ -18,7 +18,7 @@ from llmproxy.config.loader import Loader
 from llmproxy.config.model import Config, DockerSettings
 from llmproxy.config.resolve import describe
 
-__all__ = ["config"]
+__all__ = ["config", "settings_of"]
 
 # Labels are wanted for the picture, but nobody should wait long for an engine that does not answer.
 DOCKER_TIMEOUT = 5.0
@@ -40,7 +40,7 @@ def _containers(settings: DockerSettings) -> tuple[list[LabelledContainer], str 
         return [], f"labels of containers are left out: {away}"
 
 
-def _load(loader: Loader, docker: bool) -> tuple[Config, list[str]]:
+def settings_of(loader: Loader, docker: bool) -> tuple[Config, list[str]]:
     """Everything as the proxy reads it when it starts, and remarks on it.
 
     :raises llmproxy.errors.ConfigError: a setting is not allowed.
@@ -82,7 +82,7 @@ def config(
         raise click.UsageError("Name one file.")
     as_json = in_json(context, as_json)
     with refusing(as_json):
-        found, notes = _load(loader_of(place or file, demo=demo), docker and not demo)
+        found, notes = settings_of(loader_of(place or file, demo=demo), docker and not demo)
     rows = [row for row in describe(found) if not changed or row[2] != "default"]
     if as_json:
         settings = {name: {"value": value, "source": source} for name, value, source in rows}

@@ -70,6 +70,9 @@ _SECTIONS = {
         ),
         "config": Later("llmproxy.cli.config_command", "Show the settings in force and where each came from"),
         "keys": Later("llmproxy.cli.keys_given", "Show the API keys and what each may do"),
+        "seed": Later(
+            "llmproxy.cli.seed_command", "Download models into their caches before the first start"
+        ),
         "import": Later(
             "llmproxy.cli.import_command",
             "Make llmproxy.yaml from another program's configuration",

@@ -96,7 +96,8 @@ _LOG = (
     ),
     # -- the model
     _Cause(
-        r"(?:gated repo|401 Client Error|403 Client Error.*huggingface|Access to model .* is restricted)",
+        # Of a model that is not there the hub says, too: "a private or gated repo, make sure ...".
+        r"(?:gated repo(?!, make sure)|401 Client Error|403 Client Error.*huggingface|Access to model .* is restricted)",
         "The model is gated: accept its licence on its page and set HF_TOKEN.",
     ),
     _Cause(
@@ -108,7 +109,8 @@ _LOG = (
         r"Repo id must be in the form 'repo_name' or 'namespace/repo_name'"
         r"|Invalid repository ID or local directory specified"
         r"|(?:RepositoryNotFoundError|404 Client Error.*huggingface|Repository Not Found)",
-        "There is no such model: check its name, or its path (with a config.json) and the volume it lies on.",
+        "There is no such model: check its name, or its path (with a config.json) and the volume it lies on;"
+        " if it is a private one, set HF_TOKEN.",
     ),
     _Cause(
         r"Cannot find any model weights|No (?:safetensors|model) weights? (?:files? )?found",

@@ -1,0 +1,1 @@
+"""Brings a model's files into its cache before its first start."""
