@@ -84,7 +84,7 @@ class Successor:
         self._book = book
         self._inherited = inherited
         self._served, self._alone, self._stop = served, alone, stop
-        self._serves = False
+        self._serves = self._last = False
         self._states: dict[str, str] = {}
         self._channels = relayed(site, fleet)
         fleet.scheduler.frozen = True
@@ -196,10 +196,11 @@ class Successor:
             self._log.error("the process before this one is gone, and has not given its place away")
             self._stop()
             return
+        self._last = True
         self.marks.set({})
         self._alone()
 
     def _ends(self) -> None:
-        if self._serves:
+        if self._serves and not self._last:
             # What it still carries has as long as what is carried here.
             self._say("end")
