@@ -16,7 +16,7 @@ from twisted.internet.task import Clock
 
 from llmproxy.backend.surroundings import Transition
 from llmproxy.http.metering import DocumentMeter
-from llmproxy.usage.book import GATHER, GPU_GATHER, MOST_WAITING, Book
+from llmproxy.usage.book import GATHER, GPU_GATHER, MOST_AT_ONCE, MOST_WAITING, Book
 from llmproxy.usage.ledger import Ledger, Sums, day_of, shares
 from llmproxy.usage.occupancy import Occupancy
 from llmproxy.usage.rates import WINDOW, Rates
@@ -377,13 +377,25 @@ def test_what_cannot_be_written_for_long_is_bounded(shelf: Shelf) -> None:
     """The oldest requests are given up; the sums have them."""
     book, clock = a_book(shelf)
     shelf.broken = True
-    for _ in range(3):
-        book.observe([entry()] * (MOST_WAITING // 2))
-        clock.advance(GATHER)
+    rounds = MOST_WAITING // MOST_AT_ONCE + 3
+    for _ in range(rounds):
+        book.observe([entry()] * MOST_AT_ONCE)
+        clock.advance(GPU_GATHER)
     shelf.broken = False
     clock.advance(GPU_GATHER)
-    assert shelf.usage((), TODAY, TODAY)[0]["requests"] == MOST_WAITING * 3 // 2
+    assert shelf.usage((), TODAY, TODAY)[0]["requests"] == MOST_AT_ONCE * rounds
     assert len(shelf.requests(MOST_WAITING * 2, None, {})) == MOST_WAITING
+
+
+def test_a_rush_is_not_kept_one_by_one(shelf: Shelf) -> None:
+    """The sums have all; of those that failed there are some among those that are kept."""
+    book, clock = a_book(shelf)
+    for _ in range(2):
+        book.observe([entry(tokens=TOLD)] * 900 + [entry(outcome="refused")] * 900)
+        clock.advance(GATHER)
+    assert shelf.usage((), TODAY, TODAY)[0]["requests"] == 3600
+    outcomes = [one["outcome"] for one in shelf.requests(MOST_WAITING, None, {})]
+    assert (outcomes.count("ok"), outcomes.count("refused")) == (MOST_AT_ONCE * 2, MOST_AT_ONCE * 2)
 
 
 def test_one_write_at_a_time(shelf: Shelf) -> None:
