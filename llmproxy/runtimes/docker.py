@@ -371,12 +371,7 @@ class DockerRuntime:
             service = await engine.slow.run(lambda: self._service(name))
             if service is not None:
                 await self._foretell(service, step)
-                await engine.slow.run(lambda: create_service(self.settings, service.name))
-                await self._safely(
-                    engine.call(
-                        lambda client: check_created(client, name, self.settings), timeout=START_TIMEOUT
-                    )
-                )
+                await self._compose_service(service.name, name)
                 return
         if spec.image is None:
             raise StartRefused(
@@ -403,6 +398,20 @@ class DockerRuntime:
                 )
             )
         )
+
+    async def _compose_service(self, service: str, name: str) -> None:
+        refused = None
+        try:
+            await self._engine.slow.run(lambda: create_service(self.settings, service))
+        except StartRefused as error:
+            # Its first version wants to listen to what it has made, which a proxy of the socket may refuse:
+            # what counts is whether the container is there.
+            refused = error
+        made = self._engine.call(
+            lambda client: check_created(client, name, self.settings), timeout=START_TIMEOUT
+        )
+        if not await self._safely(made) and refused is not None:
+            raise refused
 
     async def _foretell(self, service: ComposeService, step: Step) -> None:
         """Compose does not say that it pulls before that is over."""

@@ -141,9 +141,10 @@ def refusal(name: str, host: Json, folders: Sequence[str], settings: DockerSetti
     )
 
 
-def check_created(client: APIClient, name: str, settings: DockerSettings) -> None:
+def check_created(client: APIClient, name: str, settings: DockerSettings) -> bool:
     """Look at a container that Compose has just created, and remove it where it must not be.
 
+    :return: whether there is one.
     :raises StartRefused: it has what it must not have.
     """
 
@@ -157,11 +158,11 @@ def check_created(client: APIClient, name: str, settings: DockerSettings) -> Non
     try:
         info: Json = client.inspect_container(name)
     except NotFound:
-        return
+        return False
     host: Json = info.get("HostConfig") or {}
     refused = refusal(name, host, list(host_mounts(host, options_of)), settings)
     if refused is None:
-        return
+        return True
     try:
         client.remove_container(info["Id"], v=True, force=True)
     except NotFound:

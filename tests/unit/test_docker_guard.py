@@ -169,8 +169,8 @@ def test_what_compose_made_and_must_not_be_is_removed_again() -> None:
         check_created(engine, "c", DockerSettings())
     assert engine.removed == [ID]
     engine = Engine({**PLAIN, "Binds": []})
-    check_created(engine, "c", DockerSettings())
-    check_created(engine, "another", DockerSettings())
+    assert check_created(engine, "c", DockerSettings())
+    assert not check_created(engine, "another", DockerSettings())
     assert engine.removed == []
 
 
