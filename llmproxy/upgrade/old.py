@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
@@ -115,7 +116,7 @@ class Upgrader:
                     self.folder,
                     theirs.fileno(),
                     parts.service.sockets,
-                    lambda how: self._ended(how),
+                    partial(self._ended, self._line),
                 )
             except (OSError, ValueError) as cause:
                 self._line.close()
@@ -164,8 +165,10 @@ class Upgrader:
             # How it ended is about to be heard.
             self._child.end("TERM")
 
-    def _ended(self, how: str) -> None:
-        self._failed(f"it ended with {how}; its log says why")
+    def _ended(self, line: Line, how: str) -> None:
+        # One that has been given up may end later.
+        if line is self._line:
+            self._failed(f"it ended with {how}; its log says why")
 
     # -- giving the place away ----------------------------------------------------------------------
 

@@ -59,7 +59,7 @@ def test_twenty_upgrades_lose_no_request(tmp_path: Path, capsys: pytest.CaptureF
 
         def counted() -> bool:
             rows = proxy.ask("GET", "/api/usage?by=backend", key=ADMIN).json["rows"]
-            return sum(row["requests"] for row in rows) == sum(load.answered.values()) + 1
+            return bool(sum(row["requests"] for row in rows) == sum(load.answered.values()) + 1)
 
         until(counted)
         # As a supervisor would end it.

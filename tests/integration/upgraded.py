@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def processes(proxy: Proxy) -> list[int]:
 
 
 @contextmanager
-def upgradable(folder: Path, backends: dict[str, Demo | dict[str, Any]], **options: Any) -> Iterator[Proxy]:
+def upgradable(folder: Path, backends: Mapping[str, Demo], **options: Any) -> Iterator[Proxy]:
     """A proxy with backends that are child processes; ended whatever process it is by then."""
     with running("process", folder, backends, **options) as proxy:
         try:
@@ -133,7 +133,7 @@ class Load:
 
     def streams(self, tokens: int, delay: float) -> Callable[[], None]:
         """One that is streamed to."""
-        more = {"stream": True, "ignore_eos": True, "max_tokens": tokens, "demo_token_delay": delay}
+        more: dict[str, Any] = {"stream": True, "ignore_eos": True, "max_tokens": tokens, "demo_token_delay": delay}
 
         def once() -> None:
             answer = self.proxy.chat("a", **more)
