@@ -20,6 +20,12 @@ __all__ = ["PAUSE", "accept_gently", "room_for"]
 PAUSE = 0.2
 """Seconds for which nobody is accepted when there is no descriptor left."""
 
+AT_ONCE = 50
+"""Connections that are accepted in one turn of the reactor, so that others get theirs."""
+
+RESERVE = 16
+"""Descriptors that connections of clients leave: for those to backends, files, probes."""
+
 REMIND = 60.0
 """Seconds between two lines in the log about it."""
 
@@ -47,38 +53,49 @@ def room_for(wanted: int) -> int:
     return soft
 
 
-def _one_left() -> None:
-    os.close(os.open(os.devnull, os.O_RDONLY))
+def _some_left() -> None:
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    # It is the lowest number that is free, so that all below it are taken.
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and lowest >= soft - RESERVE:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
-def accept_gently(port: Any, clock: Any, one_left: Callable[[], None] = _one_left) -> None:
+def accept_gently(port: Any, clock: Any, some_left: Callable[[], None] = _some_left) -> None:
     """Let a listening port pause while there is no descriptor for another connection.
 
     :param port: a port of Twisted's that listens on a socket.
-    :param one_left: raises :exc:`OSError` when there is none.
+    :param some_left: raises :exc:`OSError` when there are none.
     """
     if hasattr(port, "doRead"):
-        port.doRead = _Acceptor(port, clock, one_left).accept
+        port.doRead = _Acceptor(port, clock, some_left).accept
 
 
 class _Acceptor:
     """Stands between the reactor and a port."""
 
-    def __init__(self, port: Any, clock: Any, one_left: Callable[[], None]) -> None:
-        self._port, self._clock, self._one_left = port, clock, one_left
+    def __init__(self, port: Any, clock: Any, some_left: Callable[[], None]) -> None:
+        self._port, self._clock, self._some_left = port, clock, some_left
         self._accept: Callable[[], object] = port.doRead
         self._told: float | None = None
 
     def accept(self) -> None:
         """Somebody wants to connect."""
-        try:
-            self._one_left()
-        except OSError as cause:
-            if cause.errno not in _NONE_LEFT:
-                raise
-            self._pause(cause)
-        else:
+        port = self._port
+        for _ in range(AT_ONCE):
+            try:
+                self._some_left()
+            except OSError as cause:
+                if cause.errno not in _NONE_LEFT:
+                    raise
+                self._pause(cause)
+                return
+            # Twisted would take all who wait, and close those for whom there is no descriptor.
+            port.numberAccepts, before = 1, port.sessionno
             self._accept()
+            if port.sessionno == before:
+                return
 
     def _pause(self, cause: OSError) -> None:
         now = self._clock.seconds()

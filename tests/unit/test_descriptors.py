@@ -13,7 +13,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from llmproxy.config.model import Limits
-from llmproxy.reactors.descriptors import PAUSE, REMIND, accept_gently, room_for
+from llmproxy.reactors.descriptors import AT_ONCE, PAUSE, REMIND, RESERVE, accept_gently, room_for
 from llmproxy.service import fitting
 
 
@@ -65,15 +65,15 @@ class AcceptTests(SynchronousTestCase):
         self.left = True
         self.log: list[str] = []
 
-    def one_left(self) -> None:
+    def some_left(self) -> None:
         if not self.left:
             raise OSError(errno.EMFILE, "Too many open files")
 
     def test_it_pauses_and_goes_on(self) -> None:
         """It reads nothing for a moment, tells so once a minute, and accepts when there are some again."""
-        port = mock.Mock(connected=True)
+        port = mock.Mock(connected=True, sessionno=0)
         read = port.doRead
-        accept_gently(port, self.clock, self.one_left)
+        accept_gently(port, self.clock, self.some_left)
         port.doRead()
         self.assertEqual(read.call_count, 1)
         self.left = False
@@ -92,10 +92,45 @@ class AcceptTests(SynchronousTestCase):
         port.doRead()
         self.assertEqual(read.call_count, 2)
 
+    def test_it_takes_one_after_the_other(self) -> None:
+        """And asks before each whether there is one more; not for ever, as others want their turn."""
+        port = mock.Mock(connected=True, sessionno=0)
+        asked = 0
+
+        def asks() -> None:
+            nonlocal asked
+            asked += 1
+            if asked == 4:
+                raise OSError(errno.EMFILE, "Too many open files")
+
+        def reads() -> None:
+            self.assertEqual(port.numberAccepts, 1)
+            port.sessionno += 1
+
+        port.doRead = reads
+        accept_gently(port, self.clock, asks)
+        port.doRead()
+        self.assertEqual((port.sessionno, port.stopReading.call_count), (3, 1))
+        self.clock.advance(PAUSE)
+        port.doRead()
+        self.assertEqual(port.sessionno, 3 + AT_ONCE)
+
+    def test_some_are_left_for_others(self) -> None:
+        """A client gets none of the last RESERVE."""
+        lowest = os.open(os.devnull, os.O_RDONLY)
+        os.close(lowest)
+        port = mock.Mock(connected=True, sessionno=0)
+        read = port.doRead
+        accept_gently(port, self.clock)
+        for spare, served in ((RESERVE, 0), (RESERVE + 1, 1)):
+            with mock.patch.object(resource, "getrlimit", return_value=(lowest + spare, lowest + spare)):
+                port.doRead()
+            self.assertEqual(read.call_count, served)
+
     def test_a_port_that_was_closed_stays_closed(self) -> None:
         """It is not read again after its pause."""
-        port = mock.Mock(connected=True)
-        accept_gently(port, self.clock, self.one_left)
+        port = mock.Mock(connected=True, sessionno=0)
+        accept_gently(port, self.clock, self.some_left)
         self.left = False
         port.doRead()
         port.connected = False
@@ -108,14 +143,14 @@ class AcceptTests(SynchronousTestCase):
         def denied() -> None:
             raise OSError(errno.EACCES, "denied")
 
-        port = mock.Mock(connected=True)
+        port = mock.Mock(connected=True, sessionno=0)
         accept_gently(port, self.clock, denied)
         self.assertRaises(OSError, port.doRead)
 
     def test_the_question_leaves_nothing_open(self) -> None:
         """It is asked for every connection."""
         before = len(os.listdir("/proc/self/fd"))
-        port = mock.Mock(connected=True)
+        port = mock.Mock(connected=True, sessionno=0)
         accept_gently(port, self.clock)
         for _ in range(50):
             port.doRead()
