@@ -1,3 +1,9 @@
 """llmproxy: one small proxy in front of vLLM models that do not fit on the GPU together."""
 
+import sys
+
 __version__ = "0.1.0"
+
+# Where the h2 library is installed, Twisted Web loads an HTTP/2 of its own with its HTTP/1.1, which takes more
+# than a megabyte and is used by nothing here (ours is web/h2).  It goes on without when there is none.
+sys.modules.setdefault("twisted.web._http2", None)  # type: ignore[arg-type]

@@ -28,7 +28,6 @@ from llmproxy.errors import ConfigError, UpgradeFailed
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.keeping import remember
 from llmproxy.garbage import tune_collector
-from llmproxy.keys.store import KeyFile
 from llmproxy.listening.listen import check
 from llmproxy.observe.log import log_to
 from llmproxy.reactors import install_unless_chosen
@@ -213,8 +212,9 @@ class _Assembly:
         site = ProxySite(root, self._reactor, Authenticator(config.keys), config.limits, access_log)
         site.believe(config.trusted_proxies, config.hosts)
         site.book, book.open_requests = book, lambda: open_sums(site)
-        site.key_file = KeyFile(config.state_dir)
-        site.use_keys(config.keys, site.key_file.read())
+        site.state_dir = config.state_dir
+        site.use_keys(config.keys)
+        site.read_key_file()
         self._service = ProxyService(
             self._reactor, self._fleet, site, self._load_again, self._cannot_listen, self._log_for
         )

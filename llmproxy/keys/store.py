@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -16,10 +15,9 @@ from llmproxy.config.keys import RIGHTS, read_key, told_hash
 from llmproxy.config.model import Former, Key, digest_of
 from llmproxy.errors import ConfigError
 from llmproxy.files import replace_file
+from llmproxy.keys import KEY_FILE
 
-__all__ = ["NAME", "KeyFile", "mint", "rights_of"]
-
-NAME = "keys.json"
+__all__ = ["KeyFile", "mint", "rights_of"]
 
 PREFIX = "llmp_"
 """Of our secrets, so that people and scanners know one when they see it."""
@@ -27,7 +25,10 @@ PREFIX = "llmp_"
 
 def mint() -> str:
     """A secret that nobody can guess: 256 random bits."""
-    return PREFIX + secrets.token_urlsafe(32)
+    # Only who gives keys out needs it.
+    from secrets import token_urlsafe
+
+    return PREFIX + token_urlsafe(32)
 
 
 def rights_of(key: Key) -> dict[str, Any]:
@@ -51,7 +52,7 @@ class KeyFile:
     @property
     def path(self) -> str:
         """The file."""
-        return os.path.join(self.folder, NAME)
+        return os.path.join(self.folder, KEY_FILE)
 
     @property
     def keys(self) -> tuple[Key, ...]:
@@ -124,7 +125,7 @@ class KeyFile:
     def _write(self, keys: Iterable[Key]) -> None:
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         document = json.dumps({"version": 1, "keys": list(map(_written, keys))}, indent=1)
-        replace_file(self.folder, NAME, document.encode())
+        replace_file(self.folder, KEY_FILE, document.encode())
 
 
 def _written(key: Key) -> dict[str, Any]:
@@ -136,9 +137,9 @@ def _written(key: Key) -> dict[str, Any]:
 
 def _read(entry: Mapping[str, Any]) -> Key:
     rest = {name: value for name, value in entry.items() if name not in ("former", "expires")}
-    key = read_key(NAME, rest, {})
+    key = read_key(KEY_FILE, rest, {})
     former = [
-        Former(read_key(NAME, {"name": "x", "hash": one["hash"]}, {}).digest, float(one["until"]))
+        Former(read_key(KEY_FILE, {"name": "x", "hash": one["hash"]}, {}).digest, float(one["until"]))
         for one in entry.get("former", ())
     ]
     expires = entry.get("expires")

@@ -10,7 +10,6 @@ from typing import Any, Protocol, TextIO, cast
 from twisted.internet.interfaces import IReactorThreads
 from twisted.logger import ILogObserver, LogEvent, LogLevel
 from twisted.python.components import Componentized
-from twisted.python.logfile import LogFile
 from zope.interface import implementer
 
 from llmproxy.config.model import LogSettings
@@ -97,6 +96,9 @@ def _destination(twistd: Mapping[str, Any], reactor: IReactorThreads) -> _File |
         return None
     if foreground and name in (None, "", "-"):
         return _standard_output(sys.stdout)
+    # Most write to standard output.
+    from twisted.python.logfile import LogFile
+
     file: Any = LogFile.fromFullPath(name or "twistd.log")
     if not signal.getsignal(signal.SIGUSR1):
         # As twistd does it.

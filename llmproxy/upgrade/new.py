@@ -164,8 +164,7 @@ class Successor:
         fleet, site, now = self._fleet, self._site, self._reactor.seconds()
         self._serves = True
         recall(fleet, self._state, now)
-        if site.key_file is not None:
-            site.use_keys(given=site.key_file.read())
+        site.read_key_file()
         self._book.skip()
         self.marks.set(message["occupied"])
         for backend in fleet.backends.values():

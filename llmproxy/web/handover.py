@@ -13,7 +13,6 @@ from llmproxy.web.exchange import Exchange
 from llmproxy.web.heralds import Heralds
 from llmproxy.web.hints import ANY_READY, NO_HINTS
 from llmproxy.web.learning import LISTING, ListingExchange
-from llmproxy.web.renaming import RenamingExchange
 
 if TYPE_CHECKING:
     from llmproxy.backend.backend import Backend
@@ -69,6 +68,9 @@ class Handover:
         if spec.rewrite_model and model is not None and body is not None and answers is backend:
             served = self._served(backend, model)
             if served is not None:
+                # Few want it.
+                from llmproxy.web.renaming import RenamingExchange
+
                 RenamingExchange(request, self._fleet, backend, target, body, hints, served, model).begin()
                 return
         kind = ListingExchange if path == LISTING and request.method == b"GET" else Exchange

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +18,9 @@ from llmproxy.config.model import Key, Limits
 from llmproxy.errors import Refusal
 from llmproxy.http.forwarded import TrustedProxies
 from llmproxy.http.hosts import Hosts
+from llmproxy.keys import KEY_FILE
 from llmproxy.keys.guard import Guard
 from llmproxy.keys.limits import Limiter
-from llmproxy.keys.store import KeyFile
 from llmproxy.usage.book import Book
 from llmproxy.web.accesslog import AccessLog
 from llmproxy.web.auth import Authenticator
@@ -30,6 +32,7 @@ from llmproxy.web.request import ProxyRequest
 from llmproxy.web.unread import too_many_connections, too_many_of_one
 
 if TYPE_CHECKING:
+    from llmproxy.keys.store import KeyFile
     from llmproxy.web.tracing import Tracer
 
 __all__ = ["ProxySite"]
@@ -46,7 +49,7 @@ class ProxySite(Site):
     :ivar limiter: what keys have had, against what they may have.
     :ivar configured: keys of the configuration.
     :ivar given: keys that the proxy itself has given out.
-    :ivar key_file: where those are kept; None: it gives none.
+    :ivar state_dir: where the proxy keeps what it is to remember; None: nowhere.
     :ivar channels: the open connections.
     :ivar room: what bodies of requests take.
     :ivar now: seconds of looking after connections, up to the last look; for what need not be known better.
@@ -78,7 +81,7 @@ class ProxySite(Site):
         self.limiter = Limiter()
         self.configured: tuple[Key, ...] = ()
         self.given: tuple[Key, ...] = ()
-        self.key_file: KeyFile | None = None
+        self.state_dir: str | None = None
         self.room = Room(limits.body_memory, limits.body_disk)
         self.limits = limits
         self.access_log = access_log
@@ -97,6 +100,20 @@ class ProxySite(Site):
         self.book: Book | None = None
         self.upgrade: Callable[[], Deferred[dict[str, Any]]] | None = None
         self._look: IDelayedCall | None = None
+
+    @cached_property
+    def key_file(self) -> KeyFile | None:
+        """Where the keys are kept that the proxy gives out; None: it gives none."""
+        # Most never do.
+        from llmproxy.keys.store import KeyFile
+
+        return None if self.state_dir is None else KeyFile(self.state_dir)
+
+    def read_key_file(self) -> None:
+        """Use the keys that were given out before."""
+        if self.state_dir is not None and os.path.exists(os.path.join(self.state_dir, KEY_FILE)):
+            assert self.key_file is not None
+            self.use_keys(given=self.key_file.read())
 
     def use_keys(self, configured: Sequence[Key] | None = None, given: Sequence[Key] | None = None) -> None:
         """Others count from now on, also for requests on connections that are open.
