@@ -26,6 +26,7 @@ from typing import NamedTuple
 KNOWN = (
     ("private key", r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"),
     ("Hugging Face token", r"hf_[A-Za-z0-9]{30,}"),
+    ("llmproxy key", r"llmp_[A-Za-z0-9_-]{40,}"),
     ("OpenAI or Anthropic key", r"sk-[A-Za-z0-9_-]{32,}"),
     ("Stripe key", r"sk_live_[A-Za-z0-9]{20,}"),
     ("Stripe key", r"rk_live_[A-Za-z0-9]{20,}"),

@@ -32,7 +32,8 @@ _USERINFO = re.compile(r"://[^/?#\s@:]*:([^/?#\s@]+)@")
 _VALUE = r"""(?:"[^"\r\n]*"?|'[^'\r\n]*'?|[^\s'",\]})&]+)"""
 
 _SHAPES: tuple[tuple[str, str], ...] = (
-    (r"hf_|sk-", r"\b(?:hf_|sk-)[A-Za-z0-9_-]{8,}"),
+    # Hugging Face's, OpenAI's, and our own
+    (r"hf_|sk-|llmp_", r"\b(?:hf_|sk-|llmp_)[A-Za-z0-9_-]{8,}"),
     # Forms that their makers have published: GitHub, GitLab, Slack, Docker Hub, NVIDIA
     (
         r"gh[pousr]_|github_pat_|glpat-|xox|dckr_|nvapi-",

@@ -38,6 +38,7 @@ SHAPES = [
     f"https://cdn.example/model?Expires=1&Signature={S}&Key-Pair-Id=K",
     f"https://s3.example/x?X-Amz-Signature={S}&X-Amz-Credential={S}",
     f"GET /v1/models?api_key={S} HTTP/1.1",
+    f"llmp_{S}",
     f"ghp_{S}",
     f"github_pat_{S}",
     f"glpat-{S}",

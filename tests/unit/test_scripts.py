@@ -42,10 +42,11 @@ def test_secrets_are_found(secret_scan: ModuleType) -> None:
         "-----BEGIN " + "RSA PRIVATE KEY-----",
         "AKIA" + "ABCDEFGHIJKLMNOP",
         "ghp_" + secrets.token_hex(20),
+        "llmp_" + secrets.token_urlsafe(32),
         "TUNNEL_TOKEN=eyJ" + secrets.token_hex(60),
         "pip install --index-url https://me:" + "swordfish@pypi.example/simple",
     ]
-    assert [number for number, *_ in secret_scan.scan("\n".join(lines))] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [number for number, *_ in secret_scan.scan("\n".join(lines))] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
 def test_ordinary_text_is_no_secret(secret_scan: ModuleType) -> None:
