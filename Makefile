@@ -88,7 +88,8 @@ stop-all: ## stop every container of the stack; nothing is removed
 	@deploy/scripts/switch stop-all
 
 docs: $(STAMPS)/docs ## build the documentation into build/site, strictly (ARGS=)
-	$(VENV)/bin/mkdocs build --strict --quiet $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet $(ARGS)
+	@echo "Built build/site/index.html."
 
 clean: ## remove what was made here, but .env
 	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache \
@@ -118,6 +119,8 @@ $(STAMPS)/test: setup.cfg pyproject.toml | $(PY)
 
 $(STAMPS)/docs: setup.cfg pyproject.toml | $(PY)
 	@echo "Installing llmproxy and what its documentation needs into $(VENV) ..." >&2
+	@[ -z "$(LOCKED)" ] || $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes \
+	    -r requirements/build.lock
 	@[ -z "$(LOCKED)" ] || $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes \
 	    -r requirements/docs.lock
 	@$(INSTALL) $(if $(LOCKED),--no-deps --no-build-isolation -e .,-e '.[docs]')
