@@ -73,6 +73,7 @@ def _show(findings: Iterable[Finding], *, as_json: bool) -> list[Finding]:
 @click.command()
 @click.option("--config", "file", type=click.Path(dir_okay=False), metavar="FILE", help="llmproxy.yaml.")
 @click.option("--demo", is_flag=True, help="As with twistd llmproxy --demo.")
+@click.option("--security", is_flag=True, help="Who reaches what, and with which keys; nothing else.")
 @click.option("--from-client", "url", metavar="URL", help="See from here how it answers there; nothing else.")
 @click.option("--key-env", metavar="NAME", help="The variable that has the key [VLLM_API_KEY].")
 @click.option(
@@ -90,6 +91,7 @@ def doctor(
     context: click.Context,
     file: str | None,
     demo: bool,
+    security: bool,
     url: str | None,
     key_env: str | None,
     model: str | None,
@@ -105,6 +107,7 @@ def doctor(
     \b
     Examples:
       llmproxy doctor
+      llmproxy doctor --security
       llmproxy doctor --from-client http://192.168.1.5:8000 --model coder3b
 
     Exit status: 0 all is well, or there are warnings only; 1 something fails; 2 wrong usage.
@@ -114,13 +117,13 @@ def doctor(
     written = read_env_file(Path(".env"))
     try:
         if url is not None:
-            if file or demo:
-                raise UsageError("--from-client takes neither --config nor --demo")
+            if file or demo or security:
+                raise UsageError("--from-client takes neither --config nor --demo nor --security")
             findings = _from_client(url, key_env, model, timeout, {**written, **os.environ})
         else:
             if model or timeout is not None or key_env:
                 raise UsageError("--key-env, --model and --timeout go with --from-client")
-            findings = _from_here(asked, written, file, demo=demo)
+            findings = _from_here(asked, written, file, demo=demo, security=security)
         found = _show(findings, as_json=as_json)
     except UsageError as wrong:
         raise click.UsageError(f"{str(wrong)[:1].upper()}{str(wrong)[1:]}.") from None
@@ -137,11 +140,11 @@ def _from_client(
 
 
 def _from_here(
-    asked: str | None, written: dict[str, str], file: str | None, *, demo: bool
+    asked: str | None, written: dict[str, str], file: str | None, *, demo: bool, security: bool
 ) -> Iterator[Finding]:
     from llmproxy.doctor.findings import clean
     from llmproxy.doctor.gather.everything import Question, gather, secrets_of
-    from llmproxy.doctor.judge import judge
+    from llmproxy.doctor.judge import CHECKS, SECURITY, judge
 
     settings = {**written, **os.environ}
     target = parse_target(asked or settings.get("LLMPROXY_URL") or DEFAULT_URL)
@@ -149,4 +152,4 @@ def _from_here(
     question = Question(target, key, dict(os.environ), written, file, demo)
     facts = gather(question)
     secrets = secrets_of(question, facts)
-    return (clean(each, secrets) for each in judge(facts))
+    return (clean(each, secrets) for each in judge(facts, SECURITY if security else CHECKS))

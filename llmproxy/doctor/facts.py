@@ -26,10 +26,12 @@ __all__ = [
     "GpuFacts",
     "HostFacts",
     "Image",
+    "KeptFile",
     "Mount",
     "Package",
     "ProxyFacts",
     "Published",
+    "SecurityFacts",
     "Settings",
     "WindowsFacts",
     "WslFacts",
@@ -319,6 +321,32 @@ class ProxyFacts:
 
 
 @frozen
+class KeptFile:
+    """A file in which keys may be.
+
+    :ivar changed: POSIX seconds.
+    :ivar tracked: by Git; None where that cannot be told.
+    """
+
+    name: str
+    mode: int
+    changed: float
+    tracked: bool | None = None
+
+
+@frozen
+class SecurityFacts:
+    """Who may read and use what, as file modes; None for what is not there.
+
+    :ivar files: ``.env`` and the configuration file, where they are.
+    """
+
+    files: tuple[KeptFile, ...] = ()
+    state_mode: int | None = None
+    socket_mode: int | None = None
+
+
+@frozen
 class Facts:
     """All of it.
 
@@ -338,3 +366,4 @@ class Facts:
     folders: Mapping[str, Folder] = Factory(dict)
     disks: tuple[DiskFacts, ...] = ()
     busy: frozenset[tuple[str, int]] = frozenset()
+    security: SecurityFacts | None = None

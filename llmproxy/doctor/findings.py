@@ -35,6 +35,7 @@ SECTIONS = {
     "versions": "Versions",
     "proxy": "The running proxy",
     "client": "From here",
+    "security": "Security",
 }
 """Their headings, in the order in which they are shown."""
 

@@ -11,11 +11,21 @@ from llmproxy.doctor.checks.gpu import check_cuda, check_driver, check_gpu_runti
 from llmproxy.doctor.checks.host import check_clock, check_versions, check_wsl
 from llmproxy.doctor.checks.network import check_firewall, check_listening
 from llmproxy.doctor.checks.proxy import check_proxy
+from llmproxy.doctor.checks.security import (
+    check_admin,
+    check_age,
+    check_containers_rights,
+    check_exposure,
+    check_files,
+    check_rates,
+    check_socket,
+    check_wire,
+)
 from llmproxy.doctor.checks.settings import check_key, check_settings
 from llmproxy.doctor.facts import Facts
 from llmproxy.doctor.findings import SECTIONS, Finding, section
 
-__all__ = ["CHECKS", "Check", "judge"]
+__all__ = ["CHECKS", "SECURITY", "Check", "judge"]
 
 Check = Callable[[Facts], Iterator[Finding]]
 
@@ -42,6 +52,19 @@ CHECKS: tuple[Check, ...] = (
 )
 """What ``llmproxy doctor`` looks at.  Another question about an installation is another such tuple for
 :func:`judge`, over the same facts; a new section needs a heading in ``findings.SECTIONS``."""
+
+SECURITY: tuple[Check, ...] = (
+    check_key,
+    check_exposure,
+    check_admin,
+    check_age,
+    check_files,
+    check_wire,
+    check_rates,
+    check_socket,
+    check_containers_rights,
+)
+"""What ``llmproxy doctor --security`` looks at."""
 
 
 def judge(facts: Facts, checks: Iterable[Check] = CHECKS) -> list[Finding]:

@@ -122,14 +122,20 @@ class AccessLog:
         entries, self._entries = self._entries, []
         if not entries:
             return
-        secrets = self._secrets()
-        for entry in entries:
-            entry.path = redact_known(entry.path, secrets)
-            entry.request_id = redact_known(entry.request_id, secrets)
+        self._hide_secrets(entries)
         self._observe(entries)
         told = [entry for entry in entries if entry.path not in _PROBES or entry.status != 200]
         if told:
             self._log.info("{lines}", lines=_Lines(told), entries=told)
+
+    def _hide_secrets(self, entries: Sequence[Entry]) -> None:
+        secrets = self._secrets()
+        # Hardly ever is one there: all are looked at together, however many keys there are.
+        text = "\n".join(word for entry in entries for word in (entry.path, entry.request_id))
+        if redact_known(text, secrets) != text:
+            for entry in entries:
+                entry.path = redact_known(entry.path, secrets)
+                entry.request_id = redact_known(entry.request_id, secrets)
 
     def failure(self, what: str, reason: Failure) -> None:
         """Log a fault of the proxy's own that ended a request."""

@@ -22,6 +22,7 @@ from llmproxy.doctor.facts import DiskFacts, Engine, Facts, HostFacts, Package, 
 from llmproxy.doctor.gather.engine import TIMEOUT, gather_engine, inspect_backends
 from llmproxy.doctor.gather.host import gather_clock, gather_disk, gather_folders, gather_host, is_busy
 from llmproxy.doctor.gather.nvidia import gather_gpu
+from llmproxy.doctor.gather.security import gather_security
 from llmproxy.doctor.gather.settings import Reading, find_command
 from llmproxy.runtimes.interface import RuntimeUnavailable
 
@@ -71,7 +72,10 @@ def gather(question: Question) -> Facts:
             (sys.version_info[0], sys.version_info[1]),
             _packages(),
         )
-    return _look_closer(facts, docker)
+    config = facts.settings.config
+    state_dir = "" if config is None else config.state_dir
+    looked = gather_security(question.file, state_dir, engine.host)
+    return _look_closer(evolve(facts, security=looked), docker)
 
 
 def _where(host: HostFacts, engine: Engine) -> HostFacts:
