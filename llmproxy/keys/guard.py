@@ -12,8 +12,11 @@ from attrs import define, field
 
 __all__ = ["FREE", "LONGEST_WAIT", "Guard"]
 
-FREE = 10
-"""Wrong keys before one has to wait: a client that starts with an old key asks several times at once."""
+FREE = 30
+"""Wrong keys before one has to wait: programs that begin with an old key ask many times at once."""
+
+FORGIVEN = 10.0
+"""Seconds after which one of them is forgotten."""
 
 LONGEST_WAIT = 60.0
 """Seconds that somebody has to wait at most, however often they have failed."""
@@ -39,19 +42,22 @@ class Guard:
         :param who: the address.
         :param digest: of the key that is shown.
         """
-        count, last = self._failed.get(who, (0, now))
+        _, last = self._failed.get(who, (0, now))
+        count = self._counted(who, now)
         if count < self.free or (who, digest) in self._right:
             return 0.0
         # A clock that was set back must not lock anybody out for longer than the wait itself.
         wait = min(self.longest, 2.0 ** min(count - self.free, 30))
         return max(0.0, min(wait, last + wait - now))
 
+    def _counted(self, who: str, now: float) -> int:
+        count, last = self._failed.get(who, (0, now))
+        return max(0, count - int(max(0.0, now - last) / FORGIVEN))
+
     def failed(self, who: str, now: float) -> None:
         """It was a wrong key."""
-        count, last = self._failed.pop(who, (0, now))
-        if now - last > 10 * self.longest:
-            count = 0
-        self._failed[who] = (count + 1, now)
+        self._failed[who] = (self._counted(who, now) + 1, now)
+        self._failed.move_to_end(who)
         while len(self._failed) > self.most:
             self._failed.popitem(last=False)
 

@@ -11,7 +11,7 @@ from llmproxy.config.model import Key
 from llmproxy.errors import Refusal
 from llmproxy.http.metering import DocumentMeter
 from llmproxy.keys.buckets import MINUTE, Bucket
-from llmproxy.keys.guard import FREE, LONGEST_WAIT, Guard
+from llmproxy.keys.guard import FORGIVEN, FREE, LONGEST_WAIT, Guard
 from llmproxy.keys.limits import STREAM_RETRY, Limiter
 from llmproxy.web.accesslog import Entry
 
@@ -140,6 +140,14 @@ def test_wrong_keys_are_answered_more_and_more_slowly() -> None:
     assert guard.wait("a", b"x", -1000) == LONGEST_WAIT, "a clock that was set back"
     guard.failed("a", 10_000)
     assert guard.wait("a", b"x", 10_000) == 0, "long ago"
+
+
+def test_wrong_keys_are_forgotten_one_by_one() -> None:
+    """Whoever fails now and then never has to wait."""
+    guard = Guard()
+    for number in range(FREE * 5):
+        guard.failed("a", number * FORGIVEN)
+        assert guard.wait("a", b"x", number * FORGIVEN) == 0
 
 
 def test_who_has_a_right_key_goes_on() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from attrs import evolve
 
 from llmproxy.config.model import Cors, Key
+from llmproxy.keys.guard import FREE
 from llmproxy.web.auth import Authenticator
 from llmproxy.web.ui.files import Files, page
 from tests.front import CHAT, CODER, KEYS, FrontCase
@@ -243,7 +244,7 @@ class SessionTests(UiCase):
         other = KEYS[0]
         self.site.authenticator = Authenticator((*KEYS, evolve(other, name="boss", secret="boss")))
         cookie = self.cookie()
-        for _ in range(12):
+        for _ in range(FREE + 2):
             while (found := self.sign_in("wrong").error())[0] == 429:
                 self.clock.advance(1)
             self.assertEqual(found[0], 401)
@@ -257,7 +258,7 @@ class SessionTests(UiCase):
         """Where an address has to wait in which a session is new, it does, and goes on afterwards."""
         cookie = self.cookie()
         self.site.authenticator = Authenticator(KEYS)
-        for _ in range(10):
+        for _ in range(FREE):
             self.sign_in("wrong")
         self.assertEqual(self.client().get(b"/ui/api/backends", cookie).error()[0], 429)
         self.clock.advance(1)
