@@ -97,7 +97,8 @@ _LOG = (
     # -- the model
     _Cause(
         # Of a model that is not there the hub says, too: "a private or gated repo, make sure ...".
-        r"(?:gated repo(?!, make sure)|401 Client Error|403 Client Error.*huggingface|Access to model .* is restricted)",
+        r"(?:gated repo(?!, make sure)|401 Client Error|403 Client Error.*huggingface"
+        r"|Access to model .* is restricted)",
         "The model is gated: accept its licence on its page and set HF_TOKEN.",
     ),
     _Cause(
