@@ -4,6 +4,6 @@ import sys
 
 __version__ = "0.1.0"
 
-# Where the h2 library is installed, Twisted Web loads an HTTP/2 of its own with its HTTP/1.1.  That takes more
-# than a megabyte and serves nothing here (ours is web/h2).  It goes on without it.
+# Where the h2 library is installed, Twisted Web loads an HTTP/2 of its own with its HTTP/1.1: more than a
+# megabyte that serves nothing here (ours is web/h2).  It goes on without.
 sys.modules.setdefault("twisted.web._http2", None)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from llmproxy.cli.command import Failed, in_json, json_option, say_json
 from llmproxy.cli.keys_view import NO_KEYS, keys_table
 from llmproxy.cli.reading import config_option, loader_of, refusing
 from llmproxy.cli.terminal import console, print_lines, width_of
+from llmproxy.config.keys import rights_view
 from llmproxy.config.model import Config, Key
 
 __all__ = ["keys", "keys_table"]
@@ -69,16 +70,7 @@ def _view(key: Key, config: Config, now: float) -> dict[str, Any]:
     """A key without its secret, as the proxy tells of it."""
     return {
         "name": key.name,
-        "admin": key.admin,
-        "client": key.client,
-        "routes": None if key.routes is None else list(key.routes),
-        "may_start": key.may_start,
-        "may_evict": key.may_evict,
-        "priority": key.priority,
-        "requests_per_minute": key.requests_per_minute,
-        "tokens_per_minute": key.tokens_per_minute,
-        "streams": key.streams,
-        "expires": key.expires,
+        **rights_view(key),
         "expired": key.expires is not None and key.expires <= now,
         "source": config.sources.get(f"keys.{key.name}", "default"),
     }

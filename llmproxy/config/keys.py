@@ -21,6 +21,7 @@ __all__ = [
     "RIGHTS",
     "read_key",
     "read_rights",
+    "rights_view",
     "told_hash",
 ]
 
@@ -129,6 +130,12 @@ def read_rights(place: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     :raises llmproxy.errors.ConfigError: something of it is not allowed.
     """
     return _read(place, settings, RIGHTS)
+
+
+def rights_view(key: Key) -> dict[str, Any]:
+    """All that a key may do, for JSON."""
+    told = {name: getattr(key, name) for name in RIGHTS}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()}
 
 
 def told_hash(digest: bytes) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from attrs import define, evolve, field
 from twisted.logger import Logger
 
-from llmproxy.config.keys import RIGHTS, read_key, told_hash
+from llmproxy.config.keys import read_key, rights_view, told_hash
 from llmproxy.config.model import Former, Key, digest_of
 from llmproxy.errors import ConfigError
 from llmproxy.files import replace_file
@@ -33,9 +33,8 @@ def mint() -> str:
 
 def rights_of(key: Key) -> dict[str, Any]:
     """What a key may do, as the configuration writes it; what is as usual is left out."""
-    usual = Key("")
-    told = {name: getattr(key, name) for name in RIGHTS if getattr(key, name) != getattr(usual, name)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()}
+    usual = rights_view(Key(""))
+    return {name: value for name, value in rights_view(key).items() if value != usual[name]}
 
 
 @define(eq=False)

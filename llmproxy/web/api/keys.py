@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.defer import maybeDeferred
 from twisted.python.failure import Failure
 
-from llmproxy.config.keys import EXPIRES_PATTERN, NAME_ALLOWED, NAME_PATTERN, read_rights
+from llmproxy.config.keys import EXPIRES_PATTERN, NAME_ALLOWED, NAME_PATTERN, read_rights, rights_view
 from llmproxy.config.model import Key
 from llmproxy.config.units import duration
 from llmproxy.errors import ConfigError, Refusal, invalid_request
@@ -33,22 +33,10 @@ def key_view(ask: Ask, key: Key) -> dict[str, Any]:
     site, now = ask.request.site, ask.request.site.clock.seconds()
     configured = key in site.configured
     source = ask.fleet.config.sources.get(f"keys.{key.name}", "default") if configured else "/api/keys"
-    usual = {
-        "admin": key.admin,
-        "client": key.client,
-        "routes": None if key.routes is None else list(key.routes),
-        "may_start": key.may_start,
-        "may_evict": key.may_evict,
-        "priority": key.priority,
-        "requests_per_minute": key.requests_per_minute,
-        "tokens_per_minute": key.tokens_per_minute,
-        "streams": key.streams,
-        "expires": key.expires,
-    }
     left = {name: values[1] for name, values in site.limiter.told(key, now).items()}
     return {
         "name": key.name,
-        **usual,
+        **rights_view(key),
         "expired": key.expires is not None and key.expires <= now,
         "former_until": max((one.until for one in key.former if one.until > now), default=None),
         "left": left,
