@@ -64,8 +64,8 @@ _REWRITTEN = (
     }
 )
 
-# What carries the client's key, which never reaches a backend.
-_CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
+# What carries the client's key, which never reaches a backend; the last is how Azure's clients write it.
+_CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"api-key"))
 
 # By whether the client's credentials are passed on, and whether its Host is.
 _DROPPED = {

@@ -222,7 +222,7 @@ def check_admin(facts: Facts) -> Iterator[Finding]:
         yield warn(
             "security.admin",
             f"The clients' key is the administrator's, too ({', '.join(both)}): who may ask a model"
-            " may stop them all.",
+            " may stop them all, and each model has it in its environment.",
             "Set LLMPROXY_ADMIN_KEY to another one in .env, and keep it to yourself.",
         )
     else:
