@@ -31,6 +31,9 @@ __all__ = ["ProxyService"]
 DRAIN_LOOK = 0.05
 """Seconds between looks at what is still in flight while the proxy ends."""
 
+FIRST_WORDS = 0.3
+"""Seconds that a client who has just connected has for its first request when the proxy ends."""
+
 OTHER_FILES = 96
 """Of the process: the log, state and usage, what listens, threads of the Docker client, bodies in files."""
 
@@ -231,27 +234,40 @@ class ProxyService(Service):
         if self._certificates is not None:
             self._certificates.close()
         ports, self._ports = self._ports, []
-        closing = [maybeDeferred(port.stopListening) for port in ports]
+        closing: list[Deferred[Any]] = [maybeDeferred(port.stopListening) for port in ports]
+        # Who has just been let in is about to ask, and is served as if it had been a moment earlier.
+        if any(self._site.newcomers()):
+            self._site.closing = True
+            closing.append(self._until(lambda: not any(self._site.newcomers()), FIRST_WORDS))
+            refused = DeferredList(closing).addCallback(lambda _: self._refuse())
+        else:
+            self._refuse()
+            refused = DeferredList(closing).addCallback(lambda _: None)
+        closed = refused.addCallback(lambda _: self._drained())
+        closed = closed.addCallback(lambda _: self._fleet.close())
+        return closed.addCallback(lambda _: self._let_go_clients())
+
+    def _refuse(self) -> None:
         self._fleet.refuse_new()
         self._site.close_idle()
         # Those who still wait for the first look at what runs are told, too.
         self._site.fleet_started()
-        closed = DeferredList(closing).addCallback(lambda _: self._drained())
-        closed = closed.addCallback(lambda _: self._fleet.close())
-        return closed.addCallback(lambda _: self._let_go_clients())
 
     def _drained(self) -> Deferred[None]:
         if not self._busy():
             return succeed(None)
-        deadline = self._reactor.seconds() + self._fleet.config.drain
         self._log.info(
             "{count} requests in flight, waiting up to {drain:g} s for them",
             count=self._fleet.in_flight(),
             drain=self._fleet.config.drain,
         )
+        return self._until(lambda: not self._busy(), self._fleet.config.drain)
+
+    def _until(self, over: Callable[[], bool], seconds: float) -> Deferred[None]:
+        deadline = self._reactor.seconds() + seconds
 
         def look() -> None:
-            if not self._busy() or self._reactor.seconds() >= deadline:
+            if over() or self._reactor.seconds() >= deadline:
                 looking.stop()
 
         looking = LoopingCall(look)

@@ -90,6 +90,7 @@ class Upgrader:
     _quiet: LoopingCall | None = field(default=None, init=False)
     _began: float = field(default=0.0, init=False)
     _committed: bool = field(default=False, init=False)
+    _serves: bool = field(default=False, init=False)
     _bow: Bow | None = field(default=None, init=False)
     _log = Logger()
 
@@ -155,19 +156,25 @@ class Upgrader:
         elif what == "prepared":
             self._news = message
             self._wait_for_quiet()
-        elif what == "serving" and self._committed:
-            self._take_a_bow()
+        elif what == "serving" and self._committed and self._child is not None:
+            self._no_limit()
+            self._serves = True
+            self._child.let_go()
 
     def _lost(self) -> None:
         if self._bow is not None:
             self._bow.alone()
         elif self._child is not None:
-            # How it ended is about to be heard.
-            self._child.end("TERM")
+            # How it ended is heard in a moment, if it has.
+            self._child.kill()
 
     def _ended(self, line: Line, how: str) -> None:
         # One that has been given up may end later.
-        if line is self._line:
+        if line is not self._line:
+            return
+        if self._serves:
+            self._take_a_bow()
+        else:
             self._failed(f"it ended with {how}; its log says why")
 
     # -- giving the place away ----------------------------------------------------------------------
@@ -222,7 +229,7 @@ class Upgrader:
         if self._line is not None:
             self._line.close()
         if self._child is not None and self._child.alive:
-            self._child.end("KILL")
+            self._child.kill()
         if self._committed:
             self.parts.fleet.scheduler.thaw()
             self.parts.service.resume()
@@ -231,7 +238,6 @@ class Upgrader:
         done.errback(UpgradeFailed(why))
 
     def _take_a_bow(self) -> None:
-        self._no_limit()
         done, self._done = self._done, None
         assert done is not None
         assert self._line is not None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from twisted.internet.error import ProcessTerminated
+from twisted.internet.error import ProcessExitedAlready, ProcessTerminated
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
@@ -78,8 +80,23 @@ def first_process() -> str:
         return "init"
 
 
+SHIM = """\
+import os, signal, sys
+pid = os.fork()
+if not pid:
+    os.execv(sys.argv[2], sys.argv[2:])
+os.closerange(3, int(sys.argv[1]))
+signal.signal(signal.SIGUSR1, lambda *_: os.kill(pid, signal.SIGKILL))
+code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+os._exit(code if code >= 0 else 128 - code)
+"""
+"""Stands between the two processes until the new one serves.  Then it ends, and leaves the new one to whoever
+supervises the old one: systemd waits for the end of its own children alone, and kills at once what is not one
+where it should let it end in order."""
+
+
 class Child(ProcessProtocol):
-    """Hears of its end.
+    """The process between, and so the new one for as long as it does not serve.
 
     :param ended: called with what it ended with, in words.
     """
@@ -97,10 +114,18 @@ class Child(ProcessProtocol):
             how = f"signal {error.signal}" if error.signal is not None else f"status {error.exitCode}"
         self._ended(how)
 
-    def end(self, number: str) -> None:
-        """Send it a signal."""
+    def kill(self) -> None:
+        """The new process is not wanted any more."""
+        self._send(signal.SIGUSR1)
+
+    def let_go(self) -> None:
+        """The new process stands on its own once this has ended."""
+        self._send(signal.SIGTERM)
+
+    def _send(self, number: signal.Signals) -> None:
         if self.alive and self.transport is not None:
-            self.transport.signalProcess(number)
+            with suppress(ProcessExitedAlready):
+                self.transport.signalProcess(int(number))
 
 
 def start(
@@ -128,5 +153,6 @@ def start(
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED}
     environment[VARIABLE] = told_of(3, told)
     command = command_line(words)
-    reactor.spawnProcess(child, command[0], command, environment, folder, childFDs=mapping)
+    shim = [sys.executable, "-I", "-S", "-c", SHIM, str(4 + len(told)), *command]
+    reactor.spawnProcess(child, sys.executable, shim, environment, folder, childFDs=mapping)
     return child

@@ -65,6 +65,7 @@ class ProxyChannel(Protocol):
     :ivar origin: where the request is from that is being answered; :ivar client: that address, for the log.
     :ivar known: whose the fields of the last request were, by whose word, and what they ask of the proxy.
     :ivar persistent: it goes on after the present answer.
+    :ivar asked: it has brought a request.
     :ivar reader: makes requests of the bytes.
     :ivar requests: received as a whole and not answered yet; the first is being answered.
     :ivar turn: when it became the client's turn to speak, by the site's ``now``; the last thing it was given.
@@ -81,6 +82,7 @@ class ProxyChannel(Protocol):
         self.site = site
         self.factory = site
         self.persistent = True
+        self.asked = False
         self.turn = self.heard = site.now
         self.turned_away: Refusal | None = None
         self.party: str | None = None
@@ -222,7 +224,7 @@ class ProxyChannel(Protocol):
         try:
             while not self._answering and self._receive is None:
                 if self.requests:
-                    self._answering = True
+                    self._answering = self.asked = True
                     if reader.deaf and len(self.requests) == 1:
                         self.persistent = False
                     self.requests[0].process()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from socket import gethostname
 from typing import TYPE_CHECKING, Any
@@ -219,6 +219,10 @@ class ProxySite(Site):
         ready, self.ready = self.ready, None
         if ready is not None:
             ready.callback(None)
+
+    def newcomers(self) -> Iterator[ProxyChannel]:
+        """Those who have connected and not asked for anything yet."""
+        return (one for one in self.channels if not getattr(one, "asked", True) and one.turned_away is None)
 
     def close_idle(self) -> None:
         """Keep no connection beyond its present request."""

@@ -137,7 +137,7 @@ def test_a_new_process_that_does_not_come_up_changes_nothing(tmp_path: Path) -> 
         assert refused.status == 409
         assert str(proxy.file) in refused.error["message"]
         proxy.file.write_text(good)
-        assert processes(proxy) == [proxy.pid]
+        alone(proxy, proxy.pid)
         assert proxy.chat("a").status == 200
         assert wire.through(b"[DONE]")
         assert upgrade(proxy).status == 200

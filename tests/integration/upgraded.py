@@ -133,10 +133,10 @@ class Load:
 
     def streams(self, tokens: int, delay: float) -> Callable[[], None]:
         """One that is streamed to."""
-        more: dict[str, Any] = {"stream": True, "ignore_eos": True, "max_tokens": tokens, "demo_token_delay": delay}
+        more: dict[str, Any] = {"ignore_eos": True, "max_tokens": tokens, "demo_token_delay": delay}
 
         def once() -> None:
-            answer = self.proxy.chat("a", **more)
+            answer = self.proxy.chat("a", stream=True, **more)
             assert answer.status == 200, answer
             assert answer.body.rstrip().endswith(b"data: [DONE]"), answer.body[-300:]
             assert answer.body.count(b'"content"') >= tokens, answer.body[-300:]
