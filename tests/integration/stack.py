@@ -21,7 +21,7 @@ from llmproxy.runtimes.docker_host import docker_host
 from tests.integration.engine import docker, unique
 from tests.integration.world import ROOT, until
 
-__all__ = ["MODELS", "PROFILES", "Answer", "Stack"]
+__all__ = ["MODELS", "PROFILES", "Answer", "Stack", "compose_command"]
 
 LAUNCHER_IMAGE = "llmproxy-test-launcher:1"
 VLLM_IMAGE = "llmproxy-test-vllm:1"
@@ -60,7 +60,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _compose_command() -> list[str]:
+def compose_command() -> list[str]:
     plugin = subprocess.run(["docker", "compose", "version"], capture_output=True, timeout=30, check=False)
     if plugin.returncode == 0:
         return ["docker", "compose"]
@@ -117,7 +117,7 @@ class Stack:
         kept += [f"{name}={value}" for name, value in own.items()]
         (folder / ".env").write_text("\n".join(kept) + "\n", encoding="utf-8")
         (key,) = re.findall(r"^VLLM_API_KEY=(\w+)$", settings, re.MULTILINE)
-        return cls(folder, project, names, ports[8000], key, _compose_command())
+        return cls(folder, project, names, ports[8000], key, compose_command())
 
     # -- the owner's commands ------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""deploy/windows: PowerShell that a parser takes, that changes nothing with -WhatIf, and can be taken back."""
+"""deploy/windows: PowerShell that a parser takes, that changes nothing with -WhatIf, and goes again."""
 
 from __future__ import annotations
 
