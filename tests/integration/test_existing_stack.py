@@ -151,7 +151,7 @@ def test_the_old_paths(stack: Stack) -> None:
 
 
 def test_health_and_models_of_another_kind(stack: Stack) -> None:
-    """``MAP__vision__health``, ``__models``: a server that is no vLLM is ready by its own path, and has names."""
+    """``MAP__vision__health``, ``__models``: what is no vLLM is ready by its own path, and has names."""
     listed = {
         model["id"]: model["meta"]["llmproxy"]["route"] for model in stack.ask("/v1/models").json["data"]
     }
