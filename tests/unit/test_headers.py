@@ -23,7 +23,7 @@ HOP_BY_HOP = [
     b"Proxy-Connection",
 ]
 HOP_BY_HOP += [b"TE", b"Trailer", b"Transfer-Encoding", b"Upgrade"]
-CREDENTIALS = [b"Authorization", b"X-API-Key"]
+CREDENTIALS = [b"Authorization", b"X-API-Key", b"Api-Key"]
 REWRITTEN = [b"Content-Length", b"Expect", b"X-Forwarded-For", b"X-Forwarded-Host", b"X-Forwarded-Proto"]
 REWRITTEN += [b"X-Request-ID", b"Forwarded"]
 OURS = [b"X-Request-ID", b"X-LLMProxy-Backend", b"X-LLMProxy-Cold-Start"]
@@ -138,7 +138,7 @@ def test_what_a_backend_gets(
             assert values(name) == ([] if name in options(raw) else came(name))
     else:
         assert values(b"authorization") == [b"Bearer own"] * own_key
-        assert values(b"x-api-key") == []
+        assert values(b"x-api-key") == values(b"api-key") == []
     # Its framing and its connection.
     assert values(b"content-length") == ([] if length is None else [b"%d" % length])
     assert values(b"upgrade") == [b"websocket"] * ws
