@@ -53,14 +53,10 @@ def connect_by(reactor: Any, line: Line) -> Connect:
 
 
 class Passages:
-    """Connections to the new process, one for each request; has the place of a connection pool.
-
-    :ivar open: how many requests are there at present.
-    """
+    """Connections to the new process, one for each request; has the place of a connection pool."""
 
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
-        self.open = 0
 
     def kept(self) -> None:
         """None is kept."""
@@ -85,13 +81,9 @@ class _Passage:
     pool: Passages
     address: Address = _NOWHERE
     counted: bool = False
-    _released: bool = False
 
     def release(self, *, suspicious: bool = False) -> None:
         """The exchange is over."""
-        if not self._released:
-            self._released = True
-            self.pool.open -= 1
 
 
 @define(eq=False)
@@ -136,7 +128,6 @@ class Heir:
 
     def enter(self, waiter: Waiter) -> bool:
         """Hand it over at once."""
-        self.passages.open += 1
         # It is to the exchange what a lease is.
         waiter.admitted(cast("Lease", _Passage(self.passages)))
         return False
