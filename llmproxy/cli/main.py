@@ -80,7 +80,7 @@ _SECTIONS = {
         ),
         "upgrade": Later(
             "llmproxy.cli.upgrade_command",
-            "Have what is installed by now take over, and lose no request",
+            "Have the proxy start anew, with the code and the settings that are there by now",
         ),
         "completion": Later(
             "llmproxy.cli.completion", "Print what makes a shell complete commands and backends"
