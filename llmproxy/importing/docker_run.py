@@ -117,7 +117,7 @@ def read_docker_run(words: Sequence[str]) -> DockerRun | None:
         _option(found, rest)
     if rest[:1] == ["--"]:
         rest.pop(0)
-    if not rest:
+    if not rest or not rest[0].strip():
         return None
     found.image, *args = rest
     found.args = tuple(args)
@@ -155,9 +155,11 @@ def _option(found: DockerRun, rest: list[str]) -> None:
 def _take(found: DockerRun, name: str, value: str) -> None:
     if name in ("-e", "--env"):
         variable, equals, text = value.partition("=")
-        found.environment[variable] = text if equals else None
+        if variable:
+            found.environment[variable] = text if equals else None
     elif name in ("-v", "--volume"):
-        found.volumes.append(value)
+        if value:
+            found.volumes.append(value)
     elif name in ("-p", "--publish"):
         host, _, inside = value.partition("/")[0].rpartition(":")
         found.ports[host.rpartition(":")[2]] = inside

@@ -159,7 +159,8 @@ def _container(
 ) -> bool:
     """Have llmproxy create the container that ``docker run`` would; False: it cannot."""
     inside = run.ports.get(port)
-    if run.unknown or inside is None or not inside.isdecimal() or any(PORT in each for each in run.args):
+    known = inside is not None and inside.isascii() and inside.isdecimal() and 0 < int(inside) < 65536
+    if run.unknown or inside is None or not known or any(PORT in each for each in run.args):
         why = f"{', '.join(dict.fromkeys(run.unknown))}: llmproxy's own containers have no such options"
         if not run.unknown:
             why = f"no -p leads from its proxy's port to one port of the container ({inside or 'none'})"

@@ -268,6 +268,34 @@ def test_what_is_no_docker_run(words: str) -> None:
     assert read_docker_run(words.split()) is None
 
 
+_WORDS = [
+    "-p",
+    "-p8080:80",
+    "--publish=${PORT}:80",
+    "-e",
+    "-v",
+    "A=1",
+    "--gpus",
+    "all",
+    "device=0",
+    "--mount",
+]
+_WORDS += ["type=bind,source=/a,target=/b", "--rm", "--name", "x", "--", "image", "--model", "", "-", "--x=y"]
+
+
+@given(
+    st.lists(
+        st.sampled_from(_WORDS),
+        max_size=8,
+    )
+)
+def test_any_docker_run(words: list[str]) -> None:
+    """Whatever the options are, it becomes a container, stays a command, or is told; nothing is raised."""
+    command = " ".join(["docker", "run", *(word or "''" for word in words)])
+    found = convert(yaml.safe_dump({"models": {"m": {"cmd": command, "proxy": "http://localhost:${PORT}"}}}))
+    assert read(found).backends["m"].runtime in ("docker", "process")
+
+
 @given(st.text(st.sampled_from("${}aA_. \\'#é"), max_size=12))
 def test_a_dollar_stays_one(text: str) -> None:
     """Whatever stands in an environment reaches the process as it was, variables apart."""
