@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
 __all__ = ["Crowd", "party"]
 
 
+@lru_cache(maxsize=1024)
 def party(host: str | None) -> str | None:
-    """Whom connections from this address are counted for; None: they are not.
+    """Whom connections from this address, and wrong keys, are counted for; None: they are not.
 
     Not counted is what comes from this machine itself or by a Unix socket: it is one program in front of many
     clients as often as not (a tunnel, nginx), and who may connect here has other ways.  An IPv6 client has a

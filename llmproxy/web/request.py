@@ -198,10 +198,15 @@ class ProxyRequest(Request):
                 return
             if not self.uri.startswith(b"/"):
                 raise invalid_request("The request target must be a path.")
-            if self.method in (b"CONNECT", b"TRACE"):
-                # The first would be a way to anywhere; the second has a server repeat what it was sent, which
-                # is not all the client's own: the backend's key is in it.
-                raise invalid_request(f"{self.method.decode('ascii')} is not served here.")
+            if self.method == b"CONNECT":
+                # It would be a way to anywhere.
+                raise invalid_request("CONNECT is not served here.")
+            if self.method == b"TRACE":
+                # It has a server repeat what it was sent, and that is not all the client's own: the backend's
+                # key is in it.
+                self.setHeader(b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
+                refusal = invalid_request("TRACE is not served here.")
+                raise Refusal(405, refusal.code, refusal.message, kind=refusal.kind)
             self.prepath = []
             segments = self.path[1:].split(b"/")
             self.postpath = list(map(unquote_to_bytes, segments)) if b"%" in self.path else segments

@@ -557,7 +557,7 @@ ANSWERED: dict[str, tuple[bytes, int]] = {
     "* of OPTIONS": (get(b"OPTIONS * HTTP/1.1"), 204),
     "CONNECT": (get(b"CONNECT coder:80 HTTP/1.1"), 400),
     "CONNECT with a body": (get(b"CONNECT coder:80 HTTP/1.1", CL + b"5\r\n") + b"hello", 400),
-    "TRACE": (get(b"TRACE /coder/x HTTP/1.1"), 400),
+    "TRACE": (get(b"TRACE /coder/x HTTP/1.1"), 405),
     "authority form": (get(b"GET h:80 HTTP/1.1"), 400),
     "another scheme": (get(b"GET ftp://h/coder/x HTTP/1.1"), 400),
     "WebSocket's scheme": (get(b"GET ws://h/coder/x HTTP/1.1"), 400),

@@ -8,6 +8,7 @@ from base64 import b64encode
 from typing import Any
 
 from attrs import evolve
+from twisted.internet.address import IPv4Address
 
 from llmproxy.config.model import Former, Key, digest_of
 from llmproxy.keys.guard import FREE
@@ -15,7 +16,7 @@ from llmproxy.keys.store import KeyFile
 from llmproxy.web.accesslog import AccessLog
 from tests.front import KEYS, FrontCase
 from tests.openapi import described
-from tests.unit.test_front import OK, Client
+from tests.unit.test_front import OK, Client, ClientTransport
 
 ADMIN = b"Authorization: Bearer admin\r\n"
 START = 1_769_860_800.0
@@ -210,6 +211,15 @@ class ShownKeysTests(KeyCase):
         self.assertEqual(self.use(bearer("wrong")).error()[2]["retry-after"], "2")
         self.clock.advance(2.1)
         self.served(bearer("meek"))
+
+    def test_programs_of_this_machine_do_not_wait(self) -> None:
+        """However often they fail: a client with an old key there keeps nobody else out."""
+        for _ in range(FREE * 2):
+            transport = ClientTransport(peerAddress=IPv4Address("TCP", "127.0.0.1", 9))
+            client = Client(self.site, transport)
+            self.addCleanup(client.leave)
+            client.post(b"/v1/completions", {"model": "coder3b"}, bearer("wrong"))
+            self.assertEqual(client.answer()[0], 401)
 
     def test_a_former_secret(self) -> None:
         """It is good until its day."""
