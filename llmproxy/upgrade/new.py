@@ -114,13 +114,16 @@ class Successor:
                 for one in self._fleet.backends.values()
             )
 
-        self._when(seen, SEE, self._prepared)
+        # Not before the reactor turns, with all that is to be done when it begins to.
+        self._when(seen, SEE, self._prepared, now=False)
 
     def _prepared(self) -> None:
         self._inherited.close_others()
         self._say("prepared", pid=os.getpid(), version=__version__)
 
-    def _when(self, so: Callable[[], bool], within: float, then: Callable[[], None]) -> None:
+    def _when(
+        self, so: Callable[[], bool], within: float, then: Callable[[], None], *, now: bool = True
+    ) -> None:
         until = self._reactor.seconds() + within
 
         def look() -> None:
@@ -130,7 +133,7 @@ class Successor:
 
         looking = LoopingCall(look)
         looking.clock = self._reactor
-        looking.start(LOOK)
+        looking.start(LOOK, now)
 
     # -- what the old process says ------------------------------------------------------------------
 

@@ -89,6 +89,7 @@ class Upgrader:
     _limit: IDelayedCall | None = field(default=None, init=False)
     _quiet: LoopingCall | None = field(default=None, init=False)
     _began: float = field(default=0.0, init=False)
+    _paused: float = field(default=0.0, init=False)
     _committed: bool = field(default=False, init=False)
     _serves: bool = field(default=False, init=False)
     _bow: Bow | None = field(default=None, init=False)
@@ -159,6 +160,7 @@ class Upgrader:
         elif what == "serving" and self._committed and self._child is not None:
             self._no_limit()
             self._serves = True
+            self._paused = self.parts.reactor.seconds() - self._paused
             self._child.let_go()
 
     def _lost(self) -> None:
@@ -200,7 +202,7 @@ class Upgrader:
     def _commit(self) -> None:
         """From here on the new process decides."""
         parts = self.parts
-        self._committed = True
+        self._committed, self._paused = True, parts.reactor.seconds()
         parts.fleet.scheduler.frozen = True
         parts.service.pause()
         parts.state.flush()
@@ -246,11 +248,12 @@ class Upgrader:
         if self.parts.supervised is not None:
             self.parts.supervised.handed_to(pid)
         self._log.info(
-            "upgraded: llmproxy {version}, process {pid}, serves after {took:.2f} s;"
-            " {count} requests in flight are finished here",
+            "upgraded: llmproxy {version}, process {pid}, serves after {took:.2f} s, in which new connections"
+            " waited for {paused:.3f} s; {count} requests in flight are finished here",
             version=version,
             pid=pid,
             took=took,
+            paused=self._paused,
             count=self.parts.fleet.in_flight(),
         )
         left = self.parts.fleet.in_flight()
@@ -261,6 +264,7 @@ class Upgrader:
                 "pid": pid,
                 "version": version,
                 "seconds": round(took, 3),
+                "paused": round(self._paused, 4),
                 "former": {"pid": os.getpid(), "version": __version__, "in_flight": left},
             }
         )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
+import socket
+import ssl
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.integration.proxy import ADMIN, Proxy, chat, content, demo
+from tests.certificates import authority, issue
+from tests.integration.proxy import ADMIN, KEY, Proxy, Wire, chat, content, demo, free_port, head
 from tests.integration.upgraded import Load, processes, upgradable, upgrade
 from tests.integration.world import until
 
@@ -39,12 +43,13 @@ def test_twenty_upgrades_lose_no_request(tmp_path: Path, capsys: pytest.CaptureF
             time.sleep(0.5)
             before = dict(load.longest)
             load.longest.clear()
-            pids, took = {proxy.pid}, []
+            pids, took, paused = {proxy.pid}, [], []
             for _ in range(UPGRADES):
                 began = time.monotonic()
                 done = upgrade(proxy)
                 assert done.status == 200, done
                 took.append(time.monotonic() - began)
+                paused.append(done.json["paused"])
                 pids.add(done.json["pid"])
         assert load.failed == []
         assert len(pids) == UPGRADES + 1
@@ -56,6 +61,7 @@ def test_twenty_upgrades_lose_no_request(tmp_path: Path, capsys: pytest.CaptureF
             most = ", ".join(f"{kind} {seconds:.3f}" for kind, seconds in load.longest.items())
             print(f"\n  answers: {told}\n  longest: {most} s (before: {before.get('fresh', 0):.3f})")
             print(f"  an upgrade: {sum(took) / len(took):.2f} s, at most {max(took):.2f} s")
+            print(f"  nobody accepts: {sum(paused) / len(paused):.4f} s, at most {max(paused):.4f} s")
 
         def counted() -> bool:
             rows = proxy.ask("GET", "/api/usage?by=backend", key=ADMIN).json["rows"]
@@ -170,3 +176,69 @@ def test_a_signal_is_enough(tmp_path: Path) -> None:
         until(lambda: processes(proxy) and proxy.pid not in processes(proxy))
         assert proxy.chat("a", key=made.json["secret"]).status == 200
         assert len(proxy.ask("GET", "/api/leases", key=ADMIN).json["leases"]) == 1
+
+
+class Unix(http.client.HTTPConnection):
+    """To a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=20)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(self.path)
+
+
+def test_every_kind_of_endpoint_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TLS, a Unix socket and the PROXY protocol: connections that are open, too."""
+    root = authority()
+    private, certificate = issue(by=root).write(tmp_path)
+    path, secure, behind = str(tmp_path / "socket"), free_port(), free_port()
+    more = (
+        f"ssl:{secure}:privateKey={private}:certKey={certificate}:interface=127.0.0.1",
+        f"unix:{path}:mode=660",
+        f"haproxy:tcp:{behind}:interface=127.0.0.1",
+    )
+    command = Proxy.command
+    listens = [word for one in more for word in ("--listen", one)]
+    monkeypatch.setattr(Proxy, "command", lambda proxy, *words: command(proxy, *words, *listens))
+    context = ssl.create_default_context(cadata=root.pem.decode())
+    with upgradable(tmp_path, {"a": demo()}) as proxy:
+        connections = [
+            http.client.HTTPSConnection("localhost", secure, context=context, timeout=20),
+            Unix(path),
+        ]
+
+        def ask() -> list[bool]:
+            """Whether each connection ends with its answer."""
+            ends = []
+            for connection in connections:
+                connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {KEY}"})
+                answer = connection.getresponse()
+                assert answer.read()
+                assert answer.status == 200
+                ends.append(answer.will_close)
+            return ends
+
+        def through_a_proxy() -> None:
+            with Wire(behind) as wire:
+                wire.send(b"PROXY TCP4 192.0.2.7 192.0.2.1 1000 80\r\n" + head("GET", "/v1/models"))
+                assert wire.answer().status == 200
+
+        assert ask() == [False, False]
+        for _ in range(2):
+            done = upgrade(proxy)
+            assert done.status == 200, done
+            # Only the old process has the keys of a TLS session.
+            assert ask() == [True, False]
+            assert ask() == [False, False]
+            through_a_proxy()
+            assert os.stat(path).st_mode & 0o777 == 0o660
+        alone(proxy, done.json["pid"])
+        for connection in connections:
+            connection.close()
+        os.kill(done.json["pid"], signal.SIGTERM)
+        until(lambda: not processes(proxy))
+        assert not os.path.exists(path)
+        assert "client=192.0.2.7" in proxy.log()
