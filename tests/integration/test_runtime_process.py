@@ -298,6 +298,24 @@ async def test_orphan_of_another_command(rig: ProcessRig) -> None:
 
 
 @on_reactor
+async def test_a_child_that_another_proxy_still_uses_is_spared(rig: ProcessRig) -> None:
+    """What is not wanted any more ends when that one has let go of it."""
+    await orphan(rig, WELL_BEHAVED)
+    pid = await rig.pid("a")
+    free: Deferred[None] = Deferred()
+    rig.runtime.spared = lambda route: free
+    watcher = RecordingWatcher()
+    watched = rig.runtime.watch(shell("a", "sleep 61"), watcher)
+    info = read_process(pid)
+    assert info is not None
+    assert info.alive
+    free.callback(None)
+    await watched
+    info = read_process(pid)
+    assert info is None or not info.alive
+
+
+@on_reactor
 async def test_stray(rig: ProcessRig) -> None:
     """A child whose route is gone from the configuration is ended; one that is wanted stays."""
     await orphan(rig, WELL_BEHAVED)

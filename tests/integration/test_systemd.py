@@ -39,10 +39,10 @@ def service(booted: Machine) -> Iterator[Machine]:
 # -- the files themselves -----------------------------------------------------------------------------
 
 
-def installed(folder: Path) -> list[Path]:
+def installed(folder: Path, units: Path = UNITS) -> list[Path]:
     """Copies that systemd of this machine can look at: the programs and users that they name are not here."""
     found = []
-    for unit in sorted([*UNITS.glob("*.service"), *UNITS.glob("*.socket")]):
+    for unit in sorted([*units.glob("*.service"), *units.glob("*.socket")]):
         text = re.sub(r"(?m)^Exec(Start|Stop)=\S+", r"Exec\1=/bin/true", unit.read_text())
         text = re.sub(r"(?m)^(User|SupplementaryGroups)=.*\n", "", text)
         copy = folder / unit.name.replace("@.", "@chat.")
@@ -52,13 +52,16 @@ def installed(folder: Path) -> list[Path]:
 
 
 @ANALYZE
-def test_the_units_are_understood(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whose", ["system", "user"])
+def test_the_units_are_understood(tmp_path: Path, whose: str) -> None:
     """systemd has nothing to say against them."""
+    units = UNITS if whose == "system" else UNITS / "user"
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", *map(str, installed(tmp_path))],
+        ["systemd-analyze", f"--{whose}", "verify", "--man=no", *map(str, installed(tmp_path, units))],
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
     )
     told = [line for line in done.stderr.splitlines() if str(tmp_path) in line or "llmproxy" in line]
     assert (done.returncode, told) == (0, [])
@@ -185,3 +188,23 @@ def test_stopping_lets_answers_finish(service: Machine) -> None:
     assert service.shows("Result") == "success"
     with pytest.raises(ConnectionRefusedError):
         proxy.ask("GET", "/healthz", key=ADMIN)
+
+
+def test_the_stack_comes_and_goes_with_its_unit(booted: Machine) -> None:
+    """Starting an instance switches to its profile, stopping takes all down; the service is not beside it."""
+    shutil.copy(UNITS / "llmproxy-stack@.service", booted.folder / "etc/systemd/system")
+    booted.unit("llmproxy-stack@.service.d/here.conf", "[Service]\nEnvironment=STACK=/opt/llmproxy/stack\n")
+    switch = booted.folder / "opt/llmproxy/stack/deploy/scripts/switch"
+    switch.parent.mkdir(parents=True)
+    switch.write_text('#!/bin/sh\necho "$COMPOSE_FOLDER $*" >>/var/lib/switched\n')
+    switch.chmod(0o755)
+    booted.systemctl("daemon-reload")
+    booted.systemctl("start", "llmproxy.service")
+    booted.systemctl("start", "llmproxy-stack@chat.service")
+    assert booted.shows("ActiveState") in ("inactive", "deactivating")
+    assert booted.systemctl("show", "llmproxy-stack@chat", "--value", "-p", "ActiveState").strip() == "active"
+    booted.systemctl("start", "llmproxy-stack@none.service")
+    booted.systemctl("stop", "llmproxy-stack@*")
+    told = (booted.folder / "var/lib/switched").read_text().splitlines()
+    assert told[:2] == ["/opt/llmproxy/stack chat", "/opt/llmproxy/stack none"]
+    assert set(told[2:]) == {"/opt/llmproxy/stack stop-all"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from attrs import evolve
@@ -112,6 +113,52 @@ class ServiceTests(SynchronousTestCase):
         self.assertIn(b'"code": "backend_died"', data)
         self.assertFalse(data.endswith(b"0\r\n\r\n"))
         self.assertEqual(plain.error()[0], 502)
+
+    def test_the_end_serves_who_has_just_connected(self) -> None:
+        """It asks in a moment, and is answered as if it had asked before; who says nothing is let go."""
+        self.build()
+        self.streaming().leave()
+        asks, silent = self.client(), self.client()
+        ended = self.service.stopService()
+        self.reactor.advance(DRAIN_LOOK)
+        asks.get(b"/coder/x")
+        self.servers.requests[-1].send(OK)
+        status, fields, _ = asks.answer()
+        self.assertEqual((status, fields["connection"]), (200, "close"))
+        self.assertNoResult(ended)
+        self.reactor.pump([DRAIN_LOOK] * 8)
+        self.successResultOf(ended)
+        self.assertTrue(silent.transport.disconnecting)
+
+    def test_another_process_has_its_sockets(self) -> None:
+        """They are not shut down when this one lets go of them, and its end touches no backend."""
+        self.build()
+        (port,) = self.service._ports
+        did: list[str] = []
+        for name in ("startReading", "stopReading"):
+            setattr(port, name, lambda name=name: did.append(name))
+        port.socket = SimpleNamespace(close=lambda: did.append("close"))  # type: ignore[attr-defined]
+        self.service.pause()
+        self.service.resume()
+        self.service.hand_over()
+        self.assertEqual(did, ["stopReading", "startReading", "stopReading", "close"])
+        self.assertEqual(self.service.sockets, {})
+        # Nor does it read its configuration again.
+        self.next = fail(ConfigError("nobody reads it"))
+        self.successResultOf(self.service.reload("test"))
+        self.successResultOf(self.service.stopService())
+
+    def test_who_is_interested_is_told(self) -> None:
+        """When it serves, reads its configuration and has, and when its end begins."""
+        self.build()
+        told: list[str] = []
+        self.service.reloaded.append(lambda begins: told.append("reloads" if begins else "has"))
+        self.service.ending.append(lambda: told.append("ends"))
+        self.successResultOf(self.service.reload("test"))
+        self.next = fail(ConfigError("bad"))
+        self.successResultOf(self.service.reload("test"))
+        self.successResultOf(self.service.stopService())
+        self.assertEqual(told, ["reloads", "has", "reloads", "has", "ends"])
 
     def test_the_end_answers_those_who_wait_for_the_first_look(self) -> None:
         """503 shutting_down, also when it is not known yet what runs."""
