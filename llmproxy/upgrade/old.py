@@ -304,7 +304,12 @@ class Bow:
             if not isinstance(channel, ProxyChannel):
                 # HTTP/2 has a word for it.
                 channel.close_if_idle()
-        self._looking.start(LOOK)
+        self._looking.start(LOOK).addErrback(self._broken)
+
+    def _broken(self, failure: Failure) -> None:
+        # Of no more use; what the new process counts for it must not count for ever.
+        self._log.failure("finishing after an upgrade", failure)
+        self._parts.stop()
 
     def hurry(self) -> None:
         """The new process ends, and waits for this one."""
