@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 
 from llmproxy.backend.gate import Occupation
 from llmproxy.fleet.fleet import Fleet
@@ -44,8 +44,13 @@ class Marks:
             del self._marks[route]
 
     def spared(self, route: str) -> Deferred[None]:
-        """Fires when the old process has nothing there; before it has said that, it may have."""
-        if self._counts is not None and not self._counts.get(route, 0):
+        """Fires when the old process has nothing there.
+
+        Fails with ``CancelledError`` before it has said what it has: who looks at what runs shall not wait.
+        """
+        if self._counts is None:
+            return fail(CancelledError())
+        if not self._counts.get(route, 0):
             return succeed(None)
         free: Deferred[None] = Deferred()
         self._spared.append((route, free))

@@ -242,3 +242,23 @@ def test_every_kind_of_endpoint_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
         until(lambda: not processes(proxy))
         assert not os.path.exists(path)
         assert "client=192.0.2.7" in proxy.log()
+
+
+def test_a_model_that_is_configured_anew_ends_when_it_is_through(tmp_path: Path) -> None:
+    """The new process has other settings for it: the old child finishes what it streams, then another one
+    takes its place; a child of a route that is gone ends likewise."""
+    with upgradable(tmp_path, {"a": demo(), "b": demo()}) as proxy:
+        assert proxy.chat("b").status == 200
+        with proxy.streaming("a", tokens=100, delay=0.02) as wire:
+            (first,) = proxy.world.pids("a")  # type: ignore[attr-defined]
+            proxy.configure({"a": demo("--token-delay", "0.001")})
+            done = upgrade(proxy)
+            assert done.status == 200, done
+            assert Path(f"/proc/{first}").exists()
+            assert proxy.state("a") == "absent"
+            assert wire.through(b"[DONE]").count(b'"content"') > 50
+        alone(proxy, done.json["pid"])
+        assert proxy.chat("a").status == 200
+        assert proxy.world.starts("a") == 2
+        until(lambda: not Path(f"/proc/{first}").exists())
+        until(lambda: not proxy.world.is_running("b"))

@@ -15,7 +15,7 @@ from typing import Any
 from attrs import define, evolve, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
@@ -525,6 +525,17 @@ class UpgradeTests(UpgradeCase):
         self.assertEqual(self.new_fleet.backends["coder"].state, "absent")
         self.assertIsNone(self.new_fleet.backends["coder"].refusal)
 
+    def test_what_has_changed_there_is_looked_at_again(self) -> None:
+        """As if it had just been found; nobody starts it anew."""
+        self.warm("coder")
+        backend = self.backend("coder")
+        backend.look_again("it was woken")
+        self.assertEqual(backend.state, "starting")
+        client = self.client().get(b"/coder/x")
+        self.ready()
+        self.far().send(OK)
+        self.assertEqual((client.answer()[0], self.started()), (200, 1))
+
 
 class NoUpgradeTests(UpgradeCase):
     """When the new process does not come up, all is as it was."""
@@ -639,10 +650,11 @@ class MarksTests(FrontCase):
     def test_children_are_spared_until_it_is_known(self) -> None:
         """What is not wanted any more ends when nobody has anything there."""
         marks = Marks(self.fleet)
+        self.failureResultOf(marks.spared("coder"), CancelledError)
+        marks.set({"coder": 1, "gone": 1})
         early, late = marks.spared("coder"), marks.spared("gone")
         late.addErrback(lambda _: None)
         late.cancel()
-        self.assertNoResult(early)
         marks.set({"coder": 1})
         self.assertNoResult(early)
         self.successResultOf(marks.spared("chat"))
