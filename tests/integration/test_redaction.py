@@ -49,6 +49,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+with open(os.environ["STARTS"], "a") as starts:
+    print("start", os.getpid(), file=starts)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
 """
 
@@ -92,6 +94,8 @@ def proxy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     script = folder / "leaky.py"
     script.write_text(LEAKY, encoding="utf-8")
     own = {"OWN_PASSWORD": SECRETS["variable of a backend"], "SEEN": str(folder / "seen")}
+    # By this the world of the tests knows what to end.
+    own["STARTS"] = str(folder / "starts-leaky")
     command = [sys.executable, str(script), "--port", "${port}", "--api-key", SECRETS["flag of a backend"]]
     leaky = {"runtime": "process", "command": command, "environment": own, "models": ["leaky"]}
     backends: dict[str, Any] = {
