@@ -90,6 +90,7 @@ class TopApp(App[None]):
         self._wrong = ""
         self._told = Text()
         self._bell = Bell(api)
+        self._over = False
 
     def compose(self) -> ComposeResult:
         """From above to below."""
@@ -122,10 +123,16 @@ class TopApp(App[None]):
         # Not Textual's workers: quitting shall not wait for a proxy that does not answer.
         threading.Thread(target=what, daemon=True).start()
 
+    def on_unmount(self) -> None:
+        """Nobody looks any more."""
+        self._over = True
+
     def _keep_looking(self) -> None:
         while True:
             if self._bell.wait(self._every):
                 time.sleep(_SETTLE)
+            if self._over:
+                return
             try:
                 self.post_message(Looked(look(self._api)))
             except ApiError as wrong:
