@@ -201,7 +201,7 @@ def test_load(kind: str, tmp_path: Path) -> None:
     more = {"free": demo(idle="1s")}
     with sharing(kind, tmp_path, more=more, a=BIGGER if kind == "docker" else BIG) as shared:
         proxy = shared.proxy
-        load = Load(proxy.port, 60 * MINUTES or (30.0 if kind == "docker" else 10.0))
+        load = Load(proxy.port, 60 * MINUTES or (15.0 if kind == "docker" else 8.0))
         load.run(*clients(load), load.in_streams("free", 0.5, 2.0))
         # Left alone, each goes or falls asleep by itself.
         until(lambda: states(proxy) <= {"absent", "sleeping"}, IDLE + 15, every=0.5)
@@ -267,7 +267,7 @@ def test_kills(tmp_path: Path) -> None:
     kills: list[Kill] = []
     with sharing("docker", tmp_path, created=("b", "d")) as shared:
         proxy, world = shared.proxy, shared.world
-        load = Load(proxy.port, 60 * MINUTES or 25.0, seed=2)
+        load = Load(proxy.port, 60 * MINUTES or 14.0, seed=2)
 
         def interfere() -> None:
             found = {route: proxy.state(route) for route in SHARES}
@@ -313,7 +313,7 @@ def test_the_proxy_is_killed(tmp_path: Path) -> None:
     away: list[tuple[float, float]] = []
     with sharing("docker", tmp_path, a=BIG) as shared:
         proxy = shared.proxy
-        load = Load(proxy.port, 60 * MINUTES or 30.0, seed=3)
+        load = Load(proxy.port, 60 * MINUTES or 15.0, seed=3)
         moments = [{"starting"}, {"stopping", "falling_asleep"}, {"draining"}]
 
         def kill() -> None:
