@@ -267,7 +267,7 @@ def test_kills(tmp_path: Path) -> None:
     kills: list[Kill] = []
     with sharing("docker", tmp_path, created=("b", "d")) as shared:
         proxy, world = shared.proxy, shared.world
-        load = Load(proxy.port, 60 * MINUTES or 14.0, seed=2)
+        load = Load(proxy.port, 60 * MINUTES or 25.0, seed=2)
 
         def interfere() -> None:
             found = {route: proxy.state(route) for route in SHARES}
@@ -313,7 +313,7 @@ def test_the_proxy_is_killed(tmp_path: Path) -> None:
     away: list[tuple[float, float]] = []
     with sharing("docker", tmp_path, a=BIG) as shared:
         proxy = shared.proxy
-        load = Load(proxy.port, 60 * MINUTES or 15.0, seed=3)
+        load = Load(proxy.port, 60 * MINUTES or 30.0, seed=3)
         moments = [{"starting"}, {"stopping", "falling_asleep"}, {"draining"}]
 
         def kill() -> None:
