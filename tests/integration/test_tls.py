@@ -174,8 +174,8 @@ def test_a_stream_that_nobody_reads_stalls_no_other(secure: Secure) -> None:
 
     async def run() -> None:
         async with secure.client(limits=httpx.Limits(max_connections=1)) as client:
-            # Not as fast as it can be: httpx gives one stream as large a window as the whole connection, and so
-            # one that has filled it keeps the others out by itself.
+            # Not as fast as it can be: httpx gives one stream as large a window as all together, and so one
+            # that has filled it keeps the others out by itself.
             slow = client.build_request(
                 "POST", "/v1/chat/completions", json=stream("a-model", 200_000, 0.001, words="slow")
             )
