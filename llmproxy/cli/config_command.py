@@ -13,10 +13,10 @@ from llmproxy.cli.columns import Column, table
 from llmproxy.cli.command import in_json, json_option, say_json
 from llmproxy.cli.reading import config_option, loader_of, refusing
 from llmproxy.cli.terminal import console, print_lines
+from llmproxy.config.describe import describe
 from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.loader import Loader
 from llmproxy.config.model import Config, DockerSettings
-from llmproxy.config.resolve import describe
 
 __all__ = ["config", "settings_of"]
 

@@ -37,6 +37,7 @@ __all__ = [
 _PORT = frozenset(("port",))
 
 
+# PyYAML has no annotations for what it is built without, nor for classes that are chosen at run time.
 class _WithLibyaml(yaml.composer.Composer, getattr(yaml, "CSafeLoader", object)):  # type: ignore[misc]
     """libyaml's parser: a file of 1,000 backends takes 0.1 s, not 0.4 s.
 

@@ -6,12 +6,11 @@ Later sources win field by field, and for each setting it is kept where its valu
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from attrs import Factory, evolve, fields, frozen
+from attrs import Factory, evolve, frozen
 
 from llmproxy.config.compose import ComposeService
 from llmproxy.config.demo import demo_layer
@@ -33,10 +32,10 @@ from llmproxy.config.model import (
     UsageSettings,
 )
 from llmproxy.config.mounts import covered, source_of, supposed_mounts
-from llmproxy.engines.redaction import flagged_secrets, redact, secret_values
+from llmproxy.engines.redaction import flagged_secrets, secret_values
 from llmproxy.errors import ConfigError
 
-__all__ = ["CommandLine", "Sources", "describe", "read_sources"]
+__all__ = ["CommandLine", "Sources", "read_sources"]
 
 _URL = re.compile(r"[!-\[\]-~]+")
 """ASCII that may stand in a request line, but for the backslash, which some take for a slash."""
@@ -369,108 +368,3 @@ def _unknown_routes(backends: Mapping[str, BackendSpec], default_route: str | No
     return tuple(
         f"{where} is {route!r}, and there is no such route" for where, route in named if route not in backends
     )
-
-
-# -- showing ----------------------------------------------------------------------------------------
-
-
-def describe(config: Config) -> list[tuple[str, str, str]]:
-    """Every effective setting as name, value and source; secrets are not shown."""
-    rows = [
-        ("listen", ", ".join(config.listen), _source(config, "listen")),
-        ("docker.host", config.docker.host or "docker's own default", _source(config, "docker.host")),
-        ("docker.compose_file", config.docker.compose_file or "none", _source(config, "docker.compose_file")),
-        (
-            "docker.allowed_mounts",
-            _shown(config.docker.allowed_mounts),
-            _source(config, "docker.allowed_mounts"),
-        ),
-        ("docker.allow_unsafe", _shown(config.docker.allow_unsafe), _source(config, "docker.allow_unsafe")),
-        ("drain", f"{config.drain:g}", _source(config, "drain")),
-        (
-            "stop_backends_on_exit",
-            str(config.stop_backends_on_exit).lower(),
-            _source(config, "stop_backends_on_exit"),
-        ),
-        ("metrics_access", config.metrics_access, _source(config, "metrics_access")),
-        ("trusted_proxies", _shown(config.trusted_proxies), _source(config, "trusted_proxies")),
-        ("hosts", _shown(config.hosts), _source(config, "hosts")),
-        ("log.format", config.log.format, _source(config, "log.format")),
-        ("log.level", config.log.level, _source(config, "log.level")),
-        ("state_dir", config.state_dir, _source(config, "state_dir")),
-        ("default_route", _shown(config.default_route), _source(config, "default_route")),
-        ("cors.origins", _shown(config.cors.origins), _source(config, "cors.origins")),
-        ("probes.user_agents", _shown(config.probes.user_agents), _source(config, "probes.user_agents")),
-        ("probes.paths", _shown(config.probes.paths), _source(config, "probes.paths")),
-        (
-            "probes.health_completions",
-            config.probes.health_completions,
-            _source(config, "probes.health_completions"),
-        ),
-        (
-            "host_memory_for_sleep",
-            _shown(config.host_memory_for_sleep),
-            _source(config, "host_memory_for_sleep"),
-        ),
-        (
-            "scheduler.max_wait_before_drain",
-            f"{config.scheduler.max_wait_before_drain:g}",
-            _source(config, "scheduler.max_wait_before_drain"),
-        ),
-        (
-            "scheduler.drain_limit",
-            f"{config.scheduler.drain_limit:g}",
-            _source(config, "scheduler.drain_limit"),
-        ),
-    ]
-    for name, value in (
-        ("usage.history", str(config.usage.history)),
-        ("usage.retention", f"{config.usage.retention:g}"),
-    ):
-        rows.append((name, value, _source(config, name)))
-    for attribute in fields(Limits):
-        name = f"limits.{attribute.name}"
-        rows.append((name, str(getattr(config.limits, attribute.name)), _source(config, name)))
-    for index, gpu in config.gpus.items():
-        rows.append(
-            (f"gpus.{index}", f"memory {_shown(gpu.memory)}, reserve {gpu.reserve}", _source(config, "gpus"))
-        )
-    for key in config.keys:
-        rights = ["admin" if key.admin else "client"]
-        rights += [f"routes {', '.join(key.routes)}"] if key.routes is not None else []
-        name = f"keys.{key.name}"
-        rows.append((name, "; ".join((*rights, "secret ***")), _source(config, name)))
-    for route, spec in config.backends.items():
-        for attribute in fields(BackendSpec):
-            if attribute.name != "route":
-                name = f"backends.{route}.{attribute.name}"
-                rows.append((name, _field_shown(spec, attribute.name), _source(config, name)))
-    # A key may stand anywhere: in a path, a URL, a body that is put into requests.
-    return [(name, redact(value, config.secrets), source) for name, value, source in rows]
-
-
-def _source(config: Config, name: str) -> str:
-    return config.sources.get(name, "default")
-
-
-def _field_shown(spec: BackendSpec, name: str) -> str:
-    value = getattr(spec, name)
-    if name == "environment":
-        return ", ".join(f"{key}=***" for key in value) or "none"
-    if name in ("args", "command"):
-        # What the environment holds may stand in the command line too; short values are no secrets.
-        secrets = [text for text in spec.environment.values() if len(text) >= 8]
-        return redact(shlex.join(value), secrets) or "none"
-    return _shown(value)
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "not set"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, tuple):
-        return ", ".join(value) or "none"
-    return str(value)

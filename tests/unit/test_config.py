@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmproxy.config.compose import read_compose
+from llmproxy.config.describe import describe
 from llmproxy.config.fields import FIELDS
 from llmproxy.config.file import read_file
 from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.loader import Loader
 from llmproxy.config.model import Config
-from llmproxy.config.resolve import CommandLine, Sources, describe, read_sources
+from llmproxy.config.resolve import CommandLine, Sources, read_sources
 from llmproxy.config.schema import schema
 from llmproxy.errors import ConfigError
 

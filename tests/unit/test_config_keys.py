@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 
 import pytest
 
+from llmproxy.config.describe import describe
 from llmproxy.config.keys import read_rights, told_hash
 from llmproxy.config.model import Config, Key, digest_of
-from llmproxy.config.resolve import Sources, describe, read_sources
+from llmproxy.config.resolve import Sources, read_sources
 from llmproxy.errors import ConfigError
 
 HASH = told_hash(digest_of("old-secret"))

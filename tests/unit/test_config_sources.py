@@ -12,12 +12,13 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.testing import MemoryReactorClock
 
 from llmproxy.config.compose import read_compose
+from llmproxy.config.describe import describe
 from llmproxy.config.interpolate import compose_text, strict_text
 from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.listen import loopback
 from llmproxy.config.loader import Loader
 from llmproxy.config.model import Config
-from llmproxy.config.resolve import CommandLine, Sources, describe, read_sources
+from llmproxy.config.resolve import CommandLine, Sources, read_sources
 from llmproxy.errors import ConfigError
 
 KEY = {"VLLM_API_KEY": "k-client"}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from llmproxy.config.describe import describe
 from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.model import Config, Cors, Probes
-from llmproxy.config.resolve import Sources, describe, read_sources
+from llmproxy.config.resolve import Sources, read_sources
 from llmproxy.errors import ConfigError
 
 FILE = """

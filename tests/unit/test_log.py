@@ -18,8 +18,9 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, capturedLogs
 from twisted.python.failure import Failure
 
+from llmproxy.config.describe import describe
 from llmproxy.config.model import Key, LogSettings
-from llmproxy.config.resolve import Sources, describe, read_sources
+from llmproxy.config.resolve import Sources, read_sources
 from llmproxy.errors import ConfigError
 from llmproxy.http.metering import Tokens
 from llmproxy.observe.lines import json_lines, text_lines

@@ -18,8 +18,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from llmproxy.backend.effects import State
 from llmproxy.backend.gate import Lease
 from llmproxy.backend.surroundings import Decision
+from llmproxy.config.describe import describe
 from llmproxy.config.model import BackendSpec, Config, Gpu, Key
-from llmproxy.config.resolve import Sources, describe, read_sources
+from llmproxy.config.resolve import Sources, read_sources
 from llmproxy.errors import ConfigError, Refusal
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.http.forwarded import UNKNOWN

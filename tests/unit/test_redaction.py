@@ -16,8 +16,9 @@ from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 
 from llmproxy.config.compose import ComposeService
+from llmproxy.config.describe import describe
 from llmproxy.config.model import LogSettings
-from llmproxy.config.resolve import Sources, describe, read_sources
+from llmproxy.config.resolve import Sources, read_sources
 from llmproxy.engines.redaction import flagged_secrets, redact, redact_known, secret_values
 from llmproxy.observe.log import LogObserver
 from llmproxy.web.accesslog import AccessLog, Entry
