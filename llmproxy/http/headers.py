@@ -12,6 +12,7 @@ from functools import lru_cache
 
 __all__ = [
     "HINTS",
+    "HOP_BY_HOP",
     "NO_FIELDS",
     "SPELLINGS",
     "Fields",
@@ -24,7 +25,7 @@ __all__ = [
     "valid_request_id",
 ]
 
-_HOP_BY_HOP = frozenset(
+HOP_BY_HOP = frozenset(
     (
         b"connection",
         b"keep-alive",
@@ -37,6 +38,7 @@ _HOP_BY_HOP = frozenset(
         b"upgrade",
     )
 )
+"""Fields that are about a connection and not about a message (RFC 9110 section 7.6.1)."""
 
 HINTS = frozenset(
     (b"x-llmproxy-max-wait", b"x-llmproxy-no-start", b"x-llmproxy-keep-alive", b"x-llmproxy-fallback")
@@ -45,13 +47,13 @@ HINTS = frozenset(
 
 SPELLINGS = {
     name.title(): name
-    for name in (b"X-Request-ID", b"X-LLMProxy-Backend", b"X-LLMProxy-Cold-Start", b"X-LLMProxy-Fallback-For")
+    for name in (b"X-LLMProxy-Backend", b"X-LLMProxy-Cold-Start", b"X-LLMProxy-Fallback-For", b"X-Request-ID")
 }
 """Fields of the proxy's own answers, by how libraries spell them that spell all names alike."""
 
 # Fields of a request that are the proxy's own.  ``Expect`` has been answered by the front already.
 _REWRITTEN = (
-    _HOP_BY_HOP
+    HOP_BY_HOP
     | HINTS
     | {
         b"content-length",
@@ -76,7 +78,7 @@ _DROPPED = {
 }
 
 # Fields of a response that the proxy writes itself.
-_ANSWERED = _HOP_BY_HOP | {
+_ANSWERED = HOP_BY_HOP | {
     b"x-request-id",
     b"x-llmproxy-backend",
     b"x-llmproxy-cold-start",

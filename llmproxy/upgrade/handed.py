@@ -11,32 +11,13 @@ from typing import Any
 from attrs import frozen
 
 from llmproxy.http.forwarded import Origin
-from llmproxy.http.headers import Fields
+from llmproxy.http.headers import HOP_BY_HOP, SPELLINGS, Fields
 
 __all__ = ["FIELD", "Handed", "handed_head", "own_lines", "read_handed", "without"]
 
 FIELD = b"x-llmproxy-handed"
 
-_DROPPED = frozenset(
-    (
-        # RFC 9110 section 7.6.1.
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-        b"content-length",
-        b"expect",
-        b"x-request-id",
-        FIELD,
-    )
-)
-
-_OWN = (b"X-LLMProxy-Backend", b"X-LLMProxy-Cold-Start", b"X-LLMProxy-Fallback-For", b"X-Request-ID")
+_DROPPED = HOP_BY_HOP | {b"content-length", b"expect", b"x-request-id", FIELD}
 
 
 @frozen
@@ -123,4 +104,6 @@ def without(fields: Fields) -> Fields:
 
 def own_lines(fields: Fields) -> bytes:
     """What the new process says of its own in the head of an answer, to be passed on as it is."""
-    return b"".join(b"%b: %b\r\n" % (name, fields[name.lower()]) for name in _OWN if name.lower() in fields)
+    return b"".join(
+        b"%b: %b\r\n" % (name, fields[name.lower()]) for name in SPELLINGS.values() if name.lower() in fields
+    )
