@@ -21,11 +21,11 @@ def _rights(**said: Any) -> dict[str, Any]:
     """What was said of a key, as the API and the configuration write it."""
     flags = {"client": not said.pop("no_client"), "may_start": not said.pop("no_start")}
     flags["may_evict"] = not said.pop("no_evict")
-    told = {"admin": True} if said.pop("admin") else {}
+    told: dict[str, Any] = {"admin": True} if said.pop("admin") else {}
     told.update({name: False for name, value in flags.items() if not value})
     routes = [route.strip() for each in said.pop("routes") for route in each.split(",") if route.strip()]
     if routes:
-        told["routes"] = routes  # type: ignore[assignment]
+        told["routes"] = routes
     told.update({name: value for name, value in said.items() if value is not None})
     return told
 

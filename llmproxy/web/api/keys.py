@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
-
-from twisted.internet.defer import maybeDeferred
-from twisted.python.failure import Failure
+from typing import Any, TypeVar
 
 from llmproxy.config.keys import EXPIRES_PATTERN, NAME_ALLOWED, NAME_PATTERN, read_rights, rights_view
 from llmproxy.config.model import Key
@@ -20,6 +18,8 @@ from llmproxy.web.request import ProxyRequest
 from llmproxy.web.resource import answer_json
 
 __all__ = ["add_key", "revoke_key", "rotate_key", "show_keys"]
+
+_T = TypeVar("_T")
 
 OVERLAP = "24h"
 """How long an old secret goes on beside a new one: a day to change the clients over."""
@@ -74,7 +74,7 @@ def add_key(ask: Ask) -> None:
             "No key is configured, so everybody who reaches the proxy may do everything.",
             "Set VLLM_API_KEY or LLMPROXY_ADMIN_KEY (make env writes one into .env) and start again.",
         )
-    _given(ask, lambda file: file.add(name, rights), 201)
+    _give(ask, lambda file: file.add(name, rights), 201)
 
 
 def rotate_key(ask: Ask) -> None:
@@ -91,7 +91,7 @@ def rotate_key(ask: Ask) -> None:
         raise invalid_request(f"overlap is {said!r}; use {allowed}.", param="overlap") from None
     if overlap > LONGEST:
         raise invalid_request("overlap is too long.", param="overlap")
-    _given(ask, lambda file: file.rotate(key.name, now + overlap, now), 200)
+    _give(ask, lambda file: file.rotate(key.name, now + overlap, now), 200)
 
 
 def revoke_key(ask: Ask) -> None:
@@ -105,15 +105,8 @@ def revoke_key(ask: Ask) -> None:
     if key.admin and not rest:
         raise conflict("It is the only administrator's key.", "Give out another one first.")
     view = key_view(ask, key)
-
-    def revoke(file: KeyFile) -> None:
-        file.revoke(key.name)
-
-    def done(_: None) -> None:
-        _changed(ask)
-        answer_json(ask.request, 200, view)
-
-    _written(ask, revoke, done)
+    _change(ask, lambda file: file.revoke(key.name))
+    answer_json(ask.request, 200, view)
 
 
 def _mine(ask: Ask) -> Key:
@@ -130,38 +123,32 @@ def _mine(ask: Ask) -> Key:
     raise not_found(f"There is no key {ask.name!r}. Given out are: {known}.")
 
 
-def _given(ask: Ask, change: Any, status: int) -> None:
-    def done(found: tuple[Key, str]) -> None:
-        key, secret = found
-        _changed(ask)
-        body = json.dumps({**key_view(ask, key), "secret": secret}).encode() + b"\n"
-        # It is told this once, and is to be kept nowhere on the way.
-        fields = [(b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store")]
-        ask.request.answer(status, body, fields)
-
-    _written(ask, change, done)
+def _give(ask: Ask, change: Callable[[KeyFile], tuple[Key, str]], status: int) -> None:
+    key, secret = _change(ask, change)
+    body = json.dumps({**key_view(ask, key), "secret": secret}).encode() + b"\n"
+    # It is told this once, and is to be kept nowhere on the way.
+    fields = [(b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store")]
+    ask.request.answer(status, body, fields)
 
 
-def _written(ask: Ask, change: Any, done: Any) -> None:
-    request = ask.request
-    file = request.site.key_file
-    assert file is not None, "every proxy has one"
+def _change(ask: Ask, change: Callable[[KeyFile], _T]) -> _T:
+    """Change the keys that are given out; from then on they count as they are then.
 
-    def failed(failure: Failure) -> None:
-        if failure.check(OSError):
-            told = f"The key cannot be kept, and so nothing has changed: {failure.getErrorMessage()}."
-            hint = "Look at the disk and at the rights of state_dir."
-            request.refuse(Refusal(503, "error", told, hint=hint))
-        else:
-            request.processingFailed(failure)
-
-    maybeDeferred(change, file).addCallback(done).addErrback(failed)
-
-
-def _changed(ask: Ask) -> None:
+    :raises llmproxy.errors.Refusal: 503: it cannot be kept, and so nothing has changed.
+    """
     site = ask.request.site
-    assert site.key_file is not None
+    assert site.key_file is not None, "every proxy has one"
+    try:
+        found = change(site.key_file)
+    except OSError as cause:
+        raise Refusal(
+            503,
+            "error",
+            f"The key cannot be kept, and so nothing has changed: {cause}.",
+            hint="Look at the disk and at the rights of state_dir.",
+        ) from None
     site.use_keys(given=site.key_file.keys)
+    return found
 
 
 def _object(request: ProxyRequest) -> dict[str, Any]:
