@@ -43,9 +43,9 @@ from llmproxy.usage.keeping import keep_book
 from llmproxy.web.accesslog import AccessLog, Entry
 from llmproxy.web.auth import Authenticator
 from llmproxy.web.metrics import Metrics, MetricsResource
-from llmproxy.web.requests import open_sums
 from llmproxy.web.resources import RootResource
 from llmproxy.web.site import ProxySite
+from llmproxy.web.underway import open_sums
 
 if TYPE_CHECKING:
     from llmproxy.fleet.state_file import StateFile

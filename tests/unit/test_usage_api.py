@@ -11,7 +11,7 @@ from llmproxy.usage.keeping import keep_book
 from llmproxy.usage.records import StoreError
 from llmproxy.web.accesslog import AccessLog
 from llmproxy.web.metrics import Metrics
-from llmproxy.web.requests import open_sums
+from llmproxy.web.underway import open_sums
 from tests.front import FrontCase
 from tests.unit.test_front import KEY
 from tests.unit.test_usage import Lane

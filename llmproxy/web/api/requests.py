@@ -21,8 +21,8 @@ from llmproxy.usage.records import StoreError
 from llmproxy.web.accesslog import Entry
 from llmproxy.web.api.answers import Ask, number, text
 from llmproxy.web.request import ProxyRequest
-from llmproxy.web.requests import open_requests, tokens_so_far
 from llmproxy.web.resource import answer_json
+from llmproxy.web.underway import open_requests, tokens_so_far
 
 __all__ = ["rates", "show_requests", "show_usage"]
 
