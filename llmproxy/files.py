@@ -19,7 +19,7 @@ def replace_file(folder: str, name: str, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, os.path.join(folder, name))
-    except BaseException:
+    except BaseException:  # whatever it is, nothing is left lying about
         with suppress(OSError):
             os.unlink(temporary)
         raise

@@ -169,7 +169,7 @@ class ProxyService(Service):
         return {description: port.fileno() for description, port in self._named.items()}
 
     def pause(self) -> None:
-        """Accept no connection for now; who comes waits in the kernel's queue."""
+        """Accept no connection until :meth:`resume`; who comes waits in the kernel's queue."""
         for port in self._ports:
             cast(Any, port).stopReading()
 

@@ -72,6 +72,7 @@ def command(function: _Command) -> _Command:
         except ApiError as wrong:
             raise Failed(str(wrong), wrong.hint, as_json=as_json, body=wrong.view()) from None
 
+    # click's decorators have made another type of it.
     return run  # type: ignore[return-value]
 
 

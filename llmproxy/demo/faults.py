@@ -88,6 +88,7 @@ def parse(text: str) -> Faults:
                 raise ValueError(name)
         except ValueError:
             raise BadRequest(400, "BadRequestError", f"Unknown demo fault {item!r}.", "demo_fault") from None
+    # Each value is of its field's type, which a mapping of all of them cannot say.
     return Faults(**found)  # type: ignore[arg-type]
 
 

@@ -58,7 +58,7 @@ class Arriving(Protocol):
         self._forget()
         self._channel = channel = self._reception.channel(protocol)
         channel.makeConnection(self.transport)
-        # From now on the connection's bytes take no further step.
+        # From now on the connection's bytes take no further step: a method that is looked up on the instance.
         self.dataReceived = channel.dataReceived  # type: ignore[method-assign]
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

@@ -158,6 +158,7 @@ def _context(
     context.use_certificate(certificate)
     for one in chain:
         context.add_extra_chain_cert(one)
+    # It is of a kind that pyOpenSSL's annotations leave out.
     context.use_privatekey(key)  # type: ignore[arg-type]
     context.check_privatekey()
     context.set_alpn_select_callback(lambda _, theirs: _choose(protocols, theirs))

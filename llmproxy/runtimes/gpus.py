@@ -150,7 +150,7 @@ def open_nvml(load: Callable[[], Any] = _load) -> IGpuMeter:
         return AbsentMeter(str(error.args[0]))
     except ImportError:
         return AbsentMeter("nvidia-ml-py is not installed (pip install 'llmproxy[nvml]')")
-    except Exception as error:
+    except Exception as error:  # a broken installation may raise anything
         return AbsentMeter(f"nvidia-ml-py does not load: {_words(error)}")
     try:
         nvml.nvmlInit()

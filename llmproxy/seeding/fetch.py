@@ -142,7 +142,7 @@ def main() -> None:
     threading.Thread(target=end_with_input, daemon=True).start()
     os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="0")
     try:
-        import huggingface_hub  # noqa: F401
+        import huggingface_hub  # noqa: F401 -- only whether it is there
     except ImportError:
         sys.exit(f"{NO_HUB} for {sys.executable}.")
     for one in order["wanted"]:

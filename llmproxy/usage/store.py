@@ -178,7 +178,7 @@ class Store:
             database = sqlite3.connect(self.path, timeout=5, check_same_thread=False)
             try:
                 self._prepare(database)
-            except BaseException:
+            except BaseException:  # whatever it is, the file is let go
                 database.close()
                 raise
             self._database = database

@@ -142,7 +142,7 @@ class ProxySite(Site):
             channel.meet()
 
     def buildProtocol(self, addr: IAddress | None) -> ProxyChannel:  # type: ignore[override]
-        """A connection of a client."""
+        """A connection of a client: not one of Twisted Web's own, which this one takes the place of."""
         return ProxyChannel(self)
 
     def bound(self, limits: Limits) -> None:

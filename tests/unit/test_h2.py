@@ -29,7 +29,7 @@ from llmproxy.config.model import Limits
 from llmproxy.web.h2.connection import H2Connection
 from llmproxy.web.h2.machine import MOST_STREAMS
 from llmproxy.web.h2.stream import FULL
-from llmproxy.web.requests import open_requests
+from llmproxy.web.underway import open_requests
 from tests.front import FrontCase
 from tests.h2client import Answer, H2Client
 from tests.unit.test_front import EVENTS, OK, TLSTransport

@@ -44,7 +44,7 @@ def gather_gpu(runner: Runner = run, devices: Iterable[str] = DEVICES) -> GpuFac
         driver = _text(nvml.nvmlSystemGetDriverVersion())
         cuda = (version // 1000, version % 1000 // 10)
         return GpuFacts(here, driver, cuda, tuple(gpus), None, tool)
-    except Exception as error:
+    except Exception as error:  # the same, of each question
         return _by_smi(runner, here, tool, f"NVML does not answer: {error or type(error).__name__}")
     finally:
         nvml.nvmlShutdown()
