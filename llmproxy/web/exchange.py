@@ -19,8 +19,6 @@ from llmproxy.errors import (
 )
 from llmproxy.http.headers import authority, is_event_stream, is_json, request_head, upgrade
 from llmproxy.http.metering import DocumentMeter, EventMeter
-from llmproxy.http.multipart import form_streams, is_form
-from llmproxy.http.openai import wants_stream
 from llmproxy.relay.upstream import Broken, ResponseHead, UpstreamConnection
 from llmproxy.web.auth import may_use
 from llmproxy.web.body import Full
@@ -150,9 +148,7 @@ class Exchange:
         request = self._request
         if not self._length or request.method != b"POST":
             return False
-        body = request.body.whole()
-        kind = request.fields.get(b"content-type", b"").decode("latin-1")
-        return form_streams(kind, body) if is_form(kind) else wants_stream(body)
+        return request.asks_for_stream()
 
     def _waited_too_long(self) -> None:
         del self._timers["max_wait"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from llmproxy.errors import Refusal, invalid_request, not_allowed, not_running
 from llmproxy.http.monitoring import LARGEST_CHECK, is_health_check
-from llmproxy.http.openai import is_inference_path, wants_stream
+from llmproxy.http.openai import is_inference_path
 from llmproxy.http.rewriting import rewritten
 from llmproxy.web.auth import may_use
 from llmproxy.web.exchange import Exchange
@@ -59,7 +59,7 @@ class Handover:
             self.visit(request, backend, target, self._body(request, backend, path, model))
             return
         if key.limited:
-            self._limit(request, key)
+            self._limit(request, key, backend)
         answers, body = backend, None
         if hints is not NO_HINTS or spec.fallback or not key.may_start:
             answers = self._settle(request, key, backend, hints, path)
@@ -86,13 +86,14 @@ class Handover:
         if not Exchange(request, self._fleet, backend, target, body).visit():
             raise _not_running(backend)
 
-    def _limit(self, request: ProxyRequest, key: Key) -> None:
+    def _limit(self, request: ProxyRequest, key: Key, backend: Backend) -> None:
         """Count the request against what its key may have.
 
         :raises llmproxy.errors.Refusal: ``rate_limited``.
         """
         limiter, now = request.site.limiter, request.site.clock.seconds()
-        streams = key.streams is not None and wants_stream(request.body.whole())
+        forced = backend.spec.request_overrides.get("stream") is True
+        streams = key.streams is not None and (forced or request.asks_for_stream())
         limiter.admit(key, now, streams=streams)
         if streams:
             request.notifyFinish().addBoth(lambda _: limiter.ended(key))

@@ -23,7 +23,8 @@ from llmproxy.config.model import Key
 from llmproxy.errors import Refusal, invalid_request
 from llmproxy.http.dialects import dialect_of, error_body
 from llmproxy.http.headers import NO_FIELDS, Fields, valid_request_id
-from llmproxy.http.openai import error_headers
+from llmproxy.http.multipart import form_streams, is_form
+from llmproxy.http.openai import error_headers, wants_stream
 from llmproxy.reactors.writing import unsent
 from llmproxy.relay.downstream import Downstream
 from llmproxy.web.accesslog import Entry
@@ -226,6 +227,11 @@ class ProxyRequest(Request):
             failed = Refusal(500, "error", "llmproxy failed on this request; its log says why.")
             self.refuse(failed, outcome="error")
         return reason
+
+    def asks_for_stream(self) -> bool:
+        """Whether its body, as the backend gets it, asks for a stream of events."""
+        body, kind = self.body.whole(), self.fields.get(b"content-type", b"").decode("latin-1")
+        return form_streams(kind, body) if is_form(kind) else wants_stream(body)
 
     # -- answering ----------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from llmproxy.config.model import Former, Key, digest_of
 from llmproxy.keys.guard import FREE
 from llmproxy.keys.store import KeyFile
 from llmproxy.web.accesslog import AccessLog
-from tests.front import KEYS, FrontCase
+from tests.front import CODER, KEYS, FrontCase
 from tests.openapi import described
 from tests.unit.test_front import OK, Client, ClientTransport
 
@@ -291,6 +291,27 @@ class LimitedKeysTests(KeyCase):
         self.assertEqual((status, headers["retry-after"]), (429, "11"))
         self.clock.advance(11)
         self.served(busy)
+
+    def test_a_form_that_asks_for_a_stream_is_one(self) -> None:
+        """A transcription's, too."""
+        busy = self.limited(streams=1)
+        form = b"".join(
+            b'--B\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % field
+            for field in ((b"model", b"coder3b"), (b"stream", b"true"))
+        )
+        kind = busy + b"Content-Type: multipart/form-data; boundary=B\r\n"
+        self.client().post(b"/v1/audio/transcriptions", form + b"--B--\r\n", kind)
+        self.assertEqual(self.refused(busy, stream=True), (429, "rate_limited"))
+
+    def test_a_stream_that_the_operator_forces_is_one(self) -> None:
+        """Whatever the client asked for."""
+        busy = self.limited(streams=1)
+        self.reload(
+            backends={**self.config.backends, "coder": evolve(CODER, request_overrides={"stream": True})}
+        )
+        self.limited(streams=1)
+        self.use(busy)
+        self.assertEqual(self.refused(busy), (429, "rate_limited"))
 
     def test_streams(self) -> None:
         """However they end: by themselves, by their client, or refused after a hold."""
