@@ -110,9 +110,19 @@ def _find_command(spec: BackendSpec, environment: Mapping[str, str]) -> str:
 
 @define(eq=False)
 class _Child(ProcessProtocol):
-    """Hears of the end of a process that we started ourselves."""
+    """Hears of the end of a process that we started ourselves, which may come before ``spawnProcess`` has
+    returned: Twisted looks for children that have ended already as the last thing that it does there.
 
-    ended: Callable[[int], None]
+    :ivar pid: its number, also when it has ended.
+    """
+
+    pid: int = field(default=0, init=False)
+    _code: int | None = field(default=None, init=False)
+    _tell: Callable[[int], None] | None = field(default=None, init=False)
+
+    def connectionMade(self) -> None:
+        assert self.transport is not None
+        self.pid = int(self.transport.pid)
 
     def processEnded(self, reason: Failure) -> None:
         error = reason.value
@@ -120,7 +130,15 @@ class _Child(ProcessProtocol):
         if isinstance(error, ProcessTerminated):
             # 128 + signal, as a shell and Docker tell it.
             code = 128 + error.signal if error.signal is not None else int(error.exitCode or 0)
-        self.ended(code)
+        self._code = code
+        if self._tell is not None:
+            self._tell(code)
+
+    def tell_end(self, tell: Callable[[int], None]) -> None:
+        """Tell its exit status: when it ends, or at once."""
+        self._tell = tell
+        if self._code is not None:
+            tell(self._code)
 
 
 @define(eq=False)
@@ -325,12 +343,12 @@ class ProcessRuntime:
         started_at = time.time()
         draft = self._records.draft(spec, port, started_at)
         shim = [sys.executable, "-I", "-S", "-c", SHIM, self._records.path(spec.route), draft, executable]
-        run: _Run
+        child = _Child()
         log = self._log(spec.route).open_new()
         nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            process = self._reactor.spawnProcess(
-                _Child(lambda code: run.group.leader_ended(code)),
+            self._reactor.spawnProcess(
+                child,
                 sys.executable,
                 [*shim, *words],
                 environment,
@@ -345,15 +363,25 @@ class ProcessRuntime:
         finally:
             os.close(log)
             os.close(nothing)
-        pid = int(process.pid or 0)
+        record = self._recorded(spec, child.pid, port, started_at)
+        run = self._add(spec.route, record)
+        # Not at once: that it runs is told before that it has ended.
+        self._reactor.callLater(0, child.tell_end, run.group.leader_ended)
+        return run
+
+    def _recorded(self, spec: BackendSpec, pid: int, port: int, started_at: float) -> Record:
         info = read_process(pid)
-        start_time = info.start_time if info is not None else 0
-        record = Record(pid, start_time, boot_id(), port, command_hash(spec), started_at)
         if info is not None:
+            record = Record(pid, info.start_time, boot_id(), port, command_hash(spec), started_at)
             # The child writes the same; now nobody has to wait for it.
             self._records.write(spec.route, record)
-        run = self._add(spec.route, record)
-        return run
+            return record
+        # It has ended and is gone.
+        written = self._records.read(spec.route)
+        if written is not None and written.pid == pid:
+            return written
+        # It did not get as far as to write; what is no start time of any process still names this run.
+        return Record(pid, -int(started_at * 1000), boot_id(), port, command_hash(spec), started_at)
 
     def _free_port(self) -> int:
         taken = {run.port for run in self._runs.values()}

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import define, evolve, field
@@ -21,7 +22,7 @@ from twisted.python.failure import Failure
 from llmproxy.config.model import BackendSpec
 from llmproxy.runtimes import process_logs
 from llmproxy.runtimes.interface import Exit
-from llmproxy.runtimes.process import ProcessRuntime
+from llmproxy.runtimes.process import ProcessRuntime, _Child
 from llmproxy.runtimes.process_group import read_process
 from tests.contract_runtimes import Reactor, Rig, RuntimeContract, eventually, gone, on_reactor, pause, runs
 from tests.fakes import RecordingWatcher
@@ -158,6 +159,35 @@ async def test_environment(rig: ProcessRig, monkeypatch: pytest.MonkeyPatch) -> 
     assert not [line for line in seen if "secret" in line]
 
 
+@pytest.mark.parametrize("writes_record", [True, False])
+@on_reactor
+async def test_dead_before_it_is_known(
+    rig: ProcessRig, writes_record: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child whose end is seen while it is still being spawned is told of as ended, leaves no record, and
+    can be started again."""
+    known = _Child.connectionMade
+
+    def known_when_dead(child: Any) -> None:
+        known(child)
+        pid = child.transport.pid
+        if not writes_record:
+            os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+    watcher, spec = RecordingWatcher(), shell("a", "exit 3")
+    await rig.runtime.watch(spec, watcher)
+    with monkeypatch.context() as patch:
+        patch.setattr(_Child, "connectionMade", known_when_dead)
+        instance = await rig.runtime.ensure_started(spec)
+    await eventually(rig.reactor, lambda: instance.run in dict(gone(watcher)))
+    assert dict(gone(watcher))[instance.run] == Exit(3 if writes_record else 137)
+    await eventually(rig.reactor, lambda: rig.record("a") is None)
+    again = await rig.runtime.ensure_started(spec)
+    assert again.run != instance.run
+    await eventually(rig.reactor, lambda: again.run in dict(gone(watcher)))
+
+
 @on_reactor
 async def test_grandchild_at_stop(rig: ProcessRig) -> None:
     """A stop is done when the grandchildren have ended, too, and they have until the end of the grace."""
@@ -242,7 +272,7 @@ PROXY = """
 import sys
 from twisted.internet import reactor
 from llmproxy.config.model import BackendSpec
-from llmproxy.runtimes.process import ProcessRuntime
+from llmproxy.runtimes.process import ProcessRuntime, _Child
 runtime = ProcessRuntime(reactor, sys.argv[1], backend_key="k")
 runtime.start()
 spec = BackendSpec("a", runtime="process", engine="generic", command=("sh", "-c", sys.argv[2]))
