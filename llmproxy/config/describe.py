@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import fields
 
-from llmproxy.config.model import BackendSpec, Config
+from llmproxy.config.model import BackendSpec, Config, Replicas
 from llmproxy.engines.redaction import redact
 
 __all__ = ["describe"]
@@ -69,6 +69,10 @@ def _field_shown(spec: BackendSpec, name: str) -> str:
         # What the environment holds may stand in the command line too; short values are no secrets.
         secrets = [text for text in spec.environment.values() if len(text) >= 8]
         return redact(shlex.join(value), secrets) or "none"
+    if isinstance(value, Replicas):
+        return ", ".join(f"{one.name} {_shown(getattr(value, one.name))}" for one in fields(Replicas))
+    if name == "reservations":
+        return ", ".join(f"{resource} {amount}" for resource, amount in value.items()) or "none"
     return _shown(value)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from attrs import frozen
 
 from llmproxy.config import units
+from llmproxy.config.model import Replicas
 from llmproxy.errors import ConfigError
 
 __all__ = [
@@ -185,6 +186,66 @@ def _request_fields(value: Any) -> dict[str, Any]:
         return dict(json.loads(json.dumps(value, allow_nan=False)))
     except (TypeError, ValueError):
         return dict(_fail(allowed))
+
+
+_LEAST_REPLICAS = {"min": 0, "max": 1, "target_in_flight": 1}
+
+
+def _replicas(value: Any) -> Replicas:
+    allowed = (
+        "a mapping with min (from 0), max and target_in_flight (from 1), out_after and in_after (durations),"
+        " and min no more than max"
+    )
+    if not isinstance(value, dict):
+        _fail(allowed)
+    read: dict[str, Any] = {}
+    try:
+        for name, item in value.items():
+            if name in _LEAST_REPLICAS:
+                read[name] = _whole(_LEAST_REPLICAS[name], 10_000)(item)
+            elif name in ("out_after", "in_after"):
+                read[name] = units.duration(item)
+            else:
+                _fail(allowed)
+    except ValueError:
+        _fail(allowed)
+    # Whoever says how many there are at least does not mean fewer.
+    read.setdefault("max", max(1, read.get("min", 0)))
+    if read.get("min", 0) > read["max"]:
+        _fail(allowed)
+    return Replicas(**read)
+
+
+def _replicas_text(value: str) -> Replicas:
+    read: dict[str, Any] = {}
+    for name, text in _pairs(value).items():
+        try:
+            read[name] = int(text)
+        except ValueError:
+            read[name] = text
+    return _replicas(read)
+
+
+_RESOURCE = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
+
+def _reservations(value: Any) -> dict[str, int]:
+    allowed = "a mapping of resources that nodes advertise (NVIDIA-GPU, vram-gib) to whole numbers from 1"
+    if not isinstance(value, dict):
+        _fail(allowed)
+    if not all(isinstance(name, str) and re.search(_RESOURCE, name) for name in value):
+        _fail(allowed)
+    try:
+        return {name: _COUNT(amount) for name, amount in value.items()}
+    except ValueError:
+        return dict(_fail(allowed))
+
+
+def _reservations_text(value: str) -> dict[str, int]:
+    try:
+        return _reservations({name: int(amount) for name, amount in _pairs(value).items()})
+    except ValueError:
+        return dict(_fail("NAME=NUMBER pairs with commas between them"))
 
 
 def _routes(value: Any) -> tuple[str, ...]:
@@ -362,6 +423,36 @@ _ALL: tuple[Field, ...] = (
         {"type": "boolean"},
         "answers name the model as the client asked for it",
     ),
+    Field(
+        "replicas",
+        _replicas,
+        _replicas_text,
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "min": {"type": "integer", "minimum": 0, "maximum": 10_000},
+                "max": {"type": "integer", "minimum": 1, "maximum": 10_000},
+                "target_in_flight": {"type": "integer", "minimum": 1, "maximum": 10_000},
+                "out_after": _DURATION,
+                "in_after": _DURATION,
+            },
+        },
+        "how many tasks of a swarm backend there are: min, max, target_in_flight, out_after, in_after",
+    ),
+    Field(
+        "reservations",
+        _reservations,
+        _reservations_text,
+        {
+            "type": "object",
+            "propertyNames": {"pattern": _RESOURCE},
+            "additionalProperties": {"type": "integer", "minimum": 1, "maximum": 1_000_000},
+        },
+        "generic resources that each task of the created service takes of its node",
+    ),
+    Field("constraints", _texts, _commas, _LIST, "where tasks of the created service may be placed"),
+    Field("networks", _texts, _commas, _LIST, "overlay networks of the created service"),
 )
 
 FIELDS: Mapping[str, Field] = {field.name: field for field in _ALL}

@@ -25,8 +25,27 @@ __all__ = [
     "LogSettings",
     "UsageSettings",
     "Probes",
+    "Replicas",
     "Scheduler",
 ]
+
+
+@frozen
+class Replicas:
+    """How many tasks of a Swarm's service there are.
+
+    :ivar min: never fewer; with 0 it is stopped when nobody uses it.
+    :ivar max: never more.
+    :ivar target_in_flight: requests in flight and waiting for each task; where there are more for
+        ``out_after`` seconds there is one task more, where one fewer would have fewer for ``in_after``
+        seconds there is one fewer.
+    """
+
+    min: int = 0
+    max: int = 1
+    target_in_flight: int = 8
+    out_after: float = 5.0
+    in_after: float = 120.0
 
 
 @frozen
@@ -43,6 +62,9 @@ class BackendSpec:
     :ivar fallback: routes of which one that is ready may answer while this one is not.
     :ivar max_keep_alive: seconds for which a client may have it kept after a request.
     :ivar rewrite_model: answers name the model as the client asked for it.
+    :ivar reservations: generic resources that a node must have free for each task of a created service.
+    :ivar constraints: where its tasks may be placed, as Docker writes it (``node.labels.gpu == a100``).
+    :ivar networks: overlay networks of a created service.
     """
 
     route: str
@@ -85,6 +107,10 @@ class BackendSpec:
     fallback: tuple[str, ...] = ()
     max_keep_alive: float = 3600.0
     rewrite_model: bool = False
+    replicas: Replicas = Replicas()
+    reservations: Mapping[str, int] = field(factory=dict)
+    constraints: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
 
 
 @frozen

@@ -266,15 +266,19 @@ def _state_dir(environ: Mapping[str, str]) -> str:
 
 _WHERE: Mapping[str, tuple[str, ...]] = {
     "container": ("docker",),
-    "image": ("docker",),
-    "args": ("docker",),
-    "volumes": ("docker",),
+    "image": ("docker", "swarm"),
+    "args": ("docker", "swarm"),
+    "volumes": ("docker", "swarm"),
     "command": ("process",),
     "cwd": ("process",),
     "url": ("url",),
     "service": ("swarm",),
-    "environment": ("docker", "process"),
-    "port": ("docker", "process"),
+    "replicas": ("swarm",),
+    "reservations": ("swarm",),
+    "constraints": ("swarm",),
+    "networks": ("swarm",),
+    "environment": ("docker", "process", "swarm"),
+    "port": ("docker", "process", "swarm"),
     "gpu_memory": ("docker", "process"),
     "gpus": ("docker", "process"),
 }
@@ -288,8 +292,6 @@ def _backend(route: str, settings: Mapping[str, Setting]) -> BackendSpec:
         return ConfigError(f"backend {route}: {message}{source}")
 
     spec = BackendSpec(route=route, **{name: setting.value for name, setting in settings.items()})
-    if spec.runtime == "swarm":
-        raise fault("runtime swarm is not supported yet; use docker, process or url", "runtime")
     for name, runtimes in _WHERE.items():
         if name in settings and spec.runtime not in runtimes:
             known = " or ".join(runtimes)
@@ -301,6 +303,17 @@ def _backend(route: str, settings: Mapping[str, Setting]) -> BackendSpec:
             raise fault("a docker backend needs container or image")
         if spec.container is None:
             spec = evolve(spec, container=f"llmproxy-{route}")
+    elif spec.runtime == "swarm":
+        if spec.service is None and spec.image is None:
+            raise fault("a swarm backend needs service or image")
+        if spec.service is None:
+            spec = evolve(spec, service=f"llmproxy-{route}")
+        if spec.sleep in ("1", "2"):
+            raise fault("a swarm backend is never put to sleep; leave sleep away", "sleep")
+        # Swarm does the fitting, and a sleeper would keep its node's reservation.
+        spec = evolve(spec, sleep="off")
+        if spec.replicas.min:
+            spec = evolve(spec, idle=0.0, prewarm=True)
     elif spec.runtime == "process":
         if not spec.command:
             raise fault("a process backend needs command")

@@ -96,6 +96,8 @@ def read_needs(spec: Settings, facts: Readings) -> Needs:
     """
     if spec.runtime == "url":
         return Needs(why="it runs elsewhere")
+    if spec.runtime == "swarm":
+        return Needs(why="the Swarm fits it to its nodes")
     _, environment = read_command(facts.args, facts.environment)
     flags = read_flags(facts.args, facts.environment) if spec.engine == "vllm" else None
     sleep, remarks = _sleep(spec, flags, environment)

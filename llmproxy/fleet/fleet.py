@@ -50,6 +50,7 @@ _TUNING = frozenset(
         "pinned",
         "prewarm",
         "priority",
+        "replicas",
         "request_defaults",
         "request_overrides",
         "rewrite_model",

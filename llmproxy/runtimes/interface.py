@@ -8,7 +8,7 @@ it hears of, and again after a lost connection.  The same contract tests
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from attrs import Factory, field, frozen
 from twisted.internet.defer import Deferred
@@ -21,11 +21,13 @@ __all__ = [
     "Address",
     "Exit",
     "Facts",
+    "IReplicator",
     "IRuntime",
     "Instance",
     "RuntimeUnavailable",
     "StartRefused",
     "Step",
+    "Task",
     "Watcher",
     "unheard",
 ]
@@ -90,17 +92,44 @@ class Facts:
 
 
 @frozen
+class Task:
+    """One of several that a backend runs as: what a Swarm calls a task.
+
+    :ivar id: names it; what is started in its place has another one.
+    :ivar addresses: where to try it, most wanted first; never empty.
+    :ivar leaving: it is being ended by whoever runs it: nothing new for it, what is in flight may finish.
+    :ivar node: the machine that it is on, for people.
+    """
+
+    id: str
+    addresses: tuple[Address, ...]
+    leaving: bool = False
+    node: str = ""
+
+
+@frozen
 class Instance:
     """One run of a backend.
 
-    :ivar run: identifies this very run: another start of the same container has another one.
+    :ivar run: identifies this very run: another start of the same container has another one.  Of several
+        tasks it is one run from the first that was started to the end of the last.
     :ivar addresses: where to try it, most wanted first; never empty.
     :ivar started_at: POSIX time of its start, if known.
+    :ivar tasks: those that run, where there may be several; empty: it is one by itself.
+    :ivar replicas: how many tasks are wanted.
+    :ivar pending: why not all of them run (``no suitable node``); empty: all do, or nobody says.
+    :ivar used_at: POSIX time at which any proxy last said that it is used (:meth:`IReplicator.note_use`).
+    :ivar needed_at: POSIX time at which any proxy last said that so many ``replicas`` are needed.
     """
 
     run: str
     addresses: tuple[Address, ...]
     started_at: float | None = None
+    tasks: tuple[Task, ...] = ()
+    replicas: int = 1
+    pending: str = ""
+    used_at: float | None = None
+    needed_at: float | None = None
 
 
 @frozen
@@ -183,3 +212,31 @@ class IRuntime(Protocol):
     def follow_logs(self, spec: BackendSpec, tail: int, line: Callable[[str], None]) -> Deferred[None]:
         """Call ``line`` for each of the last ``tail`` lines and for each one that comes; fires when the run
         ends; cancel it to stop following."""
+
+
+@runtime_checkable
+class IReplicator(Protocol):
+    """What a runtime has besides that may run several tasks of one backend.  Its watchers hear ``running`` of
+    the same run again whenever its tasks are others, and ``gone`` when the last one has ended."""
+
+    def scale(self, spec: BackendSpec, replicas: int) -> Deferred[None]:
+        """Have at least so many tasks of what runs; never fewer than there are, and none of what is ended.
+        Fires when that is written down, which is long before they run.
+
+        :raises RuntimeUnavailable: the runtime does not answer.
+        """
+
+    def can_choose(self, spec: BackendSpec, task: str) -> bool:
+        """Whether :meth:`retire` ends this very task.  Otherwise whoever runs it chooses one, so that nothing
+        may be in flight at any of them."""
+
+    def retire(self, spec: BackendSpec, task: str, replicas: int) -> Deferred[None]:
+        """Have one task fewer: this one, if it can be chosen.  Fires when it is known which one leaves.
+
+        :param replicas: how many there are now; if that is not so any more, nothing is done.
+        :raises RuntimeUnavailable: the runtime does not answer.
+        """
+
+    def note_use(self, spec: BackendSpec, replicas: int) -> None:
+        """It is used at this moment, and so many tasks are needed: said as often as one likes, and written
+        down for other proxies at most each half minute."""

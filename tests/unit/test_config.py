@@ -19,7 +19,7 @@ from llmproxy.config.fields import FIELDS
 from llmproxy.config.file import read_file
 from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.loader import Loader
-from llmproxy.config.model import Config
+from llmproxy.config.model import Config, Replicas
 from llmproxy.config.resolve import CommandLine, Sources, read_sources
 from llmproxy.config.schema import schema
 from llmproxy.errors import ConfigError
@@ -173,7 +173,16 @@ def test_the_launchers_environment() -> None:
             {},
             "container is for runtime docker",
         ),
-        ("backends: {a: {runtime: swarm, service: x}}", {}, "not supported yet"),
+        ("backends: {a: {runtime: swarm}}", {}, "needs service or image"),
+        ("backends: {a: {runtime: swarm, service: x, sleep: 1}}", {}, "never put to sleep"),
+        (
+            "backends: {a: {runtime: swarm, service: x, replicas: {min: 3, max: 2}}}",
+            {},
+            "min no more than max",
+        ),
+        ("backends: {a: {runtime: swarm, service: x, replicas: {most: 2}}}", {}, "min no more than max"),
+        ("backends: {a: {runtime: swarm, image: x, reservations: {gpu: 0}}}", {}, "whole numbers from 1"),
+        ("backends: {a: {container: x, replicas: {max: 2}}}", {}, "replicas is for runtime swarm"),
         ("backends: [a]", {}, "must be a mapping"),
         ("- a", {}, "must be a mapping"),
         ("a: [", {}, "line"),
@@ -415,3 +424,15 @@ def test_a_file_that_is_nested_too_deeply_is_refused() -> None:
     for text in ("[" * 100_000, "{" * 3000, "- " * 5000):
         with pytest.raises(ConfigError, match=r"not valid YAML|nesting"):
             read_file(text, "llmproxy.yaml", {})
+
+
+def test_replicas() -> None:
+    """``replicas`` is a mapping in the file, and pairs elsewhere; whoever wants some at least keeps them."""
+    file = "backends: {a: {runtime: swarm, service: x, replicas: {max: 4, in_after: 1m}}}"
+    spec = read_sources(Sources({}, file)).backends["a"]
+    assert spec.replicas == Replicas(0, 4, in_after=60.0)
+    assert spec.idle == 600.0
+    environ = {"MAP__a__replicas": "min=2,target_in_flight=3"}
+    spec = read_sources(Sources(environ, file)).backends["a"]
+    assert spec.replicas == Replicas(2, 2, 3)
+    assert (spec.idle, spec.prewarm, spec.sleep) == (0.0, True, "off")

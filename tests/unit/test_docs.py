@@ -85,11 +85,11 @@ def table(page: str, heading: str) -> dict[str, str]:
 
 
 def test_the_fields_are_all_told() -> None:
-    """docs/configuration.md has each field of a backend but what no runtime takes yet, and no other."""
-    assert table("configuration.md", "Fields of a backend").keys() == FIELDS.keys() - {"service"}
+    """docs/configuration.md has each field of a backend, and no other."""
+    assert table("configuration.md", "Fields of a backend").keys() == FIELDS.keys()
 
 
-@pytest.mark.parametrize("name", sorted(FIELDS.keys() - {"service"}))
+@pytest.mark.parametrize("name", sorted(FIELDS))
 def test_the_defaults_are_right(name: str) -> None:
     """Where the table names a value, it is the one that counts."""
     told = table("configuration.md", "Fields of a backend")[name]
