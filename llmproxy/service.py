@@ -221,7 +221,7 @@ class ProxyService(Service):
             # Without keys everybody may do everything, and what listens stays open to the network until then.
             raise ConfigError("no key is configured any more; listening on loopback only needs a new start")
         self._site.use_keys(config.keys)
-        self._site.believe(config.trusted_proxies, config.hosts)
+        self._site.believe(config.trusted_proxies, config.allowed_hosts)
         changes = "; ".join(self._fleet.apply(config)) or "nothing about backends changed"
         self._bound()
         self._log.info("configuration read again ({why}): {changes}", why=why, changes=changes)

@@ -210,7 +210,7 @@ class _Assembly:
         root = RootResource(self._fleet)
         root.putChild(b"metrics", MetricsResource(metrics, access_log.flush))
         site = ProxySite(root, self._reactor, Authenticator(config.keys), config.limits, access_log)
-        site.believe(config.trusted_proxies, config.hosts)
+        site.believe(config.trusted_proxies, config.allowed_hosts)
         site.book, book.open_requests = book, lambda: open_sums(site)
         site.state_dir = config.state_dir
         site.use_keys(config.keys)

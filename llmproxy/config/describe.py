@@ -19,7 +19,7 @@ _TOP = (
     "stop_backends_on_exit",
     "metrics_access",
     "trusted_proxies",
-    "hosts",
+    "allowed_hosts",
     "state_dir",
     "default_route",
     "host_memory_for_sleep",

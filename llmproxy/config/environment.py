@@ -11,7 +11,7 @@ from llmproxy.config.fields import log_format, log_level, metrics_access, read_f
 from llmproxy.config.layers import Layer, Setting, route_name
 from llmproxy.config.model import Key, digest_of
 from llmproxy.config.mounts import mount_folders
-from llmproxy.config.network import commas, hosts, trusted_proxies
+from llmproxy.config.network import allowed_hosts, commas, trusted_proxies
 from llmproxy.errors import ConfigError
 
 __all__ = ["prewarm_routes", "read_environment", "with_environment_keys"]
@@ -32,7 +32,7 @@ _CHOICES = {
     "LLMPROXY_LOG_LEVEL": ("log.level", log_level),
     "LLMPROXY_ALLOWED_MOUNTS": ("docker.allowed_mounts", mount_folders),
     "LLMPROXY_TRUSTED_PROXIES": ("trusted_proxies", lambda text: trusted_proxies(commas(text))),
-    "LLMPROXY_HOSTS": ("hosts", lambda text: hosts(commas(text))),
+    "LLMPROXY_ALLOWED_HOSTS": ("allowed_hosts", lambda text: allowed_hosts(commas(text))),
 }
 
 

@@ -23,7 +23,7 @@ from llmproxy.config.keys import read_key
 from llmproxy.config.layers import Layer, Setting, route_name
 from llmproxy.config.model import Gpu, Key
 from llmproxy.config.mounts import mount_folders, unsafe_names
-from llmproxy.config.network import hosts, trusted_proxies
+from llmproxy.config.network import allowed_hosts, trusted_proxies
 from llmproxy.errors import ConfigError
 
 __all__ = [
@@ -112,7 +112,7 @@ TOP: values.Readers = {
     "stop_backends_on_exit": values.boolean,
     "metrics_access": metrics_access,
     "trusted_proxies": trusted_proxies,
-    "hosts": hosts,
+    "allowed_hosts": allowed_hosts,
     "default_route": _route,
     "state_dir": values.text,
 }

@@ -296,7 +296,7 @@ class Config:
     :ivar default_route: where requests to ``/v1`` go that name no model; ``None``: they are refused.
     :ivar metrics_access: who may read ``/metrics``: anybody, or administrators.
     :ivar trusted_proxies: addresses and networks whose ``X-Forwarded-For`` is believed, or ``unix``.
-    :ivar hosts: names by which browsers may reach the proxy, beside those that no stranger can own.
+    :ivar allowed_hosts: names by which browsers may reach the proxy, beside those that no stranger can own.
     :ivar backend_key: the key that backends ask for (``VLLM_API_KEY``), sent where ``auth`` is ``key``.
     :ivar sources: for each setting (``backends.coder.idle``) where its value came from; what is not
         listed has its default.
@@ -320,7 +320,7 @@ class Config:
     stop_backends_on_exit: bool = False
     metrics_access: Literal["open", "admin"] = "open"
     trusted_proxies: tuple[str, ...] = ()
-    hosts: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     state_dir: str = ""
     backends: Mapping[str, BackendSpec] = Factory(dict)
     keys: tuple[Key, ...] = ()

@@ -8,7 +8,7 @@ from typing import Any
 from llmproxy.http.forwarded import TrustedProxies
 from llmproxy.http.hosts import HOST_PATTERN
 
-__all__ = ["HOST_PATTERN", "PROXY_PATTERN", "commas", "hosts", "trusted_proxies"]
+__all__ = ["HOST_PATTERN", "PROXY_PATTERN", "allowed_hosts", "commas", "trusted_proxies"]
 
 _BYTE = r"(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
 
@@ -33,7 +33,7 @@ def trusted_proxies(value: Any) -> tuple[str, ...]:
     return words
 
 
-def hosts(value: Any) -> tuple[str, ...]:
+def allowed_hosts(value: Any) -> tuple[str, ...]:
     """Reads a list of names.
 
     :raises ValueError: it says what is allowed.

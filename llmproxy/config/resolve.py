@@ -183,7 +183,7 @@ def _put_together(
         stop_backends_on_exit=_value(top, "stop_backends_on_exit", False),
         metrics_access=_value(top, "metrics_access", Config().metrics_access),
         trusted_proxies=_value(top, "trusted_proxies", ()),
-        hosts=_value(top, "hosts", ()),
+        allowed_hosts=_value(top, "allowed_hosts", ()),
         state_dir=_value(top, "state_dir") or _state_dir(environ),
         backends=backends,
         keys=tuple(keys),

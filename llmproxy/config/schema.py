@@ -156,7 +156,7 @@ def schema() -> dict[str, Any]:
                     **_texts(PROXY_PATTERN),
                     "description": "whose X-Forwarded-For is believed: addresses, networks, or unix",
                 },
-                "hosts": {
+                "allowed_hosts": {
                     **_texts(HOST_PATTERN),
                     "description": "names by which browsers may reach the proxy: a name, *.name, or *",
                 },

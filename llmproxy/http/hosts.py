@@ -67,5 +67,5 @@ def _refusal(host: str) -> Refusal:
     name = re.sub(r":[0-9]*$", "", host)
     return not_allowed(
         f"This is not served under the name {host!r}, which any page could have lead here.",
-        hint=f"If that name is yours, add {name!r} to hosts in llmproxy.yaml.",
+        hint=f"If that name is yours, add {name!r} to allowed_hosts in llmproxy.yaml.",
     )

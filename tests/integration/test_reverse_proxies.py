@@ -72,7 +72,7 @@ def pair() -> Pair:
 @pytest.fixture
 def proxy(launch: Launch) -> Proxy:
     """llmproxy, which trusts who is in front of it, and knows its name."""
-    found = launch({"a": demo()}, trusted_proxies=["127.0.0.1"], hosts=["llm.example.com"])
+    found = launch({"a": demo()}, trusted_proxies=["127.0.0.1"], allowed_hosts=["llm.example.com"])
     assert found.chat("a").status == 200
     return found
 
@@ -174,7 +174,7 @@ def test_the_proxy_protocol(launch: Launch, pair: Pair, tmp_path: Path) -> None:
     """HAProxy passes TLS through, and says whose connection it is."""
     assert HAPROXY is not None
     pair.write(tmp_path)
-    proxy = launch({"a": demo()}, start=False, hosts=["llm.example.com"])
+    proxy = launch({"a": demo()}, start=False, allowed_hosts=["llm.example.com"])
     inner, port = free_port(), free_port()
     proxy.start(
         "--listen",

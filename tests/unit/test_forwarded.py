@@ -180,7 +180,7 @@ def test_names_that_a_stranger_can_own(host: bytes) -> None:
     with pytest.raises(Refusal) as refused:
         Hosts(("llm.example.com", "*.wild.example")).require(host)
     assert refused.value.status == 403
-    assert "hosts" in str(refused.value.hint)
+    assert "allowed_hosts" in str(refused.value.hint)
 
 
 def test_every_name_can_be_allowed() -> None:
@@ -195,9 +195,9 @@ def test_every_name_can_be_allowed() -> None:
         "trusted_proxies: [nginx]",
         "trusted_proxies: 127.0.0.1",
         "trusted_proxies: [':::1']",
-        "hosts: ['llm.example:8000']",
-        "hosts: ['https://llm.example']",
-        "hosts: ['a*.example']",
+        "allowed_hosts: ['llm.example:8000']",
+        "allowed_hosts: ['https://llm.example']",
+        "allowed_hosts: ['a*.example']",
     ],
 )
 def test_settings_that_are_not_allowed_are_told(text: str) -> None:
@@ -209,15 +209,17 @@ def test_settings_that_are_not_allowed_are_told(text: str) -> None:
 
 def test_the_environment_has_lists_with_commas() -> None:
     """And says what is allowed, too."""
-    top = read_environment({"LLMPROXY_TRUSTED_PROXIES": "10.0.0.0/8, ::1", "LLMPROXY_HOSTS": "a.example"}).top
+    top = read_environment(
+        {"LLMPROXY_TRUSTED_PROXIES": "10.0.0.0/8, ::1", "LLMPROXY_ALLOWED_HOSTS": "a.example"}
+    ).top
     assert top["trusted_proxies"].value == ("10.0.0.0/8", "::1")
-    assert top["hosts"].value == ("a.example",)
+    assert top["allowed_hosts"].value == ("a.example",)
     with pytest.raises(ConfigError, match="LLMPROXY_TRUSTED_PROXIES"):
         read_environment({"LLMPROXY_TRUSTED_PROXIES": "nginx"})
 
 
 def test_settings_as_they_are_written() -> None:
     """Networks with host bits set are meant as networks, and names have no case."""
-    top = read_file("{trusted_proxies: [10.1.2.3/8, '::1', unix], hosts: [LLM.Example]}", "f", {}).top
+    top = read_file("{trusted_proxies: [10.1.2.3/8, '::1', unix], allowed_hosts: [LLM.Example]}", "f", {}).top
     assert top["trusted_proxies"].value == ("10.1.2.3/8", "::1", "unix")
-    assert top["hosts"].value == ("llm.example",)
+    assert top["allowed_hosts"].value == ("llm.example",)

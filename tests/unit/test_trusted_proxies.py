@@ -93,7 +93,7 @@ class HostTests(Peers):
             self.assertEqual(status, 403, path)
             error = json.loads(body)["error"]
             self.assertEqual(error["code"], "not_allowed")
-            self.assertIn("'evil.example' to hosts", error["hint"])
+            self.assertIn("'evil.example' to allowed_hosts", error["hint"])
         admin = b"Authorization: Bearer admin\r\n"
         self.assertEqual(self.ask(b"/api/backends", b"evil.example", admin)[0], 200)
         self.assertEqual(self.ask(b"/ui/", b"127.0.0.1:8000")[0], 401)
