@@ -71,8 +71,10 @@ def paths(node: dict[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:
             }
         elif "properties" in each:
             found.update(paths(each, f"{path}."))
-        elif path == "gpus":
-            found.update(paths(_bare(each["additionalProperties"]), "gpus.INDEX."))
+        elif name == "gpus":
+            found.update(paths(_bare(each["additionalProperties"]), f"{path}.INDEX."))
+        elif path == "hosts":
+            found.update(paths(each["additionalProperties"], "hosts.NAME."))
         elif path == "keys":
             found.update(paths(each["items"], "keys[]."))
         else:

@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import fields
 
-from llmproxy.config.model import BackendSpec, Config, Replicas
+from llmproxy.config.model import BackendSpec, Config, Host, Replicas
 from llmproxy.engines.redaction import redact
 
 __all__ = ["describe"]
@@ -26,6 +26,9 @@ _TOP = (
 )
 
 _SECTIONS = ("docker", "log", "cors", "probes", "scheduler", "usage", "limits")
+
+_INNER = ("name", "tls", "address")
+"""Of an engine's settings, what only those under ``hosts`` have."""
 
 _UNSET = {"docker.host": "docker's own default", "docker.compose_file": "none"}
 """What it means that a setting has no value, where that is known."""
@@ -45,11 +48,18 @@ def _rows(config: Config) -> Iterator[tuple[str, str, str]]:
     settings = [(name, getattr(config, name)) for name in _TOP]
     for section in _SECTIONS:
         value = getattr(config, section)
-        settings += [(f"{section}.{one.name}", getattr(value, one.name)) for one in fields(type(value))]
+        settings += [
+            (f"{section}.{one.name}", getattr(value, one.name))
+            for one in fields(type(value))
+            if one.name not in _INNER
+        ]
     for name, value in settings:
         yield name, _UNSET[name] if value is None and name in _UNSET else _shown(value), name
-    for index, gpu in config.gpus.items():
-        yield f"gpus.{index}", f"memory {_shown(gpu.memory)}, reserve {gpu.reserve}", "gpus"
+    for name, host in config.hosts.items():
+        yield f"hosts.{name}", _host_shown(host), "hosts"
+    for index, gpu in config.all_gpus.items():
+        source = "hosts" if "/" in index else "gpus"
+        yield f"gpus.{index}", f"memory {_shown(gpu.memory)}, reserve {gpu.reserve}", source
     for key in config.keys:
         rights = ["admin" if key.admin else "client"]
         rights += [f"routes {', '.join(key.routes)}"] if key.routes is not None else []
@@ -59,6 +69,17 @@ def _rows(config: Config) -> Iterator[tuple[str, str, str]]:
             if attribute.name != "route":
                 name = f"backends.{route}.{attribute.name}"
                 yield name, _field_shown(spec, attribute.name), name
+
+
+def _host_shown(host: Host) -> str:
+    parts = [host.docker]
+    if host.tls is not None:
+        parts.append(f"tls {host.tls.cert}")
+    if host.address is not None:
+        parts.append(f"address {host.address}")
+    if host.gpus == {}:
+        parts.append("no GPU")
+    return ", ".join(parts)
 
 
 def _field_shown(spec: BackendSpec, name: str) -> str:

@@ -344,6 +344,9 @@ _ALL: tuple[Field, ...] = (
     _enum("runtime", "where it runs", "docker", "process", "swarm", "url"),
     _enum("engine", "what it is", "vllm", "generic"),
     Field("container", _text, _text, _TEXT, "name of the container"),
+    Field(
+        "host", _text, _text, _TEXT, "one of hosts, or local: where its container is; else any that has it"
+    ),
     Field("image", _text, _text, _TEXT, "image of a container that llmproxy creates when it is missing"),
     Field("args", _texts, _words, _LIST, "arguments of the created container"),
     Field(

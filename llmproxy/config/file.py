@@ -18,10 +18,11 @@ from llmproxy.config.fields import (
     read_field,
     unknown_key,
 )
+from llmproxy.config.hosts import read_gpus, read_hosts
 from llmproxy.config.interpolate import strict_text
 from llmproxy.config.keys import read_key
 from llmproxy.config.layers import Layer, Setting, route_name
-from llmproxy.config.model import Gpu, Key
+from llmproxy.config.model import Key
 from llmproxy.config.mounts import mount_folders, unsafe_names
 from llmproxy.config.network import allowed_hosts, trusted_proxies
 from llmproxy.errors import ConfigError
@@ -191,7 +192,7 @@ class _Reader:
         self._layer = Layer()
 
     def read(self, document: dict[Any, Any]) -> Layer:
-        known = (*TOP, *SECTIONS, "gpus", "defaults", "backends", "keys")
+        known = (*TOP, *SECTIONS, "hosts", "gpus", "defaults", "backends", "keys")
         for key, value in document.items():
             if key not in known:
                 raise unknown_key(self._name, key, known)
@@ -201,8 +202,13 @@ class _Reader:
                 self._top(key, TOP[key], self._fill(key, value))
             elif key in SECTIONS:
                 self._section(key, value)
+            elif key == "hosts":
+                self._layer.top["hosts"] = Setting(
+                    read_hosts(self._name, self._fill("hosts", value)), self._source("hosts")
+                )
             elif key == "gpus":
-                self._gpus(value)
+                found = read_gpus(self._name, "gpus", self._fill("gpus", value))
+                self._layer.top["gpus"] = Setting(found, self._source("gpus"))
             elif key == "defaults":
                 self._defaults(value)
             elif key == "backends":
@@ -251,25 +257,6 @@ class _Reader:
                 raise unknown_key(f"{self._name} {section}", key, readers)
             if item is not None:
                 self._top(f"{section}.{key}", readers[key], item)
-
-    def _gpus(self, value: Any) -> None:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{self._name}: gpus must be a mapping")
-        gpus = {}
-        for index, gpu in self._fill("gpus", value).items():
-            place = f"gpus.{index}"
-            settings = self._mapping(place, gpu if gpu is not None else {})
-            for key in settings:
-                if key not in ("memory", "reserve"):
-                    raise unknown_key(f"{self._name} {place}", key, ("memory", "reserve"))
-            try:
-                sizes = {key: units.size(item) for key, item in settings.items() if item is not None}
-            except ValueError as allowed:
-                raise ConfigError(
-                    f"{self._name}: {place} has a size that is not allowed; use {allowed}"
-                ) from None
-            gpus[str(index)] = Gpu(**sizes)
-        self._layer.top["gpus"] = Setting(gpus, self._source("gpus"))
 
     def _fields(self, path: str, value: Any) -> dict[str, Setting]:
         settings = {}

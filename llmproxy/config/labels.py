@@ -19,20 +19,27 @@ _OURS = ("llmproxy.managed", "llmproxy.test")
 
 @frozen
 class LabelledContainer:
-    """A container that exists, running or not, and its labels."""
+    """A container that exists, running or not, and its labels.
+
+    :ivar host: the one that it is on, where there are several.
+    """
 
     name: str
     labels: Mapping[str, str]
+    host: str = ""
 
 
-def read_labels(layer: Layer, container: str, labels: Mapping[str, str], kind: str = "container") -> None:
+def read_labels(
+    layer: Layer, container: str, labels: Mapping[str, str], kind: str = "container", host: str = ""
+) -> None:
     """Put what the labels of one container say into ``layer``.
 
     :param container: its name, which the route leads to.
     :param kind: what errors and sources call it.
+    :param host: the one that it is on, where there are several.
     :raises llmproxy.errors.ConfigError: a label is not allowed, or there are labels but no route.
     """
-    place = f"{kind} {container}"
+    place = f"{kind} {container}" + (f" on {host}" if host else "")
     settings: dict[str, Setting] = {}
     route = None
     for label, value in labels.items():
@@ -41,6 +48,8 @@ def read_labels(layer: Layer, container: str, labels: Mapping[str, str], kind: s
         name = label.removeprefix(PREFIX)
         if name == "container":
             raise ConfigError(f"{place}: {label} is not a label; the container is the one that it stands on")
+        if name == "host":
+            raise ConfigError(f"{place}: {label} is not a label; the host is the one that it is on")
         if name == "route":
             route = route_name(f"{place} label {label}", value)
         else:
@@ -56,4 +65,6 @@ def read_labels(layer: Layer, container: str, labels: Mapping[str, str], kind: s
             f"{place}: its label llmproxy.route={route} stands on container {other['container'].value} too"
         )
     source = f"label llmproxy.route on {place}"
+    if host:
+        settings["host"] = Setting(host, source)
     layer.put(route, {"container": Setting(container, source), **settings})

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any, Literal
 
-from attrs import Factory, field, frozen
+from attrs import Factory, evolve, field, frozen
 
 __all__ = [
     "digest_of",
@@ -20,14 +20,20 @@ __all__ = [
     "DockerSettings",
     "Gpu",
     "Former",
+    "Host",
     "Key",
+    "LOCAL",
     "Limits",
     "LogSettings",
     "UsageSettings",
     "Probes",
     "Replicas",
     "Scheduler",
+    "Tls",
 ]
+
+LOCAL = "local"
+"""The host whose engine is that of the ``docker`` section."""
 
 
 @frozen
@@ -65,6 +71,8 @@ class BackendSpec:
     :ivar reservations: generic resources that a node must have free for each task of a created service.
     :ivar constraints: where its tasks may be placed, as Docker writes it (``node.labels.gpu == a100``).
     :ivar networks: overlay networks of a created service.
+    :ivar host: the one that its container is on; ``None``: any one that has such a container, or, where it is
+        created from an image, any one.
     """
 
     route: str
@@ -111,6 +119,21 @@ class BackendSpec:
     reservations: Mapping[str, int] = field(factory=dict)
     constraints: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
+    host: str | None = None
+
+
+@frozen
+class Tls:
+    """How an engine across a network knows us, and we know it: paths of files.
+
+    :ivar ca: who has signed its certificate.
+    :ivar cert: our own.
+    :ivar key: its key.
+    """
+
+    ca: str
+    cert: str
+    key: str
 
 
 @frozen
@@ -123,12 +146,18 @@ class DockerSettings:
         configuration file itself gives a backend.
     :ivar allow_unsafe: what containers may be created with although it lets them out
         (:data:`llmproxy.config.mounts.UNSAFE`).
+    :ivar name: of the host, where there are several; empty: there is this one.
+    :ivar tls: of an engine across a network; ``None``: as the environment says.
+    :ivar address: where its published ports are reached; ``None``: where the engine is.
     """
 
     host: str | None = None
     compose_file: str | None = None
     allowed_mounts: tuple[str, ...] = ("/srv/llm",)
     allow_unsafe: tuple[str, ...] = ()
+    name: str = ""
+    tls: Tls | None = None
+    address: str | None = None
 
 
 @frozen
@@ -137,6 +166,22 @@ class Gpu:
 
     memory: int | None = None
     reserve: int = 0
+
+
+@frozen
+class Host:
+    """One more Docker engine.
+
+    :ivar docker: where it is: ``unix:///...``, ``tcp://...`` or ``ssh://...``.
+    :ivar tls: for ``tcp``.
+    :ivar address: where its published ports are reached; ``None``: where the engine is.
+    :ivar gpus: those that it has; ``None``: nobody says.
+    """
+
+    docker: str
+    tls: Tls | None = None
+    address: str | None = None
+    gpus: Mapping[str, Gpu] | None = None
 
 
 @frozen
@@ -297,6 +342,7 @@ class Config:
     :ivar metrics_access: who may read ``/metrics``: anybody, or administrators.
     :ivar trusted_proxies: addresses and networks whose ``X-Forwarded-For`` is believed, or ``unix``.
     :ivar allowed_hosts: names by which browsers may reach the proxy, beside those that no stranger can own.
+    :ivar hosts: Docker engines beside that of ``docker``, by name.
     :ivar backend_key: the key that backends ask for (``VLLM_API_KEY``), sent where ``auth`` is ``key``.
     :ivar sources: for each setting (``backends.coder.idle``) where its value came from; what is not
         listed has its default.
@@ -307,6 +353,7 @@ class Config:
 
     listen: tuple[str, ...] = ("tcp:8000",)
     docker: DockerSettings = DockerSettings()
+    hosts: Mapping[str, Host] = Factory(dict)
     gpus: Mapping[str, Gpu] = Factory(dict)
     host_memory_for_sleep: int | None = None
     scheduler: Scheduler = Scheduler()
@@ -328,3 +375,20 @@ class Config:
     sources: Mapping[str, str] = field(factory=dict, repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
+
+    @property
+    def all_gpus(self) -> Mapping[str, Gpu]:
+        """What is said of GPUs; those of other hosts are named ``host/index``."""
+        others = {
+            f"{name}/{index}": gpu
+            for name, host in self.hosts.items()
+            for index, gpu in (host.gpus or {}).items()
+        }
+        return {**self.gpus, **others} if others else self.gpus
+
+    def engine_of(self, name: str) -> DockerSettings:
+        """How the engine of one of ``hosts`` is reached.  Compose makes containers on the local one alone."""
+        host = self.hosts[name]
+        return evolve(
+            self.docker, host=host.docker, compose_file=None, name=name, tls=host.tls, address=host.address
+        )

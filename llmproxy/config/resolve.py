@@ -20,10 +20,12 @@ from llmproxy.config.labels import PREFIX, LabelledContainer, read_labels
 from llmproxy.config.layers import Layer, Setting
 from llmproxy.config.listen import loopback
 from llmproxy.config.model import (
+    LOCAL,
     BackendSpec,
     Config,
     Cors,
     DockerSettings,
+    Host,
     Key,
     Limits,
     LogSettings,
@@ -89,7 +91,7 @@ def read_sources(sources: Sources) -> Config:
         layers = [file, demo, environment]
         prewarm = [route for route in prewarm if route in demo.backends]
     else:
-        layers = [file, _labels(sources), environment]
+        layers = [file, _labels(sources, _value(file.top, "hosts", {})), environment]
     command_line = Layer()
     if options.listen:
         command_line.top["listen"] = Setting(options.listen, "command line --listen")
@@ -122,12 +124,23 @@ def _key_source(key: Key, file: Layer) -> str:
     return file.key_sources.get(key.name, f"environment {variable}")
 
 
-def _labels(sources: Sources) -> Layer:
+def _labels(sources: Sources, hosts: Mapping[str, Host]) -> Layer:
     layer = Layer()
     existing = set()
+    seen: dict[tuple[str, str], str] = {}
     for container in sources.containers:
-        existing.add(container.name)
-        read_labels(layer, container.name, container.labels)
+        if container.host not in ("", LOCAL, *hosts):
+            # Of a host that the settings have no more.
+            continue
+        twin = (container.name, container.labels.get(f"{PREFIX}route", "").lower())
+        if twin in seen and seen[twin] != container.host:
+            # The same on several hosts: it may run on any of them, and the first one's labels hold.
+            layer.backends[twin[1]].pop("host", None)
+            continue
+        seen[twin] = container.host
+        if container.host in ("", LOCAL):
+            existing.add(container.name)
+        read_labels(layer, container.name, container.labels, host=container.host)
     for service in sources.compose:
         if not any(label.startswith(PREFIX) for label in service.labels):
             continue
@@ -149,6 +162,8 @@ def _put_together(
         top.update(layer.top)
     sources = {name: setting.source for name, setting in top.items()}
     docker = _docker(top, environ)
+    hosts: Mapping[str, Host] = _value(top, "hosts", {})
+    _check_hosts(hosts, docker, environ)
     backends = {}
     routes = {route: None for layer in layers for route in layer.backends}
     for route in prewarm:
@@ -159,17 +174,19 @@ def _put_together(
         settings = _settings(route, layers, prewarm)
         backends[route] = _backend(route, settings)
         _check_mounts(route, settings, layers[0], docker)
+        _check_host(route, settings, hosts)
         sources.update({f"backends.{route}.{name}": setting.source for name, setting in settings.items()})
     _check_together(backends, sources)
     listen = tuple(_value(top, "listen", Config().listen))
     default_route = _value(top, "default_route")
-    notes = (*_notes(keys), *_unknown_routes(backends, default_route))
+    notes = (*_notes(keys), *_open_engines(hosts), *_unknown_routes(backends, default_route))
     if not keys:
         listen, note = loopback(listen)
         notes = (note, *notes)
     return Config(
         listen=listen,
         docker=docker,
+        hosts=hosts,
         gpus=_value(top, "gpus", {}),
         host_memory_for_sleep=_value(top, "host_memory_for_sleep"),
         scheduler=Scheduler(**_section(top, "scheduler")),
@@ -212,6 +229,34 @@ def _check_mounts(route: str, settings: Mapping[str, Setting], file: Layer, dock
                 f"backend {route}: volumes has {folder}, which is not in docker.allowed_mounts; add it there"
                 f" (LLMPROXY_ALLOWED_MOUNTS), or give the volume in llmproxy.yaml ({setting.source})"
             )
+
+
+def _check_hosts(hosts: Mapping[str, Host], docker: DockerSettings, environ: Mapping[str, str]) -> None:
+    """Seen twice, each container of an engine would be taken for another one's double, and be stopped."""
+    here = docker.host or environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    for name, host in hosts.items():
+        if host.docker == here:
+            raise ConfigError(
+                f"hosts.{name}: {here} is the engine of the docker section, which is {LOCAL} already"
+            )
+
+
+def _check_host(route: str, settings: Mapping[str, Setting], hosts: Mapping[str, Host]) -> None:
+    setting = settings.get("host")
+    if setting is None or setting.value == LOCAL or setting.value in hosts:
+        return
+    raise ConfigError(
+        f"backend {route}: host is {setting.value!r}, and there is no such host;"
+        f" hosts: {', '.join((LOCAL, *hosts))} ({setting.source})"
+    )
+
+
+def _open_engines(hosts: Mapping[str, Host]) -> tuple[str, ...]:
+    return tuple(
+        f"host {name}: {host.docker} has no tls: whoever reaches that port is root on that machine"
+        for name, host in hosts.items()
+        if host.docker.startswith("tcp:") and host.tls is None
+    )
 
 
 def _backend_key(environ: Mapping[str, str]) -> str | None:
@@ -266,6 +311,7 @@ def _state_dir(environ: Mapping[str, str]) -> str:
 
 _WHERE: Mapping[str, tuple[str, ...]] = {
     "container": ("docker",),
+    "host": ("docker",),
     "image": ("docker", "swarm"),
     "args": ("docker", "swarm"),
     "volumes": ("docker", "swarm"),
@@ -342,16 +388,19 @@ def _check_url(url: str, fault: Any) -> None:
 
 
 def _check_together(backends: Mapping[str, BackendSpec], sources: Mapping[str, str]) -> None:
-    containers: dict[str, str] = {}
+    containers: dict[str, list[BackendSpec]] = {}
     models: dict[str, str] = {}
     for route, spec in backends.items():
         if spec.container is not None:
-            other = containers.setdefault(spec.container, route)
-            if other != route:
-                raise ConfigError(
-                    f"backends {other} and {route} have the same container {spec.container!r}"
-                    f" ({sources.get(f'backends.{route}.container', 'default')})"
-                )
+            others = containers.setdefault(spec.container, [])
+            for one in others:
+                # On two hosts they are two.
+                if one.host is None or spec.host is None or one.host == spec.host:
+                    raise ConfigError(
+                        f"backends {one.route} and {route} have the same container {spec.container!r}"
+                        f" ({sources.get(f'backends.{route}.container', 'default')})"
+                    )
+            others.append(spec)
         for name in (*(spec.models or ()), *spec.aliases):
             other = models.setdefault(name, route)
             if other != route:

@@ -16,8 +16,10 @@ from typing import Any
 from llmproxy.config import units
 from llmproxy.config.fields import FIELDS, HEALTH_COMPLETIONS, LOG_FORMATS, LOG_LEVELS, METRICS_ACCESS
 from llmproxy.config.file import ORIGIN_PATTERN, PROBE_PATH_PATTERN
+from llmproxy.config.hosts import ADDRESS_PATTERN, DOCKER_PATTERN, FILE_PATTERN, HOST_NAME_PATTERN
 from llmproxy.config.keys import EXPIRES_PATTERN, HASH_PATTERN, NAME_PATTERN
 from llmproxy.config.layers import RESERVED
+from llmproxy.config.model import LOCAL
 from llmproxy.config.mounts import UNSAFE
 from llmproxy.config.network import HOST_PATTERN, PROXY_PATTERN
 
@@ -116,10 +118,12 @@ def schema() -> dict[str, Any]:
                         },
                     }
                 ),
-                "gpus": {
+                "hosts": {
                     "type": "object",
-                    "additionalProperties": _or_null(_object({"memory": _SIZE, "reserve": _SIZE})),
+                    "propertyNames": {"pattern": HOST_NAME_PATTERN, "not": {"const": LOCAL}},
+                    "additionalProperties": _host(),
                 },
+                "gpus": _gpus(),
                 "host_memory_for_sleep": _SIZE,
                 "scheduler": _object({"max_wait_before_drain": _DURATION, "drain_limit": _DURATION}),
                 "limits": _object(_limits()),
@@ -174,6 +178,45 @@ def schema() -> dict[str, Any]:
         ),
         "$defs": {"backend": backend},
     }
+
+
+def _gpus() -> dict[str, Any]:
+    return {
+        "type": "object",
+        "additionalProperties": _or_null(_object({"memory": _SIZE, "reserve": _SIZE})),
+    }
+
+
+def _host() -> dict[str, Any]:
+    file = {"type": "string", "pattern": FILE_PATTERN}
+    files = {
+        "ca": {**file, "description": "who has signed the engine's certificate"},
+        "cert": {**file, "description": "our certificate"},
+        "key": {**file, "description": "its key"},
+    }
+    tls = {"type": "object", "properties": files, "additionalProperties": False, "required": list(files)}
+    found = _object(
+        {
+            "tls": tls,
+            "address": {
+                "type": "string",
+                "pattern": ADDRESS_PATTERN,
+                "description": "where its published ports are reached; else where its engine is",
+            },
+            "gpus": _gpus(),
+        },
+        required=["docker"],
+    )
+    docker = {
+        "type": "string",
+        "pattern": DOCKER_PATTERN,
+        "description": "where its engine is: unix:///path, tcp://host:port or ssh://[user@]host[:port]",
+    }
+    found["properties"] = {"docker": docker, **found["properties"]}
+    # Only an engine that is reached by tcp has any.
+    found["if"] = {"required": ["tls"], "properties": {"tls": {"type": "object"}}}
+    found["then"] = {"properties": {"docker": {"pattern": "^tcp:"}}}
+    return found
 
 
 def _limits() -> dict[str, Any]:

@@ -27,6 +27,14 @@ VALIDATOR = jsonschema.Draft202012Validator(schema())
 VALID: dict[str, Any] = {
     "listen": ["tcp:8000", "unix:/x"],
     "docker": {"host": "unix:///x", "compose_file": "c.yml"},
+    "hosts": {
+        "tower": {"docker": "ssh://me@tower:22/run/docker.sock", "gpus": {"0": {"memory": "24GiB"}}},
+        "rack": {
+            "docker": "tcp://10.0.0.5:2376",
+            "tls": {"ca": "/c/ca.pem", "cert": "~/cert.pem", "key": "/c/key.pem"},
+            "address": "10.0.0.5",
+        },
+    },
     "gpus": {"0": {"memory": "24GiB", "reserve": 1}, "1": None},
     "host_memory_for_sleep": "32GiB",
     "scheduler": {"max_wait_before_drain": "30s"},
