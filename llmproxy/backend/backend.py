@@ -71,10 +71,6 @@ class Backend(Conduct):
         self.wishes.run_since = None
         self.gate.dismiss(lambda waiter: waiter.refused(told))
 
-    def hurry(self) -> None:
-        """Somebody wants to know whether it is ready: if that is not known, ask at once."""
-        self._engine.hurry()
-
     def visit(self, waiter: Waiter) -> bool:
         """Reach the backend if it is ready, without waking it or keeping it awake (monitoring).
 
@@ -197,6 +193,7 @@ class Backend(Conduct):
         self.spec = spec
         self.admission.max_waiting = spec.max_waiting
         self.admission.max_in_flight = spec.max_in_flight
+        self._serving.retuned()
         if spec.models is not None:
             self.identity.models = spec.models
         self.surroundings.renamed()
@@ -224,11 +221,6 @@ class Backend(Conduct):
         """The runtime or the engine has been asked for something, and has not answered."""
         return self._launcher.launching or self.state in ("stopping", "falling_asleep", "waking")
 
-    def look_again(self, cause: str) -> None:
-        """What is known of it is old: find out how it is, as if it had just been found running."""
-        self._present.known = None
-        self.lifecycle.died(cause)
-
     def hand_over(self) -> None:
         """Another process decides from now on: those who wait go there, what is in flight goes on here, and
         the backend itself is left as it is."""
@@ -241,6 +233,7 @@ class Backend(Conduct):
         self._closing = True
         self._launcher.give_up()
         self._engine.leave_alone()
+        self._serving.ask_no_more()
         self._startup.over()
         self._diary.over()
         self._timers.close()

@@ -32,6 +32,8 @@ from llmproxy.backend.lingering import Lingering
 from llmproxy.backend.makeup import Makeup
 from llmproxy.backend.present import Present
 from llmproxy.backend.probe import ANSWER_LIMIT
+from llmproxy.backend.replica import Replica
+from llmproxy.backend.serving import Alone, Serving
 from llmproxy.backend.startup import Startup
 from llmproxy.backend.surroundings import Decision, LastStart, Surroundings, Transition
 from llmproxy.backend.timers import Timers
@@ -39,15 +41,16 @@ from llmproxy.backend.wishes import Wishes, Witnesses
 from llmproxy.config.model import BackendSpec
 from llmproxy.engines.needs import read_needs
 from llmproxy.errors import Refusal
-from llmproxy.relay.pool import ConnectionPool
 from llmproxy.runtimes.interface import (
     Exit,
     Facts,
     Instance,
+    IReplicator,
     IRuntime,
     RuntimeUnavailable,
     StartRefused,
 )
+from llmproxy.scheduling.replicas import OTHERS_SEEN
 
 __all__ = ["Conduct"]
 
@@ -84,7 +87,7 @@ class Conduct(Makeup):
         self.spec = spec
         self.runtime = runtime
         self.admission: Admission[Waiter] = Admission(spec.max_waiting, spec.max_in_flight)
-        self.gate = Gate(surroundings.clock, self.admission, self._drained, self.suspect)
+        self.gate = Gate(surroundings.clock, self.admission, self._drained, self._suspected)
         self.lifecycle = Lifecycle(self)
         self.identity = Identity(spec.models or (), read_needs(spec, Facts()))
         self.since = surroundings.clock.seconds()
@@ -116,10 +119,41 @@ class Conduct(Makeup):
         self._present = Present()
         self._witnesses = Witnesses()
         self._lingering = Lingering()
+        self._serving: Serving = (
+            self._together(runtime)
+            if isinstance(runtime, IReplicator)
+            else Alone(surroundings.clock, surroundings.connect, self.gate, self._engine)
+        )
         self._found = False
         self._failure: StartFailure | None = None
         self._closing = False
         self._abandoned = False
+
+    def _together(self, runtime: IReplicator) -> Serving:
+        # Few have a Swarm.
+        from llmproxy.backend.scaler import Scaler
+        from llmproxy.backend.tasks import Tasks
+        from llmproxy.backend.together import Together
+
+        around = self.surroundings
+        tasks = Tasks(
+            around.clock,
+            around.connect,
+            around.knock_at,
+            self.gate,
+            lambda: self.spec.health,
+            lambda: self.spec.max_in_flight,
+            self.look_again,
+            self.lifecycle.sick,
+        )
+        scaler = Scaler(
+            around.clock, runtime, self.gate, lambda: self.spec, lambda: self._present.known, self._decided
+        )
+        return Together(self.lifecycle, tasks, scaler)
+
+    def _decided(self, kind: str, reason: str) -> None:
+        around = self.surroundings
+        around.announce(Decision(around.clock.seconds(), self.name, kind, reason))
 
     # -- what is read from it -----------------------------------------------------------------------
 
@@ -146,16 +180,25 @@ class Conduct(Makeup):
         self._diary.used(self.gate.used_at)
         self.surroundings.scheduler.idle(self)
 
-    def suspect(self) -> None:
+    def _suspected(self, replica: Replica) -> None:
         """An answer was broken: see whether it is dead."""
         if self.state == "ready":
-            self._engine.suspect()
+            self._serving.suspect(replica)
+
+    def look_again(self, cause: str) -> None:
+        """What is known of it is old: find out how it is, as if it had just been found running."""
+        self._present.known = None
+        self.lifecycle.died(cause)
 
     # -- Watcher: what the runtime tells ------------------------------------------------------------
 
     def running(self, instance: Instance) -> None:
         """See :class:`~llmproxy.runtimes.interface.Watcher`."""
         replaced = self._present.running(instance) if self._heeds else self._note_there(instance)
+        if instance.used_at is not None:
+            self.gate.used_at = max(self.gate.used_at, instance.used_at)
+        if self._present.known is instance:
+            self._serving.follow(instance)
         if replaced:
             # The run that was known ended unheard, and another took its place.
             self.lifecycle.died("it was restarted by someone else")
@@ -185,6 +228,9 @@ class Conduct(Makeup):
             # Clients mostly hear of it as of a broken connection, before its cause is known.
             self._log.warn("{backend} ended with {exit}", backend=self.name, exit=describe_exit(exit))
         was_known = self._present.gone(run, exit)
+        if was_known:
+            # Of several tasks, what has had no byte yet can be answered by what comes after them.
+            self._serving.follow(None)
         if not self.models:
             self._read_facts()
         if was_known:
@@ -193,7 +239,7 @@ class Conduct(Makeup):
     def _ended(self, exit: Exit) -> None:
         self._present.known = None
         if self.state == "starting":
-            self._engine.ask_no_more()
+            self._serving.ask_no_more()
             attempt, changes = self.lifecycle.attempt, self._present.changes
 
             def explained(log: str) -> None:
@@ -261,13 +307,11 @@ class Conduct(Makeup):
         known = self._present.known
         assert known is not None, "only what runs is asked for its health"
         patient = self._found and not self.admission.waiting and not self.spec.prewarm
-        self._engine.probe(attempt, known.addresses, found=self._found, patient=patient)
+        self._serving.probe(attempt, known, found=self._found, patient=patient)
 
     def open_gate(self) -> None:
         """See :class:`~llmproxy.backend.effects.Effects`."""
-        address = self._engine.address
-        assert address is not None
-        self.gate.open(address, ConnectionPool(self.surroundings.clock, self.surroundings.connect(address)))
+        self._serving.open()
         if not self.models:
             self._read_facts()
 
@@ -293,7 +337,7 @@ class Conduct(Makeup):
     def close_gate(self) -> None:
         """See :class:`~llmproxy.backend.effects.Effects`."""
         self.gate.close()
-        self._engine.ask_no_more()
+        self._serving.ask_no_more()
 
     def cut(self, reason: str) -> None:
         """See :class:`~llmproxy.backend.effects.Effects`."""
@@ -372,9 +416,9 @@ class Conduct(Makeup):
             self.surroundings.scheduler.look()
             if self.state == "sleeping":
                 self._timers.arm(timer, IDLE_AGAIN)
-        elif timer == "start" and self._engine.asked_patiently:
+        elif timer == "start" and self._serving.patient:
             # It may have become healthy since it was last asked.
-            self._engine.hurry()
+            self.hurry()
             self._timers.arm("start", LAST_LOOK)
         elif timer == "start":
             attempt = self.lifecycle.attempt
@@ -384,6 +428,10 @@ class Conduct(Makeup):
             self.lifecycle.drain_overdue()
         else:
             self.lifecycle.cooled()
+
+    def hurry(self) -> None:
+        """Somebody wants to know whether it is ready: if that is not known, ask at once."""
+        self._serving.hurry()
 
     @property
     def due(self) -> bool:
@@ -398,6 +446,9 @@ class Conduct(Makeup):
     @property
     def _idle_limit(self) -> float:
         limit = self._lingering.limit(self.gate.used_at, self.spec.idle)
+        if self._present.there is not None and self._present.there.used_at is not None:
+            # Another proxy uses it too, and says so only now and then.
+            limit = max(limit, OTHERS_SEEN)
         return min(limit, self.spec.abandon_idle) if self._abandoned and self.gate.unused else limit
 
     @property

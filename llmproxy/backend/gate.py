@@ -10,6 +10,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from llmproxy.backend.admission import Admission
+from llmproxy.backend.replica import Replica, Roster
 from llmproxy.errors import Refusal
 from llmproxy.relay.pool import ConnectionPool
 from llmproxy.runtimes.interface import Address
@@ -32,6 +33,9 @@ class Waiter(Protocol):
     def may_evict(self) -> bool:
         """Whether another backend may have to leave for it."""
 
+    def affinity(self) -> bytes | None:
+        """What it has in common with others that are best served by the same task; None: nothing."""
+
     def admitted(self, lease: Lease) -> None:
         """It may go on; it must ``lease.release()`` when it is done."""
 
@@ -49,17 +53,24 @@ class Waiter(Protocol):
 class Lease:
     """The right to one exchange with a backend; released once, through this object.
 
-    :ivar address: where the backend answers.
+    :ivar replica: the one that answers.
+    :ivar address: where it does.
     :ivar pool: connections to it.
     :ivar counted: it is a use of the backend: it has a place in flight and sets the idle clock back.
     """
 
     waiter: Waiter
+    replica: Replica
     address: Address
     pool: ConnectionPool
     _gate: Gate
     counted: bool = True
     _released: bool = False
+
+    @property
+    def movable(self) -> bool:
+        """Others may answer in its place: the backend runs as several tasks."""
+        return self.counted and bool(self.replica.id)
 
     def release(self, *, suspicious: bool = False) -> None:
         """The exchange is over.
@@ -89,8 +100,9 @@ class Gate:
     """Holds requests while it is closed and hands them over when it opens.
 
     :param drained: called when nothing is in flight any more.
-    :param suspected: called when an exchange ended as if the engine were dead.
-    :ivar address: where the backend answers; None while the gate is closed.
+    :param suspected: called when an exchange ended as if the engine of that one were dead.
+    :ivar busied: called when something is in flight again.
+    :ivar roster: those that requests are handed to; empty while the gate is closed.
     :ivar used_at: when the last exchange that counts ended (reactor seconds).
     :ivar unused: nobody has gone through since it was opened.
     :ivar cuts: exchanges that count and were broken off, ever.
@@ -103,15 +115,16 @@ class Gate:
         clock: IReactorTime,
         admission: Admission[Waiter],
         drained: Callable[[], None],
-        suspected: Callable[[], None],
+        suspected: Callable[[Replica], None],
     ) -> None:
         self.admission = admission
-        self.address: Address | None = None
+        self.roster = Roster()
+        self.busied: Callable[[], None] | None = None
         self.used_at = clock.seconds()
         self.unused = True
         self.cuts = 0
         self._clock = clock
-        self._pool: ConnectionPool | None = None
+        self._paused = False
         self._leases: set[Lease] = set()
         self._advancing = False
         self._next_slice: IDelayedCall | None = None
@@ -123,24 +136,66 @@ class Gate:
         """Something is in flight that counts."""
         return self.admission.in_flight > 0
 
-    def open(self, address: Address, pool: ConnectionPool) -> None:
+    @property
+    def address(self) -> Address | None:
+        """Where the backend answers, or one of its tasks; None while the gate is closed."""
+        return next((replica.address for replica in self.roster.takers), None)
+
+    def open(self, *replicas: Replica) -> None:
         """Hand over those who wait, and from now on every request at once."""
-        self.address, self._pool = address, pool
+        self.roster.fill(replicas)
         self.used_at = self._clock.seconds()
         self.unused = True
-        self.admission.open = True
-        self.advance()
+        self._paused = False
+        self._settle()
 
     def close(self) -> None:
         """Hand over no more; what is in flight goes on."""
         self.admission.open = False
-        self.address = None
+        self._paused = False
         if self._next_slice is not None:
             self._next_slice.cancel()
             self._next_slice = None
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
+        for replica in self.roster:
+            replica.pool.close()
+        self.roster.fill(())
+
+    # -- several tasks ------------------------------------------------------------------------------
+
+    def join(self, replica: Replica) -> None:
+        """Hand requests to this one, too."""
+        self.roster.add(replica)
+        self._settle()
+
+    def rest(self, id: str, resting: bool) -> None:
+        """Hand that one nothing new, or do so again; what is in flight there goes on."""
+        replica = self.roster.get(id)
+        if replica is not None and replica.resting is not resting:
+            replica.resting = resting
+            self.roster.sort_out()
+            self._settle()
+
+    def lose(self, id: str, reason: str) -> None:
+        """That one is gone: break off what is in flight there, also where the gate is closed."""
+        replica = self.roster.remove(id)
+        if replica is not None:
+            replica.pool.close()
+        self._settle()
+        for lease in list(self._leases):
+            if lease.replica.id == id:
+                lease.replica.lost = True
+                self.cuts += lease.counted
+                lease.waiter.cut(reason)
+
+    def pause(self, paused: bool) -> None:
+        """Hold whoever comes, though there are those that could answer; or do so no more."""
+        self._paused = paused
+        self._settle()
+
+    def _settle(self) -> None:
+        self.admission.open = bool(self.roster.takers) and not self._paused
+        if self.admission.open:
+            self.advance()
 
     def enter(self, waiter: Waiter) -> bool:
         """Ask to go through.
@@ -160,9 +215,10 @@ class Gate:
 
         :return: whether it was open.
         """
-        if self.address is None or self._pool is None:
+        if not self.roster.takers:
             return False
-        lease = Lease(waiter, self.address, self._pool, self, counted=False)
+        replica = self.roster.choose(waiter.affinity)
+        lease = Lease(waiter, replica, replica.address, replica.pool, self, counted=False)
         self._leases.add(lease)
         waiter.admitted(lease)
         return True
@@ -217,11 +273,13 @@ class Gate:
         return list(self._leases)
 
     def _admit(self, waiter: Waiter) -> None:
-        assert self.address is not None, "the gate is open only where there is an address"
-        assert self._pool is not None
         self.unused = False
-        lease = Lease(waiter, self.address, self._pool, self)
+        replica = self.roster.choose(waiter.affinity)
+        replica.in_flight += 1
+        lease = Lease(waiter, replica, replica.address, replica.pool, self)
         self._leases.add(lease)
+        if self.busied is not None and self.admission.in_flight == 1:
+            self.busied()
         try:
             waiter.admitted(lease)
         except Exception:
@@ -231,10 +289,12 @@ class Gate:
 
     def _release(self, lease: Lease, suspicious: bool) -> None:
         self._leases.discard(lease)
-        if lease.counted:
-            self._one_less()
         if suspicious:
-            self._suspected()
+            # Before anybody else is handed to it.
+            self._suspected(lease.replica)
+        if lease.counted:
+            lease.replica.in_flight -= 1
+            self._one_less()
 
     def _one_less(self) -> None:
         self.admission.release()

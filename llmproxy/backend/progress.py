@@ -17,7 +17,7 @@ __all__ = ["WAKING", "Forecast", "Progress"]
 WAKING = "waking"
 """The only phase of a wake; no log tells of it."""
 
-FETCHED_ONCE = frozenset(("pulling", "downloading"))
+FETCHED_ONCE = frozenset(("placing", "pulling", "downloading"))
 """Phases that may take any time, and that earlier starts say nothing of."""
 
 TELLING = 0.05
@@ -54,6 +54,7 @@ class Progress:
     :param whole: seconds of the whole of earlier ones; None: there were none.
     :ivar since: when the present phase began.
     :ivar done: the part of the present phase that is done; None: not known.
+    :ivar reason: what it waits for in the present phase, in words.
     """
 
     began: float
@@ -62,6 +63,7 @@ class Progress:
     whole: float | None = None
     since: float = field(init=False)
     done: float | None = field(init=False, default=None)
+    reason: str = field(init=False, default="")
     _told_at: float = field(init=False, default=0.0)
     _before: list[tuple[str, float]] = field(init=False, factory=list)
     _shown: float | None = field(init=False, default=None)
@@ -82,6 +84,7 @@ class Progress:
         if moved:
             self._before.append((self.name, self.since))
             self.name, self.since, self.done, self._shown = phase.name, now, None, None
+        self.reason = phase.reason
         if phase.took is not None and self._before:
             # It is told at its end, and may be the first that is heard of it.
             self.since = min(self.since, max(self._before[-1][1], now - phase.took))
@@ -108,7 +111,7 @@ class Progress:
 
     def forecast(self, now: float) -> Forecast:
         """The same, with all else that is known."""
-        return Forecast(self.name, self.done, self.since, self.left(now))
+        return Forecast(self.name, self.done, self.since, self.left(now), self.reason or None)
 
     def _reckon(self, now: float) -> float | None:
         rank = _RANKS[self.name]

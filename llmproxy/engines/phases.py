@@ -17,6 +17,7 @@ __all__ = ["ORDER", "Phase", "read_phase"]
 ORDER = (
     "waiting for room",
     "creating",
+    "placing",
     "pulling",
     "starting",
     "downloading",
@@ -25,8 +26,9 @@ ORDER = (
     "profiling",
     "capturing graphs",
 )
-"""The phases of a start, in their order.  Few starts have all of them: images and weights are fetched once,
-``--enforce-eager`` compiles and captures nothing, and of other engines no more than ``starting`` is known."""
+"""The phases of a start, in their order; a Swarm is ``placing`` a task until it has a node. Few starts have
+all of them: images and weights are fetched once, ``--enforce-eager`` compiles and captures nothing, and of
+other engines no more than ``starting`` is known."""
 
 LONGEST = 1000
 """Characters of a line that are looked at: vLLM's lines about its start are far shorter."""
@@ -39,11 +41,13 @@ class Phase:
     :ivar name: one of :data:`ORDER`.
     :ivar progress: the part of it that is done, from 0 to 1; None: not told.
     :ivar took: seconds that it has taken, told at its end.
+    :ivar reason: what it waits for, in words; empty: nothing that is known.
     """
 
     name: str
     progress: float | None = None
     took: float | None = None
+    reason: str = ""
 
 
 _PERCENT = r"(?P<percent>\d{1,3})%"

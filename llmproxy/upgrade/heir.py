@@ -81,6 +81,7 @@ class _Passage:
     pool: Passages
     address: Address = _NOWHERE
     counted: bool = False
+    movable: bool = False
 
     def release(self, *, suspicious: bool = False) -> None:
         """The exchange is over."""

@@ -38,6 +38,9 @@ __all__ = ["Exchange"]
 LONGEST_ERROR = 64 * 1024
 """Bytes of an error answer that are kept to tell it as an event, when the head of a stream has left."""
 
+MOVES = 4
+"""How often one request goes on to another task, which is more than may be lost at once, and few enough that
+a request of which engines die does not take all of them along."""
 
 _UNBUFFERED = b"X-Accel-Buffering: no\r\n"
 """Tells nginx in front of us to pass each event on at once."""
@@ -86,6 +89,7 @@ class Exchange:
         self._hold_seconds = 0.0
         self._timers: dict[str, IDelayedCall | Staying] = {}
         self._retried = False
+        self._moves = 0
         self._head: ResponseHead | None = None
         self._meter: DocumentMeter | EventMeter | None = None
         self._error_answer: list[bytes] | None = None
@@ -188,6 +192,10 @@ class Exchange:
         """See :class:`~llmproxy.backend.gate.Waiter`."""
         return self._request.key.may_evict
 
+    def affinity(self) -> bytes | None:
+        """See :class:`~llmproxy.backend.gate.Waiter`."""
+        return self._request.affinity()
+
     def admitted(self, lease: Lease) -> None:
         """See :class:`~llmproxy.backend.gate.Waiter`."""
         self._hold_over()
@@ -206,7 +214,9 @@ class Exchange:
         if self._done:
             return
         self._let_go_upstream()
-        self._broke(reason, suspicious=False)
+        lost = self._lease is not None and self._lease.replica.lost
+        if not (lost and self._moves_on(suspicious=False)):
+            self._broke(reason, suspicious=False)
 
     def handed_on(self, route: str | None) -> None:
         """See :class:`~llmproxy.backend.gate.Waiter`."""
@@ -251,7 +261,21 @@ class Exchange:
     def _unconnected(self, failure: Failure) -> None:
         if self._connecting is not None:
             self._connecting = None
-            self._broke("it does not accept connections", suspicious=True)
+            if not self._moves_on(suspicious=True):
+                self._broke("it does not accept connections", suspicious=True)
+
+    def _moves_on(self, *, suspicious: bool) -> bool:
+        """Have another task of the backend answer, or the next one that there is, as long as nothing of an
+        answer has come: what has not begun to answer can be asked again."""
+        lease = self._lease
+        if lease is None or not lease.movable or self._head is not None or self._moves >= MOVES:
+            return False
+        self._moves += 1
+        self._retried = False
+        self._lease = None
+        lease.release(suspicious=suspicious)
+        self.begin()
+        return True
 
     def _failed(self, failure: Failure) -> None:
         # A fault of our own must neither keep the client waiting nor its place in flight.
@@ -390,7 +414,8 @@ class Exchange:
             self._retried = True
             self._connect(fresh=True)
             return
-        self._broke(broken.reason, suspicious=True)
+        if not self._moves_on(suspicious=True):
+            self._broke(broken.reason, suspicious=True)
 
     def _broke(self, reason: str, *, suspicious: bool) -> None:
         """The backend is gone before its answer was complete."""

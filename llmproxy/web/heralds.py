@@ -51,6 +51,10 @@ class _Herald:
         self._heralds = heralds
         self._backend = backend
 
+    def affinity(self) -> bytes | None:
+        """See :class:`~llmproxy.backend.gate.Waiter`."""
+        return None
+
     def admitted(self, lease: Lease) -> None:
         """See :class:`~llmproxy.backend.gate.Waiter`."""
         self._heralds._told(self._backend)

@@ -29,7 +29,7 @@ from llmproxy.reactors.writing import unsent
 from llmproxy.relay.downstream import Downstream
 from llmproxy.web.accesslog import Entry
 from llmproxy.web.auth import NOBODY
-from llmproxy.web.body import Body
+from llmproxy.web.body import IN_MEMORY, Body
 from llmproxy.web.hints import NO_HINTS, Hints
 
 if TYPE_CHECKING:
@@ -232,6 +232,15 @@ class ProxyRequest(Request):
         """Whether its body, as the backend gets it, asks for a stream of events."""
         body, kind = self.body.whole(), self.fields.get(b"content-type", b"").decode("latin-1")
         return form_streams(kind, body) if is_form(kind) else wants_stream(body)
+
+    def affinity(self) -> bytes | None:
+        """What it has in common with requests that are best served by the same task; None: nothing."""
+        if not 0 < self.body.size <= IN_MEMORY:
+            return None
+        # Only backends of several tasks ask.
+        from llmproxy.http.affinity import affinity_key
+
+        return affinity_key(self.body.whole())
 
     # -- answering ----------------------------------------------------------------------------------
 

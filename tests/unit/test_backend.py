@@ -37,6 +37,9 @@ class Request:
     priority: int = 0
     may_evict: bool = True
 
+    def affinity(self) -> bytes | None:
+        return None
+
     def admitted(self, lease: Lease) -> None:
         self.leases.append(lease)
 

@@ -30,6 +30,9 @@ class Waiting:
         self.refusals: list[Refusal] = []
         self.routes: list[str | None] = []
 
+    def affinity(self) -> bytes | None:
+        return None
+
     def admitted(self, lease: Lease) -> None:
         self.leases.append(lease)
 

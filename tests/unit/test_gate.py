@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llmproxy.backend.admission import Admission
 from llmproxy.backend.gate import SLICE, Gate, Lease, Waiter
+from llmproxy.backend.replica import Replica
 from llmproxy.runtimes.interface import Address
 
 HERE = Address("127.0.0.1", 1, "process")
@@ -29,7 +30,7 @@ class Crowd:
     def __init__(self, limit: int | None = None, *, brief: bool = False) -> None:
         self.clock = Clock()
         self.admission: Admission[Waiter] = Admission(10_000, limit)
-        self.gate = Gate(self.clock, self.admission, lambda: None, lambda: None)
+        self.gate = Gate(self.clock, self.admission, lambda: None, lambda _: None)
         self.brief = brief
         self.gone: list[int] = []
         self.leases: list[Lease] = []
@@ -42,7 +43,7 @@ class Crowd:
 
     def open(self) -> None:
         pool: Any = Pool()
-        self.gate.open(HERE, pool)
+        self.gate.open(Replica("", HERE, pool))
 
 
 class One:
@@ -54,6 +55,9 @@ class One:
     def __init__(self, crowd: Crowd, number: int) -> None:
         self.crowd = crowd
         self.number = number
+
+    def affinity(self) -> bytes | None:
+        return None
 
     def admitted(self, lease: Lease) -> None:
         self.crowd.gone.append(self.number)

@@ -62,6 +62,9 @@ def spec(route: str, **fields: Any) -> BackendSpec:
 class _Waiter:
     """Waits, and is content with whatever comes."""
 
+    def affinity(self) -> bytes | None:
+        return None
+
     def admitted(self, lease: Lease) -> None:
         lease.release()
 

@@ -51,6 +51,9 @@ class Client:
         self.refusals: list[Refusal] = []
         self.cuts: list[str] = []
 
+    def affinity(self) -> bytes | None:
+        return None
+
     def admitted(self, lease: Lease) -> None:
         assert self.lease is None
         self.lease = lease

@@ -1,0 +1,168 @@
+"""Has more tasks of a backend where there is more to do, and fewer where there is less."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from llmproxy.backend.gate import Gate
+from llmproxy.backend.replica import Replica
+from llmproxy.config.model import BackendSpec
+from llmproxy.runtimes.interface import Instance, IReplicator, RuntimeUnavailable
+from llmproxy.scheduling.replicas import OTHERS_SEEN, Load, ReplicaPolicy, needed
+
+__all__ = ["TICK", "Scaler"]
+
+TICK = 0.5
+"""Seconds between looks at the load while there is any, or more tasks than must be."""
+
+LONGEST = 5.0
+"""Seconds that one change may take until the next look: a manager writes it down within milliseconds, or has
+no quorum."""
+
+
+class Scaler:
+    """Of one backend, while it is ready.
+
+    :param instance: what is known of its run.
+    :param decided: told of each decision: ``scale out`` or ``scale in``, and why.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        runtime: IReplicator,
+        gate: Gate,
+        spec: Callable[[], BackendSpec],
+        instance: Callable[[], Instance | None],
+        decided: Callable[[str, str], None],
+    ) -> None:
+        self._clock = clock
+        self._runtime = runtime
+        self._gate = gate
+        self._spec = spec
+        self._instance = instance
+        self._decided = decided
+        self._policy: ReplicaPolicy | None = None
+        self._ticking: IDelayedCall | None = None
+        self._changing = False
+        # The one that shall leave, and gets nothing new until it has nothing any more.
+        self._leaver: str | None = None
+        gate.busied = self.look
+
+    def begin(self) -> None:
+        """It is ready."""
+        self._policy = ReplicaPolicy()
+        self.look()
+
+    def over(self) -> None:
+        """It is not ready any more."""
+        self._policy = None
+        self._leaver = None
+        if self._ticking is not None:
+            self._ticking.cancel()
+            self._ticking = None
+
+    def look(self) -> None:
+        """Something may be another way now."""
+        if self._policy is not None and self._ticking is None:
+            self._ticking = self._clock.callLater(0, self._tick)
+
+    def _tick(self) -> None:
+        self._ticking = None
+        policy, instance = self._policy, self._instance()
+        if policy is None or instance is None:
+            return
+        spec, admission = self._spec(), self._gate.admission
+        load = admission.in_flight + admission.waiting
+        if load:
+            self._runtime.note_use(spec, needed(load, spec.replicas))
+        if not self._changing:
+            takers = len(self._gate.roster.takers) + (self._leaver is not None)
+            now = Load(load, instance.replicas, takers, instance.needed_at)
+            step = policy.step(self._clock.seconds(), spec.replicas, now)
+            if step < 0:
+                self._shrink(spec, instance)
+            else:
+                self._keep()
+            if step > 0:
+                self._grow(spec, instance, load)
+        if load or instance.replicas > max(1, spec.replicas.min) or self._changing:
+            self._ticking = self._clock.callLater(TICK, self._tick)
+
+    def _grow(self, spec: BackendSpec, instance: Instance, load: int) -> None:
+        more = instance.replicas + 1
+        each = spec.replicas.target_in_flight
+        self._decided("scale out", f"{load} requests for {instance.replicas} x {each}: {more} tasks")
+        self._change(self._runtime.scale(spec, more))
+
+    def _shrink(self, spec: BackendSpec, instance: Instance) -> None:
+        if instance.used_at is not None and self._clock.seconds() - instance.used_at < OTHERS_SEEN:
+            # Another proxy has requests there, and nobody here knows at which task.
+            self._keep()
+            return
+        staying = [task.id for task in instance.tasks if not task.leaving]
+        if len(staying) < instance.replicas:
+            # One that does not even run is the first that goes.
+            self._retire(spec, instance, "")
+            return
+        replica = self._candidate(spec)
+        if replica is None:
+            if not (self._gate.busy or self._gate.admission.waiting):
+                self._gate.pause(True)
+                self._retire(spec, instance, "")
+            return
+        if replica.id != self._leaver:
+            self._keep()
+            self._leaver = replica.id
+            self._gate.rest(replica.id, True)
+        if not replica.in_flight:
+            self._retire(spec, instance, replica.id)
+
+    def _candidate(self, spec: BackendSpec) -> Replica | None:
+        """The one that is to leave; None: that is not ours to choose."""
+        roster = self._gate.roster
+        leaver = None if self._leaver is None else roster.get(self._leaver)
+        if leaver is not None:
+            return leaver
+        ours = [replica for replica in roster.takers if self._runtime.can_choose(spec, replica.id)]
+        return min(ours, key=lambda replica: replica.in_flight, default=None) if len(roster) > 1 else None
+
+    def _retire(self, spec: BackendSpec, instance: Instance, task: str) -> None:
+        fewer = instance.replicas - 1
+        each = spec.replicas.target_in_flight
+        self._decided("scale in", f"fewer than {fewer} x {each} requests for a while: {fewer} tasks")
+        self._change(self._runtime.retire(spec, task, instance.replicas))
+
+    def _keep(self) -> None:
+        """None leaves."""
+        leaver, self._leaver = self._leaver, None
+        if leaver is not None:
+            self._gate.rest(leaver, False)
+
+    def _change(self, changing: Deferred[None]) -> None:
+        self._changing = True
+        # Those who come meanwhile may be held, which must not last.
+        changing.addTimeout(LONGEST, self._clock)
+
+        def changed(_: None) -> None:
+            self._leaver = None
+            if self._policy is not None:
+                self._policy.done()
+
+        def failed(failure: Failure) -> None:
+            if failure.check(RuntimeUnavailable, CancelledError, TimeoutError) is None:
+                self._log.failure("scaling {backend}", failure, backend=self._spec().route)
+            self._keep()
+
+        def over(_: None) -> None:
+            self._changing = False
+            self._gate.pause(False)
+
+        changing.addCallbacks(changed, failed).addBoth(over)
