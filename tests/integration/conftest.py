@@ -16,6 +16,7 @@ pytest.register_assert_rewrite(
 
 from tests.integration.browser import Browser, Page, chromium  # noqa: E402
 from tests.integration.proxy import Demo, Proxy, running  # noqa: E402
+from tests.integration.swarm_world import SwarmWorld  # noqa: E402
 
 Launch = Callable[..., Proxy]
 
@@ -51,6 +52,22 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """One for all tests; each has tabs of its own."""
     with chromium(tmp_path_factory.mktemp("chromium")) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def _swarm() -> Iterator[SwarmWorld]:
+    world = SwarmWorld.make()
+    try:
+        yield world
+    finally:
+        world.close()
+
+
+@pytest.fixture
+def swarm(_swarm: SwarmWorld) -> Iterator[SwarmWorld]:
+    """Three engines joined into a Swarm, the same ones for all tests; whole again after each."""
+    yield _swarm
+    _swarm.recover()
 
 
 @pytest.fixture

@@ -119,13 +119,13 @@ def at_once(count: int, what: Callable[[int], _T]) -> list[_T]:
 class Wire:
     """A connection to the proxy, byte for byte."""
 
-    def __init__(self, port: int, *, receive_buffer: int | None = None) -> None:
+    def __init__(self, port: int, *, address: str = "127.0.0.1", receive_buffer: int | None = None) -> None:
         self.socket = socket.socket()
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(PATIENCE)
         try:
-            self.socket.connect(("127.0.0.1", port))
+            self.socket.connect((address, port))
         except OSError:
             self.socket.close()
             raise
@@ -233,6 +233,7 @@ class Proxy:
     environment: dict[str, str] = field(factory=dict)
     config: dict[str, Any] = field(factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    address: str = "127.0.0.1"
 
     # -- the process --------------------------------------------------------------------------------
 
@@ -399,7 +400,7 @@ class Proxy:
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()
             fields.setdefault("Content-Type", "application/json")
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection(self.address, self.port, timeout=PATIENCE)
         try:
             connection.request(method, path, body, fields)
             return connection, connection.getresponse()
@@ -413,7 +414,7 @@ class Proxy:
 
     def wire(self, **options: Any) -> Wire:
         """A connection of one's own."""
-        return Wire(self.port, **options)
+        return Wire(self.port, address=self.address, **options)
 
     @contextmanager
     def streaming(
