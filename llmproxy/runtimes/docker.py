@@ -60,6 +60,8 @@ START_TIMEOUT = 120.0
 """Seconds for ``start``: the first one that uses a GPU after boot loads kernel modules."""
 PING_EVERY = 15.0
 """Seconds between looks at an engine across a network, whose end no closed socket may tell."""
+FAR_PING = 15.0
+"""Seconds that such a look may take; a busy engine that is taken for lost by it is only asked anew."""
 ROUNDS = 4
 """How often a start looks again after it changed something; others may interfere meanwhile."""
 
@@ -90,6 +92,7 @@ class DockerRuntime:
     _followers: set[Follower] = field(factory=set, init=False)
     _own: set[str] = field(factory=set, init=False)
     _catalogue_changed: list[Callable[[], None]] = field(factory=list, init=False)
+    _standing: list[Callable[[str], None]] = field(factory=list, init=False)
     _ping_timer: Any = field(default=None, init=False)
     _log = Logger()
 
@@ -192,10 +195,23 @@ class DockerRuntime:
         event stream (came back and) may have missed that."""
         self._catalogue_changed.append(callback)
 
+    # -- One host of several -------------------------------------------------------------------------------
+
+    def on_standing(self, callback: Callable[[str], None]) -> None:
+        """Call back when the engine is there, with an empty text and before anything else is told of it, and
+        with the reason each time that it is found to be away."""
+        self._standing.append(callback)
+
+    def has_container(self, route: str) -> bool:
+        """Whether the container of a watched backend was there when it was last looked for."""
+        watch = self._watches.get(route)
+        return watch is not None and watch.there
+
     # -- Events --------------------------------------------------------------------------------------------
 
     def _stands(self) -> None:
         self._connected = True
+        self._tell_standing("")
         for watch in list(self._watches.values()):
             watch.reconcile(again=True)
         self._tell_catalogue()
@@ -204,6 +220,11 @@ class DockerRuntime:
         if self._connected:
             self._log.warn("lost the Docker engine: {reason}", reason=reason)
         self._connected = False
+        self._tell_standing(reason)
+
+    def _tell_standing(self, reason: str) -> None:
+        for callback in list(self._standing):
+            callback(reason)
 
     def _event(self, event: Event) -> None:
         if event.action.startswith(("exec_", "health_status", "top", "attach", "resize", "archive")):
@@ -233,7 +254,8 @@ class DockerRuntime:
             if not self._closed:
                 self._ping_timer = self._reactor.callLater(PING_EVERY, self._check_far_engine)
 
-        self.ping().addErrback(missed).addBoth(again)
+        pong = self._safely(self._engine.call(_ping, timeout=FAR_PING))
+        pong.addErrback(missed).addBoth(again)
 
     # -- Looking -------------------------------------------------------------------------------------------
 
@@ -263,7 +285,9 @@ class DockerRuntime:
                 lender = client.inspect_container(mode.partition(":")[2])
             except NotFound:
                 lender = None
-        found = addresses(spec, snapshot, find_reach(client, self._engine.host), lender)
+        found = addresses(
+            spec, snapshot, find_reach(client, self._engine.host, self.settings.address), lender
+        )
         started_at = snapshot.started_ns / 1e9 if snapshot.started_ns else None
         return snapshot, Instance(snapshot.run, found, started_at)
 
@@ -391,7 +415,11 @@ class DockerRuntime:
             await self._safely(
                 engine.call(
                     lambda client: create_container(
-                        client, spec, find_reach(client, engine.host), self._backend_key, self.settings
+                        client,
+                        spec,
+                        find_reach(client, engine.host, self.settings.address),
+                        self._backend_key,
+                        self.settings,
                     ),
                     lane=engine.starts,
                     timeout=START_TIMEOUT,

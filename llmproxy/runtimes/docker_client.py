@@ -47,11 +47,29 @@ def make_client(settings: DockerSettings, timeout: float = CALL_TIMEOUT) -> APIC
         with closing(socket.socket(socket.AF_UNIX)) as probe:
             probe.settimeout(timeout)
             probe.connect(urlsplit(host).path)
+    if host.startswith("ssh:"):
+        from llmproxy.runtimes.docker_ssh import ssh_client
+
+        return ssh_client(host, timeout)
+    return APIClient(
+        base_url=host, version="auto", timeout=max(1, round(timeout)), tls=_tls_for(settings, host)
+    )
+
+
+def _tls_for(settings: DockerSettings, host: str) -> bool | TLSConfig:
+    if settings.tls is not None:
+        ca, cert, key = (
+            os.path.expanduser(each) for each in (settings.tls.ca, settings.tls.cert, settings.tls.key)
+        )
+        for file in (ca, cert, key):
+            # The SDK does not say which one it misses.
+            with open(file, "rb"):
+                pass
+        return TLSConfig(client_cert=(cert, key), ca_cert=ca, verify=True)
+    if settings.name or not host.startswith(("tcp:", "https:")):
+        return False
     # DOCKER_TLS_VERIFY and DOCKER_CERT_PATH mean what they mean to the docker command.
-    tls: bool | TLSConfig = False
-    if host.startswith(("tcp:", "https:")):
-        tls = kwargs_from_env().get("tls") or False
-    return APIClient(base_url=host, version="auto", timeout=max(1, round(timeout)), tls=tls)
+    return kwargs_from_env().get("tls") or False
 
 
 def find_container(client: APIClient, name: str) -> Json | None:
@@ -117,9 +135,12 @@ class Engine:
 
     def __attrs_post_init__(self) -> None:
         self.host = docker_host(self.settings)
-        self.calls = Lane(self._reactor, "llmproxy-docker", 8, self._forget)
-        self.starts = Lane(self._reactor, "llmproxy-docker-start", 4, self._forget)
-        self.slow = Lane(self._reactor, "llmproxy-docker-slow", 4, self._forget)
+        # Each thread has a connection: by ssh one more process here and one there, and sshd takes in ten at
+        # once (MaxStartups).
+        part = 2 if self.host.startswith("ssh:") else 1
+        self.calls = Lane(self._reactor, "llmproxy-docker", 8 // part, self._forget)
+        self.starts = Lane(self._reactor, "llmproxy-docker-start", 4 // part, self._forget)
+        self.slow = Lane(self._reactor, "llmproxy-docker-slow", 4 // part, self._forget)
 
     def close(self) -> None:
         """Let the threads go."""

@@ -55,6 +55,7 @@ class DockerWhenNeeded:
     _closed: bool = field(default=False, init=False)
     _look: IDelayedCall | None = field(default=None, init=False)
     _catalogue_changed: list[Callable[[], None]] = field(factory=list, init=False)
+    _standing: list[Callable[[str], None]] = field(factory=list, init=False)
 
     # -- IRuntime ------------------------------------------------------------------------------------------
 
@@ -114,6 +115,18 @@ class DockerWhenNeeded:
         if self._real is not None:
             self._real.on_catalogue_change(callback)
 
+    # -- One host of several -------------------------------------------------------------------------------
+
+    def on_standing(self, callback: Callable[[str], None]) -> None:
+        """See :meth:`~llmproxy.runtimes.docker.DockerRuntime.on_standing`."""
+        self._standing.append(callback)
+        if self._real is not None:
+            self._real.on_standing(callback)
+
+    def has_container(self, route: str) -> bool:
+        """See :meth:`~llmproxy.runtimes.docker.DockerRuntime.has_container`."""
+        return self._real is not None and self._real.has_container(route)
+
     # -- The real one --------------------------------------------------------------------------------------
 
     def _look_for_engine(self) -> None:
@@ -141,6 +154,8 @@ class DockerWhenNeeded:
             )
             for callback in self._catalogue_changed:
                 self._real.on_catalogue_change(callback)
+            for standing in self._standing:
+                self._real.on_standing(standing)
             if self._started:
                 self._real.start()
         return self._real

@@ -66,9 +66,12 @@ def own_container_id(mountinfo: str, hostname: str) -> str | None:
     return hostname if re.fullmatch(r"[0-9a-f]{12}", hostname) else None
 
 
-def find_reach(client: APIClient, host: str) -> Reach:
-    """Ask the engine about ourselves; not kept, as we may be joined to another network at any time."""
-    published, local = host_address(host), host.startswith("unix:")
+def find_reach(client: APIClient, host: str, address: str | None = None) -> Reach:
+    """Ask the engine about ourselves; not kept, as we may be joined to another network at any time.
+
+    :param address: where its published ports are reached, if the operator says so.
+    """
+    published, local = address or host_address(host), host.startswith("unix:")
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
             mountinfo = file.read()
@@ -85,7 +88,7 @@ def find_reach(client: APIClient, host: str) -> Reach:
     if set(joined) <= {"host", "none"}:
         # On the host's network everything is as if we ran on the host.
         return Reach(published, local, {} if "none" in joined else None)
-    if local:
+    if local and address is None:
         # 127.0.0.1 is the container itself in here; the host answers at its networks' gateways.
         published = next((str(net["Gateway"]) for net in joined.values() if net.get("Gateway")), published)
     return Reach(published, False, {name: str(net.get("NetworkID", "")) for name, net in joined.items()})

@@ -67,6 +67,11 @@ class Watch:
             self._timer.cancel()
         self._settle()
 
+    @property
+    def there(self) -> bool:
+        """There was such a container when it was last looked for."""
+        return self._container is not None
+
     def settled(self) -> Deferred[None]:
         """Fires when the present look is over, whether it told anything or not."""
         if not self._looking:
