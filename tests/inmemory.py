@@ -56,6 +56,7 @@ class Far:
     protocol: UpstreamConnection
     transport: FarTransport
     closed: bool = False
+    address: Address | None = None
 
     def send(self, data: bytes) -> None:
         """Bytes from the backend."""
@@ -81,12 +82,14 @@ class Servers:
 
     :ivar mode: ``refuse``, ``healthy`` (health probes get 200), ``sick`` (503), ``hang`` (accept, say
         nothing) or ``slow_connect`` (connections stay pending).
+    :ivar modes: the same for single hosts.
     :ivar requests: connections on which something other than a health probe was sent.
     :ivar controls: answers to an engine's controls, by ``METHOD /path``; None: never.  Others are requests.
     :ivar asked: the controls that were asked for, queries included; ``controlled``: on which connections.
     """
 
     mode: str = "refuse"
+    modes: dict[str, str] = field(factory=dict)
     probes: int = 0
     requests: list[Far] = field(factory=list)
     pending: list[Deferred[Any]] = field(factory=list)
@@ -96,7 +99,7 @@ class Servers:
 
     def connect(self, address: Address) -> IStreamClientEndpoint:
         """What the fleet is given to make endpoints."""
-        return _Endpoint(self)
+        return _Endpoint(self, address)
 
     def _wrote(self, far: Far, data: bytes) -> None:
         words = data.partition(b" HTTP/1.1\r\n")[0].decode("ascii", "replace")
@@ -113,19 +116,24 @@ class Servers:
                 self.requests.append(far)
             return
         self.probes += 1
-        if self.mode == "healthy":
+        mode = self._mode_of(far.address)
+        if mode == "healthy":
             far.send(HEALTHY)
-        elif self.mode == "sick":
+        elif mode == "sick":
             far.send(SICK)
+
+    def _mode_of(self, address: Address | None) -> str:
+        return self.mode if address is None else self.modes.get(address.host, self.mode)
 
 
 @implementer(IStreamClientEndpoint)
 @define(eq=False)
 class _Endpoint:
     servers: Servers
+    address: Address | None = None
 
     def connect(self, protocolFactory: Any) -> Deferred[Any]:
-        mode = self.servers.mode
+        mode = self.servers._mode_of(self.address)
         if mode == "refuse":
             return fail(ConnectionRefusedError())
         if mode == "slow_connect":
@@ -134,6 +142,6 @@ class _Endpoint:
             return waiting
         transport = FarTransport(self.servers._wrote)
         protocol = protocolFactory.buildProtocol(None)
-        transport.far = Far(protocol, transport)
+        transport.far = Far(protocol, transport, address=self.address)
         protocol.makeConnection(transport)
         return succeed(protocol)

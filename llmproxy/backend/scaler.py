@@ -93,7 +93,9 @@ class Scaler:
                 self._keep()
             if step > 0:
                 self._grow(spec, instance, load)
-        if load or instance.replicas > max(1, spec.replicas.min) or self._changing:
+        going_on = load or instance.replicas > max(1, spec.replicas.min) or self._changing
+        # What was done may have been told already, and have it look again.
+        if going_on and self._ticking is None and self._policy is not None:
             self._ticking = self._clock.callLater(TICK, self._tick)
 
     def _grow(self, spec: BackendSpec, instance: Instance, load: int) -> None:

@@ -35,7 +35,7 @@ T = TypeVar("T", bound=Loaded)
 
 
 def _weight(key: bytes, one: Loaded) -> bytes:
-    """Rendezvous hashing, the highest random weight: a task that comes or goes moves only the keys that are its
+    """Rendezvous hashing: a task that comes or goes moves only the keys that are its
     own (Thaler and Ravishankar, 1998)."""
     return blake2b(key, key=one.id.encode("utf-8")[:64], digest_size=8).digest()
 

@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IDelayedCall
 from llmproxy.config.model import BackendSpec
 from llmproxy.runtimes.interface import IRuntime
 from tests.contract_runtimes import Reactor, Rig, RuntimeContract
+from tests.fake_swarm import FakeReplicator, FakeSwarm
 from tests.fakes import FakeController, FakeRuntime
 
 
@@ -77,3 +78,26 @@ def rig() -> Iterator[Rig]:
 
 class TestFakeRuntime(RuntimeContract):
     """The contract."""
+
+
+@define
+class FakeSwarmRig(FakeRig):
+    """The fake of several tasks."""
+
+    world: FakeSwarm = field(factory=FakeSwarm)
+
+    def make_runtime(self) -> IRuntime:
+        return FakeReplicator(self.world)
+
+
+class TestFakeSwarm(RuntimeContract):
+    """The contract holds of several tasks, too."""
+
+    @pytest.fixture
+    def rig(self) -> Iterator[Rig]:
+        """One for one test."""
+        made = FakeSwarmRig(global_reactor)
+        yield made
+        for timer in made.timers:
+            if timer.active():
+                timer.cancel()

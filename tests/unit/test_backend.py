@@ -63,8 +63,7 @@ class Rig:
 
     def __init__(self, **settings: object) -> None:
         self.clock = Clock()
-        self.world = FakeController()
-        self.runtime = FakeRuntime(self.world)
+        self.runtime = self.make_runtime()
         self.runtime.start()
         self.servers = Servers()
         self.trail: list[Transition] = []
@@ -88,6 +87,10 @@ class Rig:
         )
         self.backend = Backend(surroundings, self.runtime, self.spec)
         self.backend.watch()
+
+    def make_runtime(self) -> FakeRuntime:
+        self.world = FakeController()
+        return FakeRuntime(self.world)
 
     def request(self) -> Request:
         request = Request(self.backend)
