@@ -45,7 +45,7 @@ class FrontCase(SynchronousTestCase):
 
     def build(self, specs: Sequence[BackendSpec] = (CODER, CHAT), **settings: Any) -> None:
         """A proxy with these backends, none of which runs; they need half of a GPU each."""
-        self.world = FakeController()
+        runtimes = self.runtimes()
         # A backend that starts answers, but not with 200 yet.
         self.servers = Servers(mode="sick")
         for spec in specs:
@@ -58,11 +58,15 @@ class FrontCase(SynchronousTestCase):
             limits=Limits(max_body=100_000),
             **settings,
         )
-        runtimes: dict[str, IRuntime] = {"docker": FakeRuntime(self.world), "url": UrlRuntime()}
         self.fleet = Fleet(self.clock, self.servers.connect, runtimes, self.config)
         self.fleet.start()
         root = RootResource(self.fleet)
         self.site = ProxySite(root, self.clock, Authenticator(KEYS), self.config.limits, self.log)
+
+    def runtimes(self) -> dict[str, IRuntime]:
+        """What runs the backends."""
+        self.world = FakeController()
+        return {"docker": FakeRuntime(self.world), "url": UrlRuntime()}
 
     def reload(self, **settings: Any) -> None:
         """The configuration with other settings, as after a HUP."""
