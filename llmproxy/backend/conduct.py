@@ -33,7 +33,7 @@ from llmproxy.backend.makeup import Makeup
 from llmproxy.backend.present import Present
 from llmproxy.backend.probe import ANSWER_LIMIT
 from llmproxy.backend.replica import Replica
-from llmproxy.backend.serving import Alone, Serving
+from llmproxy.backend.serving import Alone, Replication, Serving
 from llmproxy.backend.startup import Startup
 from llmproxy.backend.surroundings import Decision, LastStart, Surroundings, Transition
 from llmproxy.backend.timers import Timers
@@ -154,6 +154,14 @@ class Conduct(Makeup):
     def _decided(self, kind: str, reason: str) -> None:
         around = self.surroundings
         around.announce(Decision(around.clock.seconds(), self.name, kind, reason))
+
+    @property
+    def replication(self) -> Replication | None:
+        """Its tasks; None where it does not run, or not as tasks."""
+        instance = self._present.known
+        if instance is None or not instance.tasks:
+            return None
+        return Replication(instance.replicas, instance.pending, self._serving.tasks())
 
     # -- what is read from it -----------------------------------------------------------------------
 

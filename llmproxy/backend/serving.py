@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
+from attrs import frozen
 from twisted.internet.interfaces import IReactorTime
 
 from llmproxy.backend.engine import Engine
@@ -11,9 +12,36 @@ from llmproxy.backend.gate import Gate
 from llmproxy.backend.probe import Connect
 from llmproxy.backend.replica import Replica
 from llmproxy.relay.pool import ConnectionPool
-from llmproxy.runtimes.interface import Instance
+from llmproxy.runtimes.interface import Address, Instance
 
-__all__ = ["Alone", "Serving"]
+__all__ = ["Alone", "Replication", "Serving", "TaskState"]
+
+
+@frozen
+class TaskState:
+    """One of several tasks, as it is shown.
+
+    :ivar state: ``starting`` until it is healthy, and again while it is not; ``ready``; ``resting``: nothing
+        new for it, as it shall leave or is silent; ``leaving``: it is being ended by whoever runs it.
+    :ivar address: where it answers, or is asked first."""
+
+    id: str
+    node: str
+    state: Literal["starting", "ready", "resting", "leaving"]
+    address: Address
+    in_flight: int
+
+
+@frozen
+class Replication:
+    """Of a backend that runs as several tasks: which there are, and how many are wanted.
+
+    :ivar pending: why not all of those run; empty: they do, or nobody says.
+    """
+
+    wanted: int
+    pending: str
+    tasks: tuple[TaskState, ...]
 
 
 class Serving(Protocol):
@@ -47,6 +75,9 @@ class Serving(Protocol):
 
     def retuned(self) -> None:
         """Its settings have changed."""
+
+    def tasks(self) -> tuple[TaskState, ...]:
+        """Those that there are; none where it does not run as tasks."""
 
 
 class Alone:
@@ -90,3 +121,7 @@ class Alone:
 
     def retuned(self) -> None:
         """See :class:`Serving`."""
+
+    def tasks(self) -> tuple[TaskState, ...]:
+        """See :class:`Serving`."""
+        return ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -11,6 +12,7 @@ from llmproxy.backend.gate import Gate
 from llmproxy.backend.knock import Knock
 from llmproxy.backend.probe import Connect, Prober, Verdict, probe_once
 from llmproxy.backend.replica import Replica
+from llmproxy.backend.serving import TaskState
 from llmproxy.relay.pool import ConnectionPool
 from llmproxy.runtimes.interface import Address, Task
 
@@ -119,6 +121,23 @@ class Tasks:
     def resized(self) -> None:
         """The limit of each is another one now."""
         self._resize()
+
+    def states(self) -> tuple[TaskState, ...]:
+        """How each of them is."""
+        return tuple(self._state_of(task) for task in self._there.values())
+
+    def _state_of(self, task: Task) -> TaskState:
+        replica = self._gate.roster.get(task.id)
+        in_flight = 0 if replica is None else replica.in_flight
+        address = task.addresses[0] if replica is None else replica.address
+        state: Literal["starting", "ready", "resting", "leaving"]
+        if task.leaving:
+            state = "leaving"
+        elif replica is None:
+            state = "starting"
+        else:
+            state = "resting" if replica.resting else "ready"
+        return TaskState(task.id, task.node, state, address, in_flight)
 
     # -- their health -------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmproxy.backend.lifecycle import Lifecycle
 from llmproxy.backend.replica import Replica
 from llmproxy.backend.scaler import Scaler
+from llmproxy.backend.serving import TaskState
 from llmproxy.backend.tasks import Tasks
 from llmproxy.runtimes.interface import Instance
 
@@ -61,3 +62,7 @@ class Together:
         """See :class:`~llmproxy.backend.serving.Serving`."""
         self._tasks.resized()
         self._scaler.look()
+
+    def tasks(self) -> tuple[TaskState, ...]:
+        """See :class:`~llmproxy.backend.serving.Serving`."""
+        return self._tasks.states()
