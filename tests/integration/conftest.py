@@ -16,9 +16,12 @@ pytest.register_assert_rewrite(
 
 from tests.integration.browser import Browser, Page, chromium  # noqa: E402
 from tests.integration.proxy import Demo, Proxy, running  # noqa: E402
+from tests.integration.swarm_proxy import ContainedProxy, NodeProxy  # noqa: E402
+from tests.integration.swarm_services import Services  # noqa: E402
 from tests.integration.swarm_world import SwarmWorld  # noqa: E402
 
 Launch = Callable[..., Proxy]
+Front = Callable[..., Proxy]
 
 
 @pytest.fixture(params=["process"], scope="module")
@@ -68,6 +71,39 @@ def swarm(_swarm: SwarmWorld) -> Iterator[SwarmWorld]:
     """Three engines joined into a Swarm, the same ones for all tests; whole again after each."""
     yield _swarm
     _swarm.recover()
+
+
+@pytest.fixture
+def front(swarm: SwarmWorld, tmp_path: Path) -> Iterator[Front]:
+    """Start proxies in front of services of the Swarm: ``front({"a": demo(...)})``.
+
+    ``where``: ``overlay``: in a container on the network of the services; ``node``: beside the manager's
+    engine; ``outside``: on a machine of its own, so that tasks are reached by ports of their nodes.
+    ``beside``: another one, in front of whose services it is.
+    """
+    started: list[Proxy] = []
+    kinds: dict[str, type[Proxy]] = {"overlay": ContainedProxy, "node": NodeProxy, "outside": Proxy}
+
+    def one(
+        backends: dict[str, Demo | dict[str, Any]],
+        *,
+        where: str = "overlay",
+        beside: Proxy | None = None,
+        **top: Any,
+    ) -> Proxy:
+        folder = tmp_path / str(len(started))
+        folder.mkdir()
+        services = Services(swarm, where == "outside") if beside is None else beside.world
+        proxy = kinds[where](folder, services)
+        started.append(proxy)
+        proxy.configure(backends, **top)
+        proxy.start()
+        return proxy
+
+    yield one
+    swarm.recover()
+    for proxy in started:
+        proxy.close()
 
 
 @pytest.fixture

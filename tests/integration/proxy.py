@@ -277,7 +277,7 @@ class Proxy:
     def command(self, *arguments: str) -> list[str]:
         """How it is started."""
         twistd = str(Path(sys.executable).parent / "twistd")
-        listen = f"tcp:{self.port}:interface=127.0.0.1"
+        listen = f"tcp:{self.port}:interface={self.address}"
         base = [sys.executable, twistd, "-n", "--pidfile=", "llmproxy", "--config", str(self.file)]
         return [*base, "--listen", listen, *arguments]
 

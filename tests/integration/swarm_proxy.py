@@ -1,4 +1,4 @@
-"""The proxy in a container on a node of a Swarm, joined to the network of the services."""
+"""The proxy on a node of a Swarm: in a container on the network of the services, or beside its engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from tests.integration.swarm_node import Node
 from tests.integration.swarm_services import PORT, Services
 from tests.integration.world import ROOT, until
 
-__all__ = ["ContainedProxy"]
+__all__ = ["ContainedProxy", "NodeProxy", "services_of"]
+
+
+def services_of(proxy: Proxy) -> Services:
+    """What a proxy stands in front of."""
+    assert isinstance(proxy.world, Services)
+    return proxy.world
 
 
 @define(eq=False)
@@ -27,15 +33,9 @@ class ContainedProxy(Proxy):
     name: str = field(factory=lambda: unique("proxy"))
 
     @property
-    def services(self) -> Services:
-        """What it stands in front of."""
-        assert isinstance(self.world, Services)
-        return self.world
-
-    @property
     def node(self) -> Node:
         """Where it runs."""
-        return self.services.swarm.manager
+        return services_of(self).swarm.manager
 
     def start(self, *arguments: str) -> None:
         """Start it and wait until it answers."""
@@ -50,7 +50,7 @@ class ContainedProxy(Proxy):
         )
         node.docker(
             *("run", "--detach", "--name", self.name, "--label", TEST_LABEL),
-            *("--network", self.services.swarm.network, "--publish", f"{self.port}:{PORT}"),
+            *("--network", services_of(self).swarm.network, "--publish", f"{self.port}:{PORT}"),
             *(f"--env={name}={value}" for name, value in environment.items()),
             *(f"--volume={mount}" for mount in mounts),
             *("--workdir", str(self.folder), DEMO_IMAGE),
@@ -88,3 +88,14 @@ class ContainedProxy(Proxy):
         """See :class:`~tests.integration.proxy.Proxy`."""
         self.node.docker("rm", "-f", self.name, check=False)
         super().close()
+
+
+@define(eq=False)
+class NodeProxy(Proxy):
+    """One proxy as a process of the manager's machine, without a container."""
+
+    def command(self, *arguments: str) -> list[str]:
+        """See :class:`~tests.integration.proxy.Proxy`."""
+        node = services_of(self).swarm.manager
+        self.address = node.address
+        return node.inside(*super().command(*arguments))

@@ -134,6 +134,12 @@ class Services:
         """See :class:`~tests.integration.world.World`."""
         return any(each.state == "running" for each in self.tasks(route, ended=True))
 
+    def asked(self, task: TaskView) -> int:
+        """How many requests for completions a task has had."""
+        code = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:{PORT}/demo/stats').read().decode())"
+        told = self.swarm.node(task.node).docker("exec", task.container, "python3", "-c", code)
+        return int(json.loads(told)["paths"].get("/v1/chat/completions", 0))
+
     def kill_task(self, task: TaskView) -> None:
         """End its server with KILL, behind everybody's back."""
         self.swarm.node(task.node).kill_container(task.container)

@@ -14,6 +14,7 @@ import signal
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import pytest
@@ -31,6 +32,9 @@ HEARTBEAT = 2.0
 
 _PLACES = Path("/var/tmp")
 _PREFIX = "llmps"
+_LETTERS = iter(ascii_lowercase)
+"""One for each Swarm of this process; an interface's name may have 15 bytes."""
+_ALONE = "llmpo"
 
 
 def require_swarm() -> None:
@@ -59,10 +63,13 @@ class SwarmWorld:
 
     @classmethod
     def make(cls, workers: int = 2) -> SwarmWorld:
-        """Make it, with the demo server's image on each node."""
+        """Make it, with the demo server's image on each node.
+
+        :param workers: beside the manager; one of none may be made beside one of several.
+        """
         _sweep()
         require_swarm()
-        name = f"{_PREFIX}{os.getpid()}"
+        name = f"{_PREFIX if workers else _ALONE}{os.getpid()}"
         folder = _PLACES / name
         folder.mkdir(mode=0o700)
         first = _free_network()
@@ -115,6 +122,9 @@ class SwarmWorld:
         for node in self.nodes[1:]:
             at = ("--advertise-addr", node.address, "--listen-addr", f"{node.address}:2377")
             node.docker("swarm", "join", "--token", token, *at, f"{manager.address}:2377")
+        for node in self.nodes:
+            # Their host names are the same.
+            manager.docker("node", "update", "--label-add", f"place={node.name}", self.id_of(node))
 
     @property
     def manager(self) -> Node:
@@ -210,7 +220,7 @@ def _sweep() -> None:
         ["ip", "netns", "list"], capture_output=True, text=True, check=False
     ).stdout.split()
     for name in {*os.listdir(_PLACES), *listed}:
-        found = re.match(rf"{_PREFIX}(\d+)", name)
+        found = re.match(rf"(?:{_PREFIX}|{_ALONE})(\d+)", name)
         if found and not Path("/proc", found[1]).exists():
             _remove(found[0])
 
