@@ -34,7 +34,6 @@ _PLACES = Path("/var/tmp")
 _PREFIX = "llmps"
 _LETTERS = iter(ascii_lowercase)
 """One for each Swarm of this process; an interface's name may have 15 bytes."""
-_ALONE = "llmpo"
 
 
 def require_swarm() -> None:
@@ -65,11 +64,11 @@ class SwarmWorld:
     def make(cls, workers: int = 2) -> SwarmWorld:
         """Make it, with the demo server's image on each node.
 
-        :param workers: beside the manager; one of none may be made beside one of several.
+        :param workers: beside the manager.
         """
         _sweep()
         require_swarm()
-        name = f"{_PREFIX if workers else _ALONE}{os.getpid()}"
+        name = f"{_PREFIX}{os.getpid()}{next(_LETTERS)}"
         folder = _PLACES / name
         folder.mkdir(mode=0o700)
         first = _free_network()
@@ -220,7 +219,7 @@ def _sweep() -> None:
         ["ip", "netns", "list"], capture_output=True, text=True, check=False
     ).stdout.split()
     for name in {*os.listdir(_PLACES), *listed}:
-        found = re.match(rf"(?:{_PREFIX}|{_ALONE})(\d+)", name)
+        found = re.match(rf"{_PREFIX}(\d+)[a-z]", name)
         if found and not Path("/proc", found[1]).exists():
             _remove(found[0])
 
