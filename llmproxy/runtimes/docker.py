@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from attrs import define, field
 from docker.api.client import APIClient
 from docker.errors import APIError, NotFound
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, succeed
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -198,9 +198,18 @@ class DockerRuntime:
     # -- One host of several -------------------------------------------------------------------------------
 
     def on_standing(self, callback: Callable[[str], None]) -> None:
-        """Call back when the engine is there, with an empty text and before anything else is told of it, and
-        with the reason each time that it is found to be away."""
+        """Call back when the engine is there, with an empty text, and with the reason each time that it is
+        found to be away.  What runs there may not be known yet: see :meth:`settled`."""
         self._standing.append(callback)
+
+    def settled(self) -> Deferred[None]:
+        """Fires when the looks that are under way are over."""
+        looks = [watch.settled() for watch in self._watches.values()]
+        return DeferredList(looks).addCallback(lambda _: None)
+
+    def doubt(self) -> None:
+        """It does not answer, though nothing has told so: find out."""
+        self._events.reconnect()
 
     def has_container(self, route: str) -> bool:
         """Whether the container of a watched backend was there when it was last looked for."""
@@ -211,9 +220,9 @@ class DockerRuntime:
 
     def _stands(self) -> None:
         self._connected = True
-        self._tell_standing("")
         for watch in list(self._watches.values()):
             watch.reconcile(again=True)
+        self._tell_standing("")
         self._tell_catalogue()
 
     def _lost(self, reason: str) -> None:

@@ -123,6 +123,15 @@ class DockerWhenNeeded:
         if self._real is not None:
             self._real.on_standing(callback)
 
+    def settled(self) -> Deferred[None]:
+        """See :meth:`~llmproxy.runtimes.docker.DockerRuntime.settled`."""
+        return succeed(None) if self._real is None else self._real.settled()
+
+    def doubt(self) -> None:
+        """See :meth:`~llmproxy.runtimes.docker.DockerRuntime.doubt`."""
+        if self._real is not None:
+            self._real.doubt()
+
     def has_container(self, route: str) -> bool:
         """See :meth:`~llmproxy.runtimes.docker.DockerRuntime.has_container`."""
         return self._real is not None and self._real.has_container(route)

@@ -7,7 +7,7 @@ it hears of, and again after a lost connection.  The same contract tests
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from attrs import Factory, field, frozen
@@ -21,6 +21,8 @@ __all__ = [
     "Address",
     "Exit",
     "Facts",
+    "HostState",
+    "IHosts",
     "IReplicator",
     "IRuntime",
     "Instance",
@@ -240,3 +242,48 @@ class IReplicator(Protocol):
     def note_use(self, spec: BackendSpec, replicas: int) -> None:
         """It is used at this moment, and so many tasks are needed: said as often as one likes, and written
         down for other proxies at most each half minute."""
+
+
+@frozen
+class HostState:
+    """One of several machines that backends run on.
+
+    :ivar name: as settings call it.
+    :ivar engine: where what runs them there is reached.
+    :ivar away: why it is not there at present; empty: it answers.
+    :ivar expected: it is missed while it is away; the local engine is not where nobody has asked for it.
+    """
+
+    name: str
+    engine: str
+    away: str = ""
+    expected: bool = True
+
+
+@runtime_checkable
+class IHosts(Protocol):
+    """What a runtime has besides that runs backends on several machines, each backend on one of them."""
+
+    def hosts(self) -> Sequence[HostState]:
+        """All of them, in the order in which they are tried."""
+
+    def on_hosts_change(self, callback: Callable[[], None]) -> None:
+        """Call back when one is away, or there again, and when a backend may be on others than before."""
+
+    def host_of(self, spec: BackendSpec) -> str:
+        """Where it runs or is being started; empty: nowhere."""
+
+    def places(self, spec: BackendSpec) -> Mapping[str, bool]:
+        """The hosts that it may be started on now, in their order: none that is away.  Each with whether its
+        container is there already."""
+
+    def place(self, spec: BackendSpec, host: str) -> None:
+        """Its next start is to be there."""
+
+    def doubles(self) -> Sequence[tuple[str, str]]:
+        """Backends that run on a host although they are on another one, by route and host: they are being
+        ended there."""
+
+    def lose(self, spec: BackendSpec) -> None:
+        """Its host is away, and it answers nobody: take it for ended.  Should it turn up again it is adopted
+        if it is the only one, and ended if it has been started elsewhere by then."""

@@ -10,8 +10,10 @@ from twisted.internet import reactor as global_reactor
 from twisted.internet.interfaces import IDelayedCall
 
 from llmproxy.config.model import BackendSpec
+from llmproxy.runtimes.hosts import HostsRuntime
 from llmproxy.runtimes.interface import IRuntime
 from tests.contract_runtimes import Reactor, Rig, RuntimeContract
+from tests.fake_hosts import FakeEngine
 from tests.fake_swarm import FakeReplicator, FakeSwarm
 from tests.fakes import FakeController, FakeRuntime
 
@@ -97,6 +99,28 @@ class TestFakeSwarm(RuntimeContract):
     def rig(self) -> Iterator[Rig]:
         """One for one test."""
         made = FakeSwarmRig(global_reactor)
+        yield made
+        for timer in made.timers:
+            if timer.active():
+                timer.cancel()
+
+
+@define
+class FakeHostsRig(FakeRig):
+    """Two hosts as one runtime; what is not placed starts on the first."""
+
+    def make_runtime(self) -> IRuntime:
+        engines = {"local": FakeEngine(self.world), "rack": FakeEngine(FakeController())}
+        return HostsRuntime(engines)
+
+
+class TestFakeHosts(RuntimeContract):
+    """The contract holds of several hosts, too."""
+
+    @pytest.fixture
+    def rig(self) -> Iterator[Rig]:
+        """One for one test."""
+        made = FakeHostsRig(global_reactor)
         yield made
         for timer in made.timers:
             if timer.active():
