@@ -37,6 +37,7 @@ from llmproxy.runtimes.docker_threads import Lane
 from llmproxy.runtimes.gpus import IGpuMeter, driver_is_here, find_meter, is_absent, open_nvml, settle
 from llmproxy.runtimes.interface import Address, IRuntime, RuntimeUnavailable
 from llmproxy.runtimes.process import ProcessRuntime
+from llmproxy.runtimes.swarm_later import SwarmWhenNeeded, read_service_labels
 from llmproxy.runtimes.url import UrlRuntime
 from llmproxy.service import ProxyService
 from llmproxy.usage.keeping import keep_book
@@ -183,7 +184,9 @@ class _Assembly:
         self._loader = Loader(self._environ, command_line, options["config"])
         self._demo = command_line.demo
         self._docker: DockerWhenNeeded | None = None
+        self._swarm: SwarmWhenNeeded | None = None
         self._labelled: list[LabelledContainer] = []
+        self._services: list[LabelledContainer] = []
         self._starting = True
         self._stopping = False
 
@@ -229,6 +232,8 @@ class _Assembly:
         self._reactor.addSystemEventTrigger("after", "shutdown", book.close)
         if self._docker is not None:
             self._docker.on_catalogue_change(self._catalogue_changed)
+        if self._swarm is not None:
+            self._swarm.on_catalogue_change(self._services_changed)
         return self._service
 
     def _trace(self, site: ProxySite) -> None:
@@ -254,10 +259,15 @@ class _Assembly:
         if self._demo:
             return []
         try:
-            return read_labels(self._loader.docker_settings(), LABELS_LIMIT)
+            found = read_labels(self._loader.docker_settings(), LABELS_LIMIT)
         except RuntimeUnavailable as cause:
             _log.info("labels will be read when the engine answers: {cause}", cause=str(cause))
             return []
+        try:
+            self._services = read_service_labels(self._loader.docker_settings(), LABELS_LIMIT)
+        except RuntimeUnavailable as cause:
+            _log.info("labels of services will be read when their manager answers: {cause}", cause=str(cause))
+        return found
 
     def _runtimes(self, config: Config) -> dict[str, IRuntime]:
         digests = {key.digest for key in config.keys}
@@ -282,6 +292,8 @@ class _Assembly:
                 backend_key=config.backend_key,
             )
             runtimes["docker"] = self._docker
+            self._swarm = SwarmWhenNeeded(self._reactor, config.docker, backend_key=config.backend_key)
+            runtimes["swarm"] = self._swarm
         return runtimes
 
     def _end_strays(self) -> None:
@@ -394,12 +406,15 @@ class _Assembly:
     def _catalogue_changed(self) -> None:
         self._service.reload("labels of containers")
 
+    def _services_changed(self) -> None:
+        self._service.reload("labels of services")
+
     def _load(self) -> Config:
         """Every source as it is now.
 
         :raises llmproxy.errors.ConfigError: a setting is not allowed.
         """
-        config = self._loader.load(self._labelled)
+        config = self._loader.load([*self._labelled, *self._services])
         for description in config.listen:
             # A renewed certificate that is wrong keeps no other setting from being read.
             has = () if self._inherited is None else self._inherited.names
@@ -412,10 +427,16 @@ class _Assembly:
             return succeed(None).addCallback(lambda _: self._load())
         catalogue = self._docker.catalogue()
         catalogue.addCallbacks(self._note_labels, self._keep_labels)
+        if self._swarm is not None:
+            services = self._swarm.catalogue().addCallbacks(self._note_services, self._keep_labels)
+            catalogue.addCallback(lambda _: services)
         return catalogue.addCallback(lambda _: self._load())
 
     def _note_labels(self, found: list[LabelledContainer]) -> None:
         self._labelled = found
+
+    def _note_services(self, found: list[LabelledContainer]) -> None:
+        self._services = found
 
     def _keep_labels(self, failure: Failure) -> None:
         # While the engine is away its labels are taken to be as they were: no route must vanish for that, and

@@ -1,4 +1,4 @@
-"""``llmproxy.*`` labels of containers and compose services -> settings.  Pure."""
+"""``llmproxy.*`` labels of containers, compose services and a Swarm's services -> settings.  Pure."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from llmproxy.config.fields import read_field
 from llmproxy.config.layers import Layer, Setting, route_name
 from llmproxy.errors import ConfigError
 
-__all__ = ["PREFIX", "LabelledContainer", "read_labels"]
+__all__ = ["PREFIX", "LabelledContainer", "read_labels", "says_something"]
 
 PREFIX = "llmproxy."
-_OURS = ("llmproxy.managed", "llmproxy.test")
-"""Marks on containers that llmproxy, or its tests, created; they say nothing about routes."""
+_OURS = ("llmproxy.managed", "llmproxy.test", "llmproxy.run", "llmproxy.used", "llmproxy.needed")
+"""Marks on what llmproxy, or its tests, created, and notes of proxies for each other; they say nothing about
+routes."""
 
 
 @frozen
@@ -22,11 +23,18 @@ class LabelledContainer:
     """A container that exists, running or not, and its labels.
 
     :ivar host: the one that it is on, where there are several.
+    :ivar kind: ``container``, or ``service``: one of a Swarm.
     """
 
     name: str
     labels: Mapping[str, str]
     host: str = ""
+    kind: str = "container"
+
+
+def says_something(label: str) -> bool:
+    """Whether the label is a setting of a route."""
+    return label.startswith(PREFIX) and not label.startswith(_OURS)
 
 
 def read_labels(
@@ -43,11 +51,11 @@ def read_labels(
     settings: dict[str, Setting] = {}
     route = None
     for label, value in labels.items():
-        if not label.startswith(PREFIX) or label.startswith(_OURS):
+        if not says_something(label):
             continue
         name = label.removeprefix(PREFIX)
-        if name == "container":
-            raise ConfigError(f"{place}: {label} is not a label; the container is the one that it stands on")
+        if name in ("container", "service", "runtime") and (name == "container" or kind == "service"):
+            raise ConfigError(f"{place}: {label} is not a label; the {kind} is the one that it stands on")
         if name == "host":
             raise ConfigError(f"{place}: {label} is not a label; the host is the one that it is on")
         if name == "route":
@@ -60,11 +68,15 @@ def read_labels(
             raise ConfigError(f"{place}: it has llmproxy labels but no llmproxy.route")
         return
     other = layer.backends.get(route)
-    if other is not None and other["container"].value != container:
+    itself = "service" if kind == "service" else "container"
+    if other is not None and (itself not in other or other[itself].value != container):
+        first = "container" if "container" in other else "service"
         raise ConfigError(
-            f"{place}: its label llmproxy.route={route} stands on container {other['container'].value} too"
+            f"{place}: its label llmproxy.route={route} stands on {first} {other[first].value} too"
         )
     source = f"label llmproxy.route on {place}"
     if host:
         settings["host"] = Setting(host, source)
-    layer.put(route, {"container": Setting(container, source), **settings})
+    if kind == "service":
+        settings["runtime"] = Setting("swarm", source)
+    layer.put(route, {itself: Setting(container, source), **settings})

@@ -129,6 +129,9 @@ def _labels(sources: Sources, hosts: Mapping[str, Host]) -> Layer:
     existing = set()
     seen: dict[tuple[str, str], str] = {}
     for container in sources.containers:
+        if container.kind == "service":
+            read_labels(layer, container.name, container.labels, kind="service")
+            continue
         if container.host not in ("", LOCAL, *hosts):
             # Of a host that the settings have no more.
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import requests
@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from llmproxy.config.model import DockerSettings
 from llmproxy.runtimes.docker_client import CALL_TIMEOUT, make_client, unavailable
 from llmproxy.runtimes.docker_host import docker_host
-from llmproxy.runtimes.docker_state import Event, read_event
+from llmproxy.runtimes.docker_state import read_event
 
 __all__ = ["BACK_OFF_FIRST", "BACK_OFF_MOST", "EventStream", "drop_stream", "end_stream"]
 
@@ -52,13 +52,16 @@ class EventStream:
     :ivar connected: the stream stands; whatever happened before it must be looked up.
     :ivar event: something happened to a container.
     :ivar lost: the stream broke; it is tried again.
+    :ivar types: kinds of objects that are listened to, and what reads one event of them.
     """
 
     _reactor: IReactorFromThreads
     _settings: DockerSettings
     connected: Callable[[], None]
-    event: Callable[[Event], None]
+    event: Callable[[Any], None]
     lost: Callable[[str], None]
+    _types: tuple[str, ...] = field(default=("container",), kw_only=True)
+    _read: Callable[[Mapping[str, Any]], Any] = field(default=read_event, kw_only=True)
     _closing: threading.Event = field(factory=threading.Event, init=False)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
     _stream: CancellableStream[Any] | None = field(default=None, init=False)
@@ -105,7 +108,7 @@ class EventStream:
         """Pass on events until the stream ends; whether it stood at all."""
         client = make_client(self._settings, CALL_TIMEOUT)
         try:
-            stream = client.events(decode=True, filters={"type": ["container"]})
+            stream = client.events(decode=True, filters={"type": list(self._types)})
             with self._lock:
                 self._stream = stream
             try:
@@ -113,7 +116,7 @@ class EventStream:
                     return False
                 self._tell(self.connected)
                 for raw in stream:
-                    event = read_event(raw)
+                    event = self._read(raw)
                     if event is not None:
                         self._tell(self.event, event)
             finally:

@@ -38,6 +38,10 @@ class Teller:
         self.known, self.told, self._last = instance.run, True, instance
         self.watcher.running(instance)
 
+    def is_over(self, run: str) -> bool:
+        """Whether it was told that this run has ended."""
+        return run in self._over
+
     def answered(self, instance: Instance) -> None:
         """``ensure_started`` gives this run away: from now on its end is told."""
         if instance.run in self._over or self.known == instance.run:

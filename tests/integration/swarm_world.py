@@ -184,13 +184,12 @@ class SwarmWorld:
 
 
 def _load(node: Node) -> None:
-    save = subprocess.Popen(["docker", "save", DEMO_IMAGE], stdout=subprocess.PIPE)
     load = ["docker", "-H", node.host, "load", "--quiet"]
-    try:
-        subprocess.run(load, stdin=save.stdout, stdout=subprocess.DEVNULL, timeout=300, check=True)
-    finally:
-        save.terminate()
-        save.wait(30)
+    with subprocess.Popen(["docker", "save", DEMO_IMAGE], stdout=subprocess.PIPE) as save:
+        try:
+            subprocess.run(load, stdin=save.stdout, stdout=subprocess.DEVNULL, timeout=300, check=True)
+        finally:
+            save.terminate()
 
 
 def _copy_images(loaded: Node, new: Node) -> None:
