@@ -205,7 +205,11 @@ class FakeController:
 
     def pull(self, route: str, progress: float | None = None) -> None:
         """A held start gets its image."""
-        self._starts[route].step(Phase("pulling", progress))
+        self.step(route, Phase("pulling", progress))
+
+    def step(self, route: str, phase: Phase) -> None:
+        """A held start has come that far."""
+        self._starts[route].step(phase)
 
     def refuse_start(self, route: str, message: str = "no such image", hint: str | None = None) -> None:
         """Let a held start fail."""

@@ -79,6 +79,8 @@ class Story:
     :ivar stays_until: until when it stays after others have left for it.
     :ivar leaves_in: seconds until it leaves if nobody uses it; None: it does not by itself.
     :ivar gpus: those that it needs.
+    :ivar tasks: of one that runs as several tasks, how many those are
+        (:func:`llmproxy.fleet.telling_tasks.tell_tasks`).
     :ivar start: what is to be expected of it; ``wake`` of the level it would be woken from.
     """
 
@@ -110,6 +112,7 @@ class Story:
     leaves_in: float | None = None
     level: int = 1
     gpus: Sequence[GpuSum] = ()
+    tasks: Sequence[str] = ()
 
 
 def tell_why(story: Story) -> list[str]:
@@ -119,7 +122,7 @@ def tell_why(story: Story) -> list[str]:
         lines += _origin(story)
     if story.state in ("draining", "stopping", "falling_asleep", "sleeping", "absent"):
         lines += _departure(story)
-    lines += _queue(story)
+    lines += [*story.tasks, *_queue(story)]
     if story.state in ("ready", "sleeping"):
         lines += _stay(story)
     lines += _needs(story)

@@ -30,7 +30,7 @@ def beat(target: bytes, backend: Makeup, key: Key, elapsed: float) -> bytes:
     if known.progress is not None:
         fields["progress"] = round(known.progress, 2)
     if known.reason is not None and key.routes is None:
-        fields["reason"] = known.reason
+        fields["reason"] = backend.redacted(known.reason)
     return heartbeat(dialect_of(target), fields)
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol, get_args
 from attrs import define, field
 
 from llmproxy.backend.lifecycle import State
+from llmproxy.backend.surroundings import Decision, Event
 from llmproxy.errors import Refusal
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.web.family import Collector, Family
@@ -101,6 +102,12 @@ class Metrics:
         self._collectors: tuple[Collector, ...] = (self, Starts(fleet), Sharing(fleet))
         self._version = version
         self._tokens: Mapping[tuple[str, str, str], int] = {}
+        self._scalings: defaultdict[tuple[str, str], int] = defaultdict(int)
+        fleet.follow(self._heard)
+
+    def _heard(self, event: Event) -> None:
+        if isinstance(event, Decision) and event.kind in ("scale out", "scale in"):
+            self._scalings[event.backend, event.kind.removeprefix("scale ")] += 1
 
     def tell(self, collector: Collector) -> None:
         """Tell of that, too; before anybody has asked."""
@@ -160,7 +167,11 @@ class Metrics:
 
     def collect(self) -> Iterator[Family]:
         """See :class:`~llmproxy.web.family.Collector`."""
+        # Few have a Swarm, and nobody may ever ask.
+        from llmproxy.web.scaling import tell_scaling
+
         yield from self._fleet_now()
+        yield from tell_scaling(self.fleet.backends, self._scalings)
         requests = Family(
             "counter",
             "llmproxy_requests",

@@ -79,6 +79,7 @@ PURE = (
     "fleet.crowd",
     "fleet.names",
     "fleet.telling",
+    "fleet.telling_tasks",
     "upgrade.handed",
     "usage.ledger",
     "usage.occupancy",

@@ -83,6 +83,19 @@ def _decision_view(decision: Decision | None, *, waits: bool) -> dict[str, Any] 
     return {"kind": decision.kind, "reason": decision.reason, "for": decision.whom, "at": decision.at}
 
 
+def _replicas_view(backend: Backend) -> dict[str, Any] | None:
+    if not _runs_as_tasks(backend):
+        return None
+    # Few have a Swarm.
+    from llmproxy.web.api.tasks import tasks_view
+
+    return tasks_view(backend)
+
+
+def _runs_as_tasks(backend: Backend) -> bool:
+    return backend.spec.runtime == "swarm"
+
+
 def backend_view(fleet: Fleet, backend: Backend, now: float) -> dict[str, Any]:
     """One backend as ``/api/backends/<name>`` shows it.
 
@@ -91,6 +104,7 @@ def backend_view(fleet: Fleet, backend: Backend, now: float) -> dict[str, Any]:
     start, failure, address, needs = backend.last_start, backend.last_failure, backend.address, backend.needs
     instance, unfit, waits = backend.instance, backend.wishes.unfit, _wait_view(fleet, backend)
     known = backend.forecast()
+    reason = None if known.reason is None else backend.redacted(known.reason)
     return {
         "name": backend.name,
         "route": backend.name,
@@ -103,6 +117,7 @@ def backend_view(fleet: Fleet, backend: Backend, now: float) -> dict[str, Any]:
         "phase_since": known.since,
         "progress": known.progress,
         "eta": known.eta,
+        "reason": reason,
         "address": None if address is None else str(address),
         "via": None if address is None else address.via,
         "in_flight": backend.admission.in_flight,
@@ -110,6 +125,8 @@ def backend_view(fleet: Fleet, backend: Backend, now: float) -> dict[str, Any]:
         "waits": waits,
         "models": list(backend.models),
         "container": backend.spec.container,
+        "service": backend.spec.service,
+        "replicas": _replicas_view(backend),
         "run": None if instance is None else instance.run,
         "needs": {
             "gpus": list(needs.gpus),
@@ -269,6 +286,10 @@ def story_of(fleet: Fleet, backend: Backend, now: float) -> Story:
         level=backend.level,
         gpus=[one for one in gpu_sums(fleet) if one.gpu in backend.needs.gpus],
     )
+    if _runs_as_tasks(backend):
+        from llmproxy.web.api.tasks import tasks_told
+
+        story = evolve(story, tasks=tasks_told(backend, fleet.events, now))
     return _with_past(fleet, story)
 
 
