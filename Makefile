@@ -14,7 +14,7 @@ export VENV PORT LISTEN
 # A plain editable install hides the twisted/plugins folder from Twisted; "compat" shows it.
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat
 
-.PHONY: help run env test fuzz lint format bench test-vllm image wheelhouse lock audit sbom secrets clean docs \
+.PHONY: help run env test fuzz explore lint format bench test-vllm image wheelhouse lock audit sbom secrets clean docs \
     up-coder up-chat up-qwen7b logs stop-all
 
 help: ## this list
@@ -31,6 +31,9 @@ test: $(STAMPS)/test ## all tests, with branch coverage (TESTS=, ARGS=); Docker 
 
 fuzz: $(STAMPS)/test ## look for inputs that break a parser (SECONDS=60, SEED= of the first, ONLY=requests,json)
 	$(PY) -m tests.fuzz --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
+
+explore: $(STAMPS)/test ## every order of what may happen to backends on a GPU (ARGS=--depth 8 --seconds 600 three)
+	$(PY) -m tests.model $(ARGS)
 
 lint: $(STAMPS)/lint ## types, style and format
 	$(PY) -m mypy llmproxy twisted/plugins/llmproxy_plugin.py scripts tests bench
