@@ -12,9 +12,24 @@ from attrs import field, frozen
 
 from llmproxy.scheduling.claims import NOTHING, Memory
 
-__all__ = ["Leave", "Model", "Phase", "Plan", "Refuse", "Rules", "Start", "Wait"]
+__all__ = ["Leave", "Model", "Phase", "Place", "Plan", "Refuse", "Rules", "Start", "Wait"]
 
 Phase = Literal["absent", "starting", "ready", "draining", "leaving", "asleep"]
+
+
+@frozen
+class Place:
+    """One host that a model may start on.
+
+    :ivar claim: GPU memory that it needs there.
+    :ivar there: its container is there already.
+    :ivar lacks: GPUs that it needs and the host has not.
+    """
+
+    host: str
+    claim: Memory = NOTHING
+    there: bool = False
+    lacks: tuple[str, ...] = ()
 
 
 @frozen
@@ -39,6 +54,8 @@ class Model:
     :ivar waiting: requests that wait for it; ``waiting_since``: the first of them.
     :ivar urgency: priority of its demand: its own and that of the most important key that waits.
     :ivar may_evict: one of those who wait may have others leave.
+    :ivar at: the host that it is on, where there are several.
+    :ivar places: the hosts that it may start on; none: its ``claim`` says all.
     """
 
     name: str
@@ -64,6 +81,8 @@ class Model:
     waiting_since: float = 0.0
     urgency: int = 0
     may_evict: bool = True
+    at: str = ""
+    places: tuple[Place, ...] = ()
 
 
 @frozen
@@ -82,10 +101,14 @@ class Rules:
 
 @frozen
 class Start:
-    """Start it, or wake it, now."""
+    """Start it, or wake it, now.
+
+    :ivar host: where, if it may be on several.
+    """
 
     name: str
     why: str
+    host: str = ""
 
 
 @frozen

@@ -19,14 +19,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from attrs import define, field
+from attrs import define, evolve, field
 
-from llmproxy.scheduling.claims import NOTHING, Memory, Room, fits, minus, plus
-from llmproxy.scheduling.outlook import Leave, Model, Plan, Refuse, Rules, Start, Wait
+from llmproxy.scheduling.claims import Memory, Room, fits, minus, plus
+from llmproxy.scheduling.exits import exits_of, rest_of
+from llmproxy.scheduling.hosts import BUSY, COMING, HELD, IDLE, NEVER, NOW, SOON, Offer, best, spare
+from llmproxy.scheduling.never import why_never
+from llmproxy.scheduling.outlook import Leave, Model, Place, Plan, Refuse, Rules, Start, Wait
 from llmproxy.scheduling.turns import in_turn
-from llmproxy.scheduling.victims import Exit, cheapest, weight
+from llmproxy.scheduling.victims import Exit, cheapest
 
-__all__ = ["Leave", "Model", "Plan", "Refuse", "Room", "Rules", "Start", "Wait", "plan"]
+__all__ = ["Leave", "Model", "Place", "Plan", "Refuse", "Room", "Rules", "Start", "Wait", "plan"]
 
 
 def plan(models: Iterable[Model], rooms: Mapping[str, Room], rules: Rules, now: float) -> Plan:
@@ -45,11 +48,9 @@ def _overdue_at(model: Model, rules: Rules) -> float:
     return model.waiting_since + rules.max_wait_before_drain
 
 
-def _rest(model: Model, how: str) -> Memory:
-    """What it has when it has left; asleep no more than awake, whatever was estimated."""
-    if how == "stop":
-        return NOTHING
-    return {gpu: min(units, model.kept.get(gpu, 0)) for gpu, units in model.held.items()}
+def _on(model: Model) -> str:
+    """Where it would be, for a person, if it may be on several hosts."""
+    return f" on {model.at}" if model.places else ""
 
 
 @define
@@ -119,22 +120,6 @@ class _Planner:
 
     # -- leaving ------------------------------------------------------------------------------------
 
-    def _exits(self, model: Model) -> list[Exit]:
-        """The ways in which it may leave."""
-        wanted = model.busy or model.waiting
-        idle_for = 0.0 if wanted else self.now - model.used_at
-
-        def cost(seconds: float) -> float:
-            return weight(seconds, idle_for=idle_for, priority=model.priority)
-
-        exits = [Exit(model.name, "stop", model.held, cost(model.reload))]
-        if model.phase != "asleep":
-            for level in model.sleeps:
-                host = model.host if level == 1 else 0
-                freed = minus(model.held, _rest(model, str(level)))
-                exits.append(Exit(model.name, str(level), freed, cost(model.wake.get(level, 3.0)), host))
-        return exits
-
     def _leave_by_itself(self, model: Model) -> None:
         """It is due, or has drained: as gently as host memory allows."""
         if model.phase not in ("ready", "draining", "asleep") or model.name in self.gone:
@@ -159,7 +144,7 @@ class _Planner:
         self.leaves.append(leave)
         self.gone.add(model.name)
         if model.phase != "draining":
-            self.coming = plus(self.coming, minus(model.held, _rest(model, leave.how)))
+            self.coming = plus(self.coming, minus(model.held, rest_of(model, leave.how)))
         if leave.how == "1":
             self.host -= model.host - self._host_of(model)
         if leave.drain:
@@ -178,6 +163,11 @@ class _Planner:
             if model.phase != "starting" and (model.phase != "ready" or model.name in self.gone):
                 self.waits.append(Wait(model.name, "it is being stopped, and starts again after that"))
             return
+        if model.places and model.phase == "absent":
+            placed = self._placed(model)
+            if placed is None:
+                return
+            model = placed
         need = minus(model.claim, model.held)
         if self._impossible(model):
             return
@@ -207,7 +197,8 @@ class _Planner:
             self._wait_for_quiet(model, f"until {other} has had its turn", other)
             return
         self.starting.update(dict.fromkeys(model.claim, model.name))
-        self.starts.append(Start(model.name, "it fits" if model.claim else "wanted"))
+        why = "it fits" if model.claim else "wanted"
+        self.starts.append(Start(model.name, why + _on(model), model.at if model.places else ""))
 
     def _keep(self, need: Memory, model: Model) -> None:
         """So much of what is free, or will be, is for this one."""
@@ -217,7 +208,7 @@ class _Planner:
     def _wait_for_quiet(self, model: Model, why: str, other: str) -> None:
         """There is room for it, but it cannot start beside another one."""
         self._is_next(model.claim, model)
-        self.waits.append(Wait(model.name, why, (other,)))
+        self.waits.append(Wait(model.name, why + _on(model), (other,)))
 
     def _is_next(self, memory: Memory, model: Model) -> None:
         for gpu in memory:
@@ -226,7 +217,7 @@ class _Planner:
     def _wait(self, model: Model, why: str, on: Iterable[str], need: Memory) -> None:
         """What is on its way is for this one."""
         self._keep(need, model)
-        self.waits.append(Wait(model.name, why, tuple(on)))
+        self.waits.append(Wait(model.name, why + _on(model), tuple(on)))
 
     def _leavers(self, need: Memory) -> list[str]:
         return sorted(
@@ -252,32 +243,64 @@ class _Planner:
 
     def _impossible(self, model: Model) -> bool:
         """Refuse it when it can never fit, whoever leaves."""
-        sums: list[str] = []
-        until: list[float | None] = []
-        for gpu, units in model.claim.items():
-            room = self.rooms[gpu]
-            pinned = {
-                one.name: (one.rest if one.phase in ("draining", "leaving") else one.held).get(gpu, 0)
-                for one in self.models.values()
-                if one.pinned and one.name != model.name
-            }
-            taken = sum(pinned.values())
-            if units <= room.capacity - taken:
-                continue
-            sums.append(f"it needs {room.told(units)} of GPU {gpu}, which has {room.told(room.total)}")
-            if room.reserve:
-                sums.append(f"{room.told(room.reserve)} of it reserved")
-            if room.leased:
-                sums.append(f"{room.told(room.leased)} of it lent")
-            sums += [f"{room.told(held)} of it pinned by {name}" for name, held in pinned.items() if held]
-            lent = room.leased and units <= room.total - room.reserve - taken
-            until.append(self.rules.lease_ends.get(gpu) if lent else None)
+        sums, until = self._why_never(model)
         if sums:
-            ends = [end for end in until if end is not None]
-            self.refusals.append(
-                Refuse(model.name, ", ".join(sums), until=max(ends) if len(ends) == len(until) else None)
-            )
+            self.refusals.append(Refuse(model.name, ", ".join(sums), until=until))
         return bool(sums)
+
+    def _why_never(self, model: Model) -> tuple[list[str], float | None]:
+        return why_never(model, self.models.values(), self.rooms, self.rules.lease_ends)
+
+    # -- hosts --------------------------------------------------------------------------------------
+
+    def _placed(self, model: Model) -> Model | None:
+        """It, on the best of its hosts; None when it can be on none, which has been told."""
+        offers = [self._offer(model, place) for place in model.places]
+        taken = best(offers)
+        if taken is None:
+            sums = ", ".join(reason for offer in offers for reason in offer.sums)
+            ends = [offer.until for offer in offers if offer.until is not None]
+            self.refusals.append(Refuse(model.name, sums, until=min(ends, default=None)))
+            return None
+        if taken.step >= BUSY:
+            # It may be another host that it does not have to wait for much longer.
+            self.looks += [
+                one.stays_until
+                for offer in offers
+                for one in self._residents(model, offer.place.claim)
+                if offer.step != NEVER and one.stays_until > self.now
+            ]
+        placed = evolve(model, claim=taken.place.claim, at=taken.place.host)
+        self.models[model.name] = placed
+        return placed
+
+    def _offer(self, model: Model, place: Place) -> Offer:
+        if place.lacks:
+            return Offer(place, NEVER, sums=[f"{place.host} has no GPU {' and '.join(place.lacks)}"])
+        there = evolve(model, claim=place.claim)
+        sums, until = self._why_never(there)
+        if sums:
+            return Offer(place, NEVER, sums=sums, until=until)
+        step, cost = self._soonest(there)
+        crowd = sum(one.at == place.host and one.phase != "absent" for one in self.models.values())
+        return Offer(place, step, cost, spare(place.claim, self.free, self.rooms), crowd)
+
+    def _soonest(self, model: Model) -> tuple[int, float]:
+        """How soon it could start there, and what it would cost."""
+        if fits(model.claim, self.free):
+            closed = (self._closed(model.claim, by) for by in (self.starting, self.leaving, self.next))
+            return (SOON if any(closed) else NOW), 0.0
+        room = plus(self.free, self.coming)
+        if fits(model.claim, room):
+            return COMING, 0.0
+        lack = minus(model.claim, room)
+        free = [one for one in self._residents(model, lack) if not one.pinned and self._may_leave(one)]
+        if model.may_evict:
+            for step, candidates in ((IDLE, [one for one in free if not one.busy]), (BUSY, free)):
+                chosen = self._cheapest(lack, candidates)
+                if chosen is not None:
+                    return step, sum(one.cost for one in chosen)
+        return HELD, 0.0
 
     def _make_room(self, model: Model, need: Memory) -> None:
         room = plus(self.free, self.coming)
@@ -305,7 +328,7 @@ class _Planner:
         for one, victim in zip(chosen, victims, strict=True):
             idle = f"idle for {self.now - victim.used_at:.0f} s"
             state = "busy" if victim.busy else "asleep" if victim.phase == "asleep" else idle
-            why = f"makes room for {model.name}, which has waited for {waited:.0f} s ({state})"
+            why = f"makes room for {model.name}{_on(model)}, which has waited for {waited:.0f} s ({state})"
             self._take(victim, Leave(one.name, one.how, why, drain=victim.busy, whom=model.name))
         names = [one.name for one in victims]
         if not self.draining.intersection(names):
@@ -325,7 +348,7 @@ class _Planner:
         self.refusals.append(Refuse(model.name, f"{names} would have to leave for it", forbidden=True))
 
     def _cheapest(self, lack: Memory, candidates: Sequence[Model]) -> list[Exit] | None:
-        exits = [one for model in candidates for one in self._exits(model)]
+        exits = [one for model in candidates for one in exits_of(model, self.now)]
         return cheapest(lack, exits, self.host)
 
     def _may_leave(self, model: Model) -> bool:
@@ -349,6 +372,5 @@ class _Planner:
             self._keep(need, model)
         else:
             self.looks.append(_overdue_at(model, self.rules))
-        self.waits.append(
-            Wait(model.name, "; ".join(held) or "no room", tuple(one.name for one in residents))
-        )
+        why = "; ".join(held) or "no room"
+        self.waits.append(Wait(model.name, why + _on(model), tuple(one.name for one in residents)))
