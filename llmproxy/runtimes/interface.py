@@ -120,8 +120,8 @@ class Instance:
     :ivar tasks: those that run, where there may be several; empty: it is one by itself.
     :ivar replicas: how many tasks are wanted.
     :ivar pending: why not all of them run (``no suitable node``); empty: all do, or nobody says.
-    :ivar used_at: POSIX time at which any proxy last said that it is used (:meth:`IReplicator.note_use`).
-    :ivar needed_at: POSIX time at which any proxy last said that so many ``replicas`` are needed.
+    :ivar used_at: POSIX time at which another proxy last said that it is used (:meth:`IReplicator.note_use`).
+    :ivar needed_at: POSIX time at which another proxy last said that so many ``replicas`` are needed.
     """
 
     run: str

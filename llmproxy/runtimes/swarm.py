@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from attrs import define, field
 from docker.api.client import APIClient
@@ -39,7 +40,7 @@ from llmproxy.runtimes.swarm_calls import find, get, trouble
 from llmproxy.runtimes.swarm_catalogue import Labels, list_labelled
 from llmproxy.runtimes.swarm_events import Happening, read_happening
 from llmproxy.runtimes.swarm_labels import NOTE_EVERY, RUN
-from llmproxy.runtimes.swarm_logs import Follower, read_tail
+from llmproxy.runtimes.swarm_logs import Follower, read_tail, read_task_tail
 from llmproxy.runtimes.swarm_monitor import Monitor, Subject
 from llmproxy.runtimes.swarm_reach import config_of, task_port
 from llmproxy.runtimes.swarm_scale import (
@@ -79,6 +80,7 @@ class SwarmRuntime:
     _reactor: DockerReactor
     settings: DockerSettings
     _backend_key: str | None = field(default=None, kw_only=True, repr=False)
+    _me: str = field(factory=lambda: uuid4().hex[:8], init=False)
     _engine: Engine = field(init=False)
     _monitor: Monitor = field(init=False)
     _events: EventStream = field(init=False)
@@ -137,7 +139,7 @@ class SwarmRuntime:
     def watch(self, spec: BackendSpec, watcher: Watcher) -> Deferred[None]:
         self.unwatch(spec.route)
         watch = SwarmWatch(
-            self._reactor, spec, watcher, self._finish, lambda: service_name(spec) in self._starts
+            self._reactor, spec, watcher, self._finish, lambda: service_name(spec) in self._starts, self._me
         )
         self._watches[spec.route] = watch
         settled = watch.settled()
@@ -216,7 +218,9 @@ class SwarmRuntime:
         if last is not None and now - last < NOTE_EVERY:
             return
         self._noted[name] = now
-        noted = self._safely(self._engine.call(lambda client: note_used(client, name, now, replicas)))
+        noted = self._safely(
+            self._engine.call(lambda client: note_used(client, name, self._me, now, replicas))
+        )
         noted.addErrback(lambda reason: self._log.debug("not noted: {why}", why=reason.value))
 
     # -- Routes by label -----------------------------------------------------------------------------------
@@ -243,7 +247,7 @@ class SwarmRuntime:
             self._log.debug("lost the events of the Swarm: {reason}", reason=reason)
 
     def _happened(self, event: Happening) -> None:
-        self._monitor.look(nodes=event.type == "node")
+        self._monitor.heard(event)
         if event.type == "service":
             self._labels.look()
 
@@ -322,7 +326,7 @@ class SwarmRuntime:
         watch, picture = self._watches.get(spec.route), arrived.picture
         over = watch.is_over if watch is not None else lambda _: False
         run, task = run_name(picture, over), arrived.verdict.task
-        instance = instance_of(spec, picture, arrived.here, run)
+        instance = instance_of(spec, picture, arrived.here, run, self._me)
         if instance is None:
             assert picture.service is not None
             # It has ended already: there is nothing better to say.
@@ -349,10 +353,11 @@ class SwarmRuntime:
         mark = "" if service is None else service.labels.get(RUN, "")
 
         def finish(client: APIClient) -> tuple[str, bool]:
-            words = read_tail(client, name, LAST_LINES)
-            oom = _out_of_memory(client, task)
+            terminal = service is not None and bool(service.container.get("TTY"))
+            lines = read_task_tail(client, task.id, LAST_LINES, raw=terminal)
+            oom = task.exit.oom or _out_of_memory(client, task)
             end_run(client, name, mark)
-            return words, oom
+            return "\n".join(line.text for line in lines), oom
 
         def finished(found: tuple[str, bool]) -> Exit:
             words, oom = found
@@ -391,8 +396,10 @@ class SwarmRuntime:
             return
         chosen = found.alive.get(task)
         if chosen is not None and chosen.wanted and chosen.container and chosen.node == found.node:
-            ended = self._end(name, {task: chosen}, found.node).start(spec.stop_grace, term=True)
-            # Swarm first takes away what does not run.
+            ending = self._end(name, {task: chosen}, found.node)
+            # Of those that are left Swarm takes away one that does not run, once it knows of that.
+            ending.told = True
+            ended = ending.start(spec.stop_grace, term=True)
             ended.addCallback(lambda _: self._call(lambda client: fewer(client, name, replicas)))
             ended.addErrback(
                 lambda reason: self._log.warn("task of {name}: {why}", name=name, why=reason.value)

@@ -58,7 +58,7 @@ def judge(picture: Picture, known: frozenset[str], reachable: Callable[[SwarmTas
         return Verdict("waiting", runs[0], placed=True, reached=False)
     newest = max(coming, key=lambda task: (task.created_ns, task.id), default=None)
     placed = newest is not None and not newest.unplaced
-    name = "pulling" if newest is not None and newest.state == "preparing" else "creating"
+    name = "pulling" if newest is not None and newest.state == "preparing" else "placing"
     return Verdict("waiting", newest, Phase(name, reason=picture.pending), placed)
 
 

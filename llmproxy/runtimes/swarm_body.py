@@ -115,16 +115,17 @@ def mount_of(volume: str) -> dict[str, Any]:
 
 
 def with_replicas(
-    spec: Json, replicas: int, labels: Mapping[str, str] | None = None, *, run: str | None = None
+    spec: Json, replicas: int, labels: Mapping[str, str | None] | None = None, *, run: str | None = None
 ) -> dict[str, Any]:
     """A service's ``Spec`` with so many tasks, and all else as it is.
 
-    :param labels: to be set besides.
+    :param labels: to be set besides, or taken away where they are None.
     :param run: names the run that begins; empty: none goes on; None: as it is.
     """
     changed = dict(spec)
     changed["Mode"] = {"Replicated": {**(spec["Mode"].get("Replicated") or {}), "Replicas": replicas}}
     own = {**(spec.get("Labels") or {}), **(labels or {})}
+    own = {label: text for label, text in own.items() if text is not None}
     if run:
         own[RUN] = run
     elif run is not None:

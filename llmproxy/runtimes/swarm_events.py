@@ -10,7 +10,7 @@ from attrs import frozen
 __all__ = ["Happening", "read_happening"]
 
 _SERVICE = "com.docker.swarm.service.id"
-_CONTAINER = frozenset(("start", "die", "destroy"))
+_CONTAINER = frozenset(("start", "die", "oom", "destroy"))
 
 
 @frozen
@@ -18,12 +18,16 @@ class Happening:
     """Something has happened.
 
     :ivar type: ``container``, ``node`` or ``service``.
-    :ivar name: the service's, or the node's id.
+    :ivar id: of the container, service or node.
+    :ivar code: with which a container has ended.
+    :ivar at: nanoseconds of POSIX time.
     """
 
     type: str
     action: str
-    name: str = ""
+    id: str = ""
+    code: int | None = None
+    at: int = 0
 
 
 def read_happening(raw: Mapping[str, Any]) -> Happening | None:
@@ -36,7 +40,13 @@ def read_happening(raw: Mapping[str, Any]) -> Happening | None:
     if kind == "container":
         if _SERVICE not in attributes or action not in _CONTAINER:
             return None
-        return Happening(kind, action, str(attributes.get("com.docker.swarm.service.name") or ""))
-    if kind in ("service", "node"):
-        return Happening(kind, action, str(attributes.get("name") or ""))
-    return None
+    elif kind not in ("service", "node"):
+        return None
+    code = str(attributes.get("exitCode", ""))
+    return Happening(
+        kind,
+        action,
+        str(actor.get("ID") or ""),
+        int(code) if code.isdigit() else None,
+        int(raw.get("timeNano") or 0),
+    )

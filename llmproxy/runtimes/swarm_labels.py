@@ -6,61 +6,69 @@ Labels of the service, never of its tasks: changing those would start the tasks 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-__all__ = [
-    "FRESH",
-    "NEEDED",
-    "NOTE_EVERY",
-    "RUN",
-    "USED",
-    "needed_of",
-    "note",
-    "used_at",
-]
+from attrs import frozen
 
-USED = "llmproxy.used"
-"""POSIX time at which a proxy last said that the service is used."""
-NEEDED = "llmproxy.needed"
-"""``COUNT@TIME``: so many tasks were needed then."""
+__all__ = ["FORGOTTEN", "NOTE_EVERY", "RUN", "USED", "Use", "needed_at", "note", "others", "used_at"]
+
+USED = "llmproxy.used."
+"""With the name of a proxy behind it: ``COUNT@TIME``, the POSIX time at which that one last said that the
+service is used, and how many tasks it needed then.  Each proxy has its own, as one tells nothing of
+another."""
 RUN = "llmproxy.run"
 """Names the present run, from the start by a proxy to the stop by one."""
 
 NOTE_EVERY = 30.0
-"""Seconds between notes at least."""
-FRESH = 90.0
-"""Seconds for which what another proxy needs counts: it says so again each half minute."""
+"""Seconds between the notes of one proxy at least."""
+FORGOTTEN = 3600.0
+"""Seconds after which a note is taken away, whoever wrote it: that proxy may have ended for good."""
 
-_NEEDED = re.compile(r"(\d{1,6})@(\d{1,12}(?:\.\d{1,6})?)")
-
-
-def used_at(labels: Mapping[str, str]) -> float | None:
-    """When it was last said to be used."""
-    text = labels.get(USED, "")
-    return float(text) if re.fullmatch(r"\d{1,12}(?:\.\d{1,6})?", text) else None
+_SAID = re.compile(r"(\d{1,6})@(\d{1,12}(?:\.\d{1,6})?)")
 
 
-def needed_of(labels: Mapping[str, str]) -> tuple[int, float] | None:
-    """How many tasks were said to be needed, and when."""
-    match = _NEEDED.fullmatch(labels.get(NEEDED, ""))
-    return (int(match[1]), float(match[2])) if match else None
+@frozen
+class Use:
+    """What one proxy has said.
+
+    :ivar at: POSIX time.
+    """
+
+    proxy: str
+    replicas: int
+    at: float
 
 
-def note(labels: Mapping[str, str], now: float, replicas: int) -> dict[str, str] | None:
-    """The labels that say that it is used and needs so many tasks; None: that is said already.
+def _uses(labels: Mapping[str, str]) -> Iterator[Use]:
+    for label, text in labels.items():
+        match = _SAID.fullmatch(text) if label.startswith(USED) else None
+        if match:
+            yield Use(label.removeprefix(USED), int(match[1]), float(match[2]))
 
-    The larger need of several proxies wins while it is fresh.
+
+def others(labels: Mapping[str, str], me: str) -> list[Use]:
+    """What proxies but this one have said."""
+    return [use for use in _uses(labels) if use.proxy != me]
+
+
+def used_at(uses: list[Use]) -> float | None:
+    """When one of them last used it."""
+    return max((use.at for use in uses), default=None)
+
+
+def needed_at(uses: list[Use], replicas: int) -> float | None:
+    """When one of them last needed so many tasks."""
+    return max((use.at for use in uses if use.replicas >= replicas), default=None)
+
+
+def note(labels: Mapping[str, str], me: str, now: float, replicas: int) -> dict[str, str | None]:
+    """What changes of the labels when this proxy says that it uses it and needs so many tasks.
 
     :param now: POSIX time.
+    :return: by label; None: it is taken away.
     """
-    used, needed = used_at(labels), needed_of(labels)
-    said = used is not None and now - used < NOTE_EVERY
-    fresh = needed is not None and now - needed[1] < FRESH
-    more = needed is None or not fresh or needed[0] < replicas
-    if said and not more:
-        return None
-    changed = {USED: f"{max(now, used or 0.0):.0f}"}
-    same = needed is not None and needed[0] == replicas
-    if more or same:
-        changed[NEEDED] = f"{replicas}@{now:.0f}"
+    changed: dict[str, str | None] = {
+        USED + use.proxy: None for use in _uses(labels) if now - use.at > FORGOTTEN and use.proxy != me
+    }
+    changed[USED + me] = f"{replicas}@{now:.0f}"
     return changed

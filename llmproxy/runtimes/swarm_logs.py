@@ -21,20 +21,24 @@ from llmproxy.runtimes.docker_client import CALL_TIMEOUT, make_client, unavailab
 from llmproxy.runtimes.docker_events import drop_stream, end_stream
 from llmproxy.runtimes.docker_host import docker_host
 from llmproxy.runtimes.lines import Lines
-from llmproxy.runtimes.swarm_calls import find
-from llmproxy.runtimes.swarm_frames import Frames, read_line
+from llmproxy.runtimes.swarm_calls import find, list_nodes, list_tasks
+from llmproxy.runtimes.swarm_frames import Frames, Line, read_line
 from llmproxy.runtimes.swarm_reach import Here
-from llmproxy.runtimes.swarm_state import Picture, SwarmService
+from llmproxy.runtimes.swarm_state import Picture
 
-__all__ = ["Follower", "read_tail"]
+__all__ = ["Follower", "read_tail", "read_task_tail"]
 
 LINGER = 0.5
 """Seconds for which lines may still come of a task that has ended: they come by way of the manager."""
 
 
-def _open(client: APIClient, service: SwarmService, *, follow: bool, tail: int) -> requests.Response:
+MOST_TASKS = 20
+"""Tasks whose output is read: the newest, of which there are some for each that runs."""
+
+
+def _open(client: APIClient, what: str, *, follow: bool, tail: int) -> requests.Response:
     answer: requests.Response = client.get(
-        f"{client.base_url}/v{client.api_version}/services/{service.id}/logs",
+        f"{client.base_url}/v{client.api_version}/{what}/logs",
         params={
             "stdout": "1",
             "stderr": "1",
@@ -53,23 +57,45 @@ def _open(client: APIClient, service: SwarmService, *, follow: bool, tail: int) 
 def read_tail(client: APIClient, name: str, tail: int) -> str:
     """The last lines, by their time; empty when there is no such service.
 
-    Tasks on nodes that do not answer are left out: the manager says so in place of their lines, and the rest
-    stands for the log.
+    Asked for the service's output the engine would wait for each task that has yet to start; of tasks whose
+    node does not answer nobody can say anything.
     """
     if tail <= 0:
         return ""
     service = find(client, name)
     if service is None:
         return ""
-    try:
-        answer = _open(client, service, follow=False, tail=tail)
-    except requests.HTTPError as error:
-        return f"(no log: {_said(error)})"
-    lines: list[str] = []
-    frames = Frames(Lines(lines.append).feed, raw=bool(service.container.get("TTY")))
-    frames.feed(answer.content)
-    found = sorted((read_line(line) for line in lines), key=lambda line: line.at)
+    tasks = list_tasks(client, [service.id]).get(service.id, ())
+    began = [task for task in tasks if task.container and (task.over or task.state == "running")]
+    if began:
+        nodes = list_nodes(client)
+        picture = Picture(service, tasks, nodes)
+        began = [task for task in began if not picture.lost(task)]
+    began.sort(key=lambda task: (task.created_ns, task.id), reverse=True)
+    found: list[Line] = []
+    for task in began[:MOST_TASKS]:
+        if task.over and len(found) >= tail:
+            break
+        found += read_task_tail(client, task.id, tail, raw=bool(service.container.get("TTY")))
+    found.sort(key=lambda line: line.at)
     return "\n".join(line.text for line in found[-tail:])
+
+
+def read_task_tail(client: APIClient, task: str, tail: int, *, raw: bool) -> list[Line]:
+    """The last lines of one task.
+
+    :param raw: it has a terminal.
+    """
+    try:
+        answer = _open(client, f"tasks/{task}", follow=False, tail=tail)
+    except requests.HTTPError as error:
+        if error.response is not None and error.response.status_code == 404:
+            return []
+        return [Line(f"(no log: {_said(error)})")]
+    lines: list[str] = []
+    frames = Frames(Lines(lines.append).feed, raw=raw)
+    frames.feed(answer.content)
+    return [read_line(line) for line in lines]
 
 
 def _said(error: requests.HTTPError) -> str:
@@ -143,7 +169,7 @@ class Follower:
             service = find(client, self.name)
             if service is None:
                 return
-            answer = _open(client, service, follow=follow, tail=max(0, self._tail))
+            answer = _open(client, f"services/{service.id}", follow=follow, tail=max(0, self._tail))
             stream: CancellableStream[bytes] = CancellableStream(answer.iter_content(chunk_size=None), answer)
             with self._lock:
                 self._stream = stream

@@ -18,8 +18,9 @@ from twisted.python.failure import Failure
 
 from llmproxy.runtimes.docker_client import Engine
 from llmproxy.runtimes.docker_reach import find_reach
-from llmproxy.runtimes.interface import RuntimeUnavailable
+from llmproxy.runtimes.interface import Exit, RuntimeUnavailable
 from llmproxy.runtimes.swarm_calls import get, list_nodes, list_services, list_tasks, trouble
+from llmproxy.runtimes.swarm_events import Happening
 from llmproxy.runtimes.swarm_reach import Here
 from llmproxy.runtimes.swarm_state import Picture, SwarmNode, SwarmService, SwarmTask
 
@@ -78,6 +79,9 @@ class Monitor:
     _began: float = field(default=0.0, init=False)
     _timer: IDelayedCall | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
+    # Containers of our own engine, of which Swarm may not have heard so far.
+    _died: dict[str, tuple[int | None, int]] = field(factory=dict, init=False)
+    _oom: set[str] = field(factory=set, init=False)
     _log = Logger()
 
     def close(self) -> None:
@@ -115,6 +119,14 @@ class Monitor:
         if not self._looking:
             self._after(max(0.0, self._began + CLOSEST - self._reactor.seconds()))
 
+    def heard(self, event: Happening) -> None:
+        """Our own engine has told of something."""
+        if event.action == "oom":
+            self._oom.add(event.id)
+        elif event.type == "container" and event.action == "die":
+            self._died[event.id] = (event.code, event.at)
+        self.look(nodes=event.type == "node")
+
     def _after(self, seconds: float) -> None:
         self._forget_timer()
         self._timer = self._reactor.callLater(seconds, self._begin)
@@ -140,13 +152,33 @@ class Monitor:
 
     def _looked(self, found: _Found, subjects: Iterable[Subject]) -> None:
         self._nodes, self._here = found.nodes, found.here
+        tasks_of = {service: self._known_better(tasks) for service, tasks in found.tasks.items()}
+        self._forget_dead(found)
         for subject in subjects:
             if not self._here_still(subject):
                 continue
             service = found.services.get(subject.name)
-            tasks = () if service is None else found.tasks.get(service.id, ())
+            tasks = () if service is None else tasks_of.get(service.id, ())
             self._tell(subject.seen, Picture(service, tasks, found.nodes), found.here)
         self._next(BUSY_EVERY if any(subject.busy for subject in self._subjects) else REST_EVERY)
+
+    def _known_better(self, tasks: tuple[SwarmTask, ...]) -> tuple[SwarmTask, ...]:
+        """With what our own engine has told."""
+        return tuple(self._as_told(task) if task.container else task for task in tasks)
+
+    def _as_told(self, task: SwarmTask) -> SwarmTask:
+        oom = task.container in self._oom
+        if task.told_over or task.container not in self._died:
+            return evolve(task, oom=True) if oom else task
+        code, at = self._died[task.container]
+        return evolve(task, died=Exit(code, oom), changed_ns=max(at, task.changed_ns), oom=oom)
+
+    def _forget_dead(self, found: _Found) -> None:
+        """Containers of services that nobody wants to know of, and those that are not there any more."""
+        if self._died or self._oom:
+            known = {task.container for tasks in found.tasks.values() for task in tasks}
+            self._died = {each: told for each, told in self._died.items() if each in known}
+            self._oom &= known
 
     def _failed(self, reason: Failure, subjects: Iterable[Subject]) -> None:
         self._nodes_at = None

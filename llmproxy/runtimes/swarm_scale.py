@@ -92,15 +92,14 @@ def end_run(client: APIClient, name: str, mark: str) -> None:
     update(client, name, change)
 
 
-def note_used(client: APIClient, name: str, now: float, replicas: int) -> None:
-    """Write down that it is used, and needs so many tasks, unless that is said already."""
+def note_used(client: APIClient, name: str, me: str, now: float, replicas: int) -> None:
+    """Write down that this proxy uses it, and needs so many tasks."""
 
     def change(service: SwarmService) -> dict[str, Any] | None:
-        labels = note(service.labels, now, replicas)
         # Of one that has been put out there is nothing to say, and a mode without a count is none of ours.
-        if labels is None or not service.replicas:
+        if not service.replicas:
             return None
-        return with_replicas(service.spec, service.replicas, labels)
+        return with_replicas(service.spec, service.replicas, note(service.labels, me, now, replicas))
 
     update(client, name, change)
 

@@ -84,6 +84,8 @@ class SwarmTask:
     :ivar created_ns: nanoseconds of POSIX time by the manager's clock; ``changed_ns``: of its present state.
     :ivar ports: published by its node for this very task: port in the container, port of the node.
     :ivar on_host: it shares its node's network.
+    :ivar died: its container has ended, as our own engine has told before Swarm does.
+    :ivar oom: the kernel killed its container for memory; only our own engine tells.
     """
 
     id: str
@@ -100,11 +102,23 @@ class SwarmTask:
     ports: tuple[tuple[int, int], ...] = ()
     attachments: tuple[Attachment, ...] = ()
     on_host: bool = False
+    died: Exit | None = None
+    oom: bool = False
 
     @property
     def over(self) -> bool:
         """It has ended."""
+        return self.died is not None or self.state in _OVER
+
+    @property
+    def told_over(self) -> bool:
+        """Swarm itself knows that it has ended."""
         return self.state in _OVER
+
+    @property
+    def runs(self) -> bool:
+        """Its container runs."""
+        return self.state == "running" and self.died is None
 
     @property
     def wanted(self) -> bool:
@@ -119,23 +133,29 @@ class SwarmTask:
     @property
     def ended_by_itself(self) -> bool:
         """Nobody asked it to end."""
-        return self.state in _BY_ITSELF
+        return self.state in _BY_ITSELF or (self.died is not None and self.wanted)
 
     @property
     def ran(self) -> bool:
         """It has ended, and its container did run before that."""
-        return self.state == "complete" or (
-            self.state == "failed"
-            and (self.error.startswith(_NON_ZERO) or self.error == "task: unhealthy container")
+        return (
+            self.died is not None
+            or self.state == "complete"
+            or (
+                self.state == "failed"
+                and (self.error.startswith(_NON_ZERO) or self.error == "task: unhealthy container")
+            )
         )
 
     @property
     def exit(self) -> Exit:
         """How its container ended."""
+        if self.died is not None:
+            return self.died
         if self.state in ("failed", "complete"):
-            return Exit(self.code)
+            return Exit(self.code, self.oom)
         # One that was asked to end may be told with the code that it began with.
-        return Exit(self.code or None) if self.state == "shutdown" else Exit()
+        return Exit(self.code or None, self.oom) if self.state == "shutdown" else Exit()
 
 
 def read_task(info: Json) -> SwarmTask:
@@ -313,7 +333,7 @@ class Picture:
     @property
     def running(self) -> tuple[SwarmTask, ...]:
         """Those that run, oldest first."""
-        found = (task for task in self.tasks if task.state == "running" and not self.lost(task))
+        found = (task for task in self.tasks if task.runs and not self.lost(task))
         return tuple(sorted(found, key=lambda task: (task.created_ns, task.id)))
 
     @property
@@ -326,7 +346,7 @@ class Picture:
         """Nothing is about to change by itself: all that are wanted run, and no others."""
         wanted = 0 if self.service is None else self.service.replicas or 0
         alive = self.alive
-        return len(alive) == wanted and all(task.state == "running" and task.wanted for task in alive)
+        return len(alive) == wanted and all(task.runs and task.wanted for task in alive)
 
     @property
     def pending(self) -> str:
@@ -337,11 +357,9 @@ class Picture:
         newest = max(waiting, key=lambda task: (task.created_ns, task.id), default=None)
         if newest is None:
             return ""
-        if newest.error:
+        if newest.error or newest.desired != "ready":
             return newest.error
-        # In its place another one did not do, and Swarm tries again and again.
+        # It waits to take the place of one that did not do.
         before = [task for task in self.tasks if task.slot == newest.slot and task.ended_by_itself]
         last = max(before, key=lambda task: (task.changed_ns, task.id), default=None)
-        if last is not None and last.error:
-            return last.error
-        return "no node has been found so far" if newest.unplaced else newest.state
+        return "" if last is None else last.error

@@ -31,6 +31,7 @@ class Ending:
     on the engine that we talk to signals are sent besides.
 
     :ivar ended: fires when the end of all of them has been seen; cancel it to give up.
+    :ivar told: not before Swarm itself knows of it.
     """
 
     _reactor: IReactorTime
@@ -40,6 +41,7 @@ class Ending:
     _node: str
     _over: Callable[[Ending], None]
     busy: bool = field(default=True, init=False)
+    told: bool = field(default=False, init=False)
     ended: Deferred[None] = field(init=False)
     _killing: bool = field(default=False, init=False)
     _killed: set[str] = field(factory=set, init=False)
@@ -68,7 +70,8 @@ class Ending:
     def seen(self, picture: Picture, here: Here) -> None:
         """See :class:`~llmproxy.runtimes.swarm_monitor.Subject`."""
         self._away_since, self._node = None, here.node
-        alive = {task.id: task for task in picture.alive}
+        left = picture.tasks if self.told else picture.alive
+        alive = {task.id: task for task in left if not task.told_over and not picture.lost(task)}
         self._tasks = {id: alive[id] for id in self._tasks if id in alive}
         if not self._tasks:
             self._done()

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from llmproxy.config.model import BackendSpec
 from llmproxy.runtimes.interface import Address, Exit, Instance, RuntimeUnavailable, Task, Watcher
-from llmproxy.runtimes.swarm_labels import RUN, needed_of, used_at
+from llmproxy.runtimes.swarm_labels import RUN, needed_at, others, used_at
 from llmproxy.runtimes.swarm_reach import Here, task_addresses
 from llmproxy.runtimes.swarm_state import Picture, SwarmTask, service_name
 from llmproxy.runtimes.telling import Teller
@@ -41,8 +41,11 @@ def run_name(picture: Picture, over: Callable[[str], bool] = lambda run: False) 
     return f"{service.id}:{tasks[0].id}" if tasks else name
 
 
-def instance_of(spec: BackendSpec, picture: Picture, here: Here, run: str) -> Instance | None:
-    """The run as it is; None when no task of it can be reached."""
+def instance_of(spec: BackendSpec, picture: Picture, here: Here, run: str, me: str) -> Instance | None:
+    """The run as it is; None when no task of it can be reached.
+
+    :param me: names this proxy, whose own notes tell it nothing.
+    """
     service = picture.service
     assert service is not None
     tasks: list[Task] = []
@@ -55,7 +58,7 @@ def instance_of(spec: BackendSpec, picture: Picture, here: Here, run: str) -> In
         return None
     addresses: tuple[Address, ...] = tuple(dict.fromkeys(each for task in tasks for each in task.addresses))
     wanted = service.replicas or 0
-    needed = needed_of(service.labels)
+    uses = others(service.labels, me)
     return Instance(
         run,
         addresses,
@@ -63,8 +66,8 @@ def instance_of(spec: BackendSpec, picture: Picture, here: Here, run: str) -> In
         tuple(tasks),
         wanted,
         picture.pending,
-        used_at(service.labels),
-        needed[1] if needed is not None and needed[0] >= wanted else None,
+        used_at(uses),
+        needed_at(uses, wanted),
     )
 
 
@@ -75,6 +78,7 @@ class SwarmWatch:
     :ivar finish: called when the last task of a run has ended by itself: scales the service to 0, and tells
         what is known of the end.
     :ivar starting: whether we are starting this very service, so that what changes in it is our own doing.
+    :ivar me: names this proxy.
     """
 
     _reactor: IReactorTime
@@ -82,6 +86,7 @@ class SwarmWatch:
     _watcher: Watcher
     _finish: Finish
     _starting: Callable[[], bool]
+    _me: str
     teller: Teller = field(init=False)
     picture: Picture | None = field(default=None, init=False)
     _members: dict[str, str] = field(factory=dict, init=False)
@@ -153,14 +158,15 @@ class SwarmWatch:
         if known is not None and running and not self._failed_unseen(known, picture):
             again, self._again = self._again, False
             self._members.update((task.id, known) for task in running)
-            instance = instance_of(self.spec, picture, here, known)
+            instance = instance_of(self.spec, picture, here, known, self._me)
             if instance is not None:
                 self.teller.running(instance, again=again)
         elif known is not None:
             self._over(known, picture)
         elif any(task.wanted for task in running):
             self._again = False
-            instance = instance_of(self.spec, picture, here, run_name(picture, self.is_over))
+            run = run_name(picture, self.is_over)
+            instance = instance_of(self.spec, picture, here, run, self._me)
             if instance is None or all(task.leaving for task in instance.tasks):
                 self.teller.absent()
             else:
