@@ -38,7 +38,9 @@ def step_of(view: Mapping[str, Any]) -> str:
     if waits:
         return f"waits: {waits['why']}"
     if view["state"] in ("starting", "waking") and view.get("phase"):
-        part = view.get("progress")
+        part, reason = view.get("progress"), view.get("reason")
+        if reason:
+            return f"{view['phase']}: {reason}"
         if view["phase"] == view["state"]:
             return ""
         return f"{view['phase']} {part:.0%}" if part is not None else str(view["phase"])

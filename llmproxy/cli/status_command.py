@@ -81,15 +81,19 @@ def _in_full(found: dict[str, Any], width: int | None) -> list[Any]:
     # rich takes a fifth of the time that the command takes; --json does without it.
     from rich.text import Text
 
+    from llmproxy.cli.tasks_view import tasks_table
     from llmproxy.cli.view import VALUES_AT, backend_lines
 
     now = time.time()
-    lines = [line for backend in found["backends"] for line in backend_lines(backend, now)]
-    if width is not None:
-        # What does not fit goes on below the values, not below their names.
-        wrapped = [wrap(line, width, subsequent_indent=" " * VALUES_AT) for line in lines]
-        lines = [part for parts in wrapped for part in parts]
-    return [Text(line) for line in lines]
+    told: list[Text] = []
+    for backend in found["backends"]:
+        lines = backend_lines(backend, now)
+        if width is not None:
+            # What does not fit goes on below the values, not below their names.
+            wrapped = [wrap(line, width, subsequent_indent=" " * VALUES_AT) for line in lines]
+            lines = [part for parts in wrapped for part in parts]
+        told += [*map(Text, lines), *tasks_table(backend.get("replicas"), width)]
+    return told
 
 
 def _in_brief(found: dict[str, Any], width: int | None) -> list[Any]:
@@ -97,6 +101,7 @@ def _in_brief(found: dict[str, Any], width: int | None) -> list[Any]:
     from rich.text import Text
 
     from llmproxy.cli.sharing_view import lease_lines, wait_lines
+    from llmproxy.cli.tasks_view import pending_lines
     from llmproxy.cli.view import backends_table, failure_lines
 
     now, backends = time.time(), found["backends"]
@@ -106,7 +111,7 @@ def _in_brief(found: dict[str, Any], width: int | None) -> list[Any]:
         if backend["state"] == "failed"
         for line in failure_lines(backend["name"], backend.get("last_failure"), tail=0)
     ]
-    told += [*wait_lines(backends, now), *lease_lines(found["leases"], now)]
+    told += [*wait_lines(backends, now), *pending_lines(backends), *lease_lines(found["leases"], now)]
     if not backends:
         told.insert(0, "No backends are configured: see llmproxy.example.yaml, or label a container.")
         return [Text(line) for line in told]

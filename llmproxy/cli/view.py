@@ -9,6 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from llmproxy.cli.columns import Column, table
+from llmproxy.cli.tasks_view import pending_words, replicas_words
 from llmproxy.words import duration
 
 __all__ = [
@@ -45,6 +46,9 @@ def what_next(backend: Mapping[str, Any]) -> str:
         return f"retry in {duration(backend['retry_in'])}"
     if backend["state"] in ("starting", "waking") and backend.get("phase"):
         return _progress(backend)
+    pending = pending_words(backend.get("replicas"))
+    if pending:
+        return pending
     if backend.get("waits"):
         on = ", ".join(backend["waits"].get("on") or ())
         return f"waits for {on}" if on else "waits"
@@ -60,11 +64,17 @@ def _progress(backend: Mapping[str, Any]) -> str:
     if not phase:
         return ""
     told = f"{phase} {part:.0%}" if part is not None else str(phase)
-    return told if eta is None else f"{told}, {duration(eta)} left"
+    if eta is not None:
+        told = f"{told}, {duration(eta)} left"
+    # Who waits for room is told with what is in its way.
+    reason = "" if backend.get("waits") else backend.get("reason")
+    return f"{told}: {reason}" if reason else told
 
 
 def _state(backend: Mapping[str, Any]) -> str:
-    level = backend.get("level")
+    level, replicas = backend.get("level"), backend.get("replicas")
+    if replicas and backend["state"] in ("ready", "draining"):
+        return f"{backend['state']} {replicas['ready']}/{replicas['wanted']}"
     return str(backend["state"]) if level is None else f"{backend['state']} (level {level})"
 
 
@@ -136,13 +146,20 @@ def failure_lines(name: str, failure: Mapping[str, Any] | None, tail: int = 5) -
 
 def backend_lines(backend: Mapping[str, Any], now: float) -> list[str]:
     """All that is known of one backend."""
+    replicas = backend.get("replicas")
+    pending = (replicas or {}).get("pending") or ""
+    # What its tasks wait for is told on a line of its own.
+    alone = {**backend, "replicas": None}
     pairs = [
         ("state", f"{_state(backend)} for {_since(backend, now)}"),
-        ("now" if backend.get("phase") else "next", _progress(backend) or what_next(backend)),
+        ("now" if backend.get("phase") else "next", _progress(backend) or what_next(alone)),
         ("waits", (backend.get("waits") or {}).get("why") or ""),
         ("decided", _decided(backend.get("decision"), now)),
         ("runtime", f"{backend.get('runtime')}, engine {backend.get('engine')}"),
         ("container", backend.get("container") or ""),
+        ("service", backend.get("service") or ""),
+        ("tasks", "" if not replicas else replicas_words(replicas)),
+        ("pending", pending if pending != backend.get("reason") else ""),
         ("address", backend.get("address") or ""),
         ("reached by", backend.get("via") or ""),
         ("models", ", ".join(backend.get("models") or ())),

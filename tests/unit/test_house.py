@@ -68,6 +68,7 @@ PURE = (
     "cli.columns",
     "cli.keys_view",
     "cli.sharing_view",
+    "cli.tasks_view",
     "cli.top.picture",
     "cli.usage_view",
     "cli.view",
