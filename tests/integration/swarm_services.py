@@ -135,10 +135,10 @@ class Services:
         return any(each.state == "running" for each in self.tasks(route, ended=True))
 
     def asked(self, task: TaskView) -> int:
-        """How many requests for completions a task has had."""
+        """How many requests for completions a task has had; none while it does not answer."""
         code = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:{PORT}/demo/stats').read().decode())"
-        told = self.swarm.node(task.node).docker("exec", task.container, "python3", "-c", code)
-        return int(json.loads(told)["paths"].get("/v1/chat/completions", 0))
+        told = self.swarm.node(task.node).docker("exec", task.container, "python3", "-c", code, check=False)
+        return int(json.loads(told)["paths"].get("/v1/chat/completions", 0)) if told else 0
 
     def kill_task(self, task: TaskView) -> None:
         """End its server with KILL, behind everybody's back."""

@@ -9,12 +9,18 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from uuid import uuid4
 
 from attrs import define, field, frozen
 
 from tests.integration.proxy import Proxy, Wire, chat
 
-__all__ = ["Outcome", "Stream", "Traffic"]
+__all__ = ["Outcome", "Stream", "Traffic", "some_words"]
+
+
+def some_words() -> str:
+    """Others each time: requests that begin alike go to the same task while it has no more than its share."""
+    return f"{uuid4()} hello"
 
 
 @frozen
@@ -75,6 +81,7 @@ class Traffic:
         began = time.monotonic()
         body = chat(
             f"{self.route}-model",
+            some_words(),
             stream=stream,
             ignore_eos=True,
             max_tokens=self.tokens,
@@ -133,7 +140,8 @@ class Stream:
     @classmethod
     def open(cls, stack: ExitStack, proxy: Proxy, route: str, count: int, delay: float = 0.1) -> list[Stream]:
         """So many at once, of which the first tokens have come; they are closed with the stack."""
-        wires = [stack.enter_context(proxy.streaming(route, delay=delay)) for _ in range(count)]
+        words = [some_words() for _ in range(count)]
+        wires = [stack.enter_context(proxy.streaming(route, delay=delay, words=each)) for each in words]
         streams = [cls(wire) for wire in wires]
         for stream in streams:
             stack.callback(stream.close)
@@ -160,8 +168,7 @@ class Stream:
     @property
     def completed(self) -> bool:
         """It has ended with all its tokens."""
-        clean = self.data.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
-        return self._ended and clean and b'"error"' not in self.data
+        return self.data.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n") and b'"error"' not in self.data
 
     def close(self) -> None:
         """Read no more."""

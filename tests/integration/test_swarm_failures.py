@@ -13,7 +13,7 @@ from tests.integration.conftest import Front
 from tests.integration.proxy import Proxy, demo
 from tests.integration.swarm_proxy import services_of
 from tests.integration.swarm_services import TaskView
-from tests.integration.swarm_traffic import Stream, Traffic
+from tests.integration.swarm_traffic import Stream, Traffic, some_words
 from tests.integration.swarm_world import HEARTBEAT, SwarmWorld
 from tests.integration.world import until
 
@@ -38,7 +38,7 @@ def two_tasks(proxy: Proxy) -> list[TaskView]:
     assert proxy.chat("a").status == 200
     tasks = services.until_running("a", 2)
     assert {task.node for task in tasks} == {"w1", "w2"}
-    until(lambda: proxy.chat("a") and all(map(services.asked, tasks)), 20)
+    until(lambda: proxy.chat("a", words=some_words()) and all(map(services.asked, tasks)), 20)
     return tasks
 
 
@@ -52,16 +52,17 @@ def test_a_node_is_lost(front: Front, swarm: SwarmWorld, stack: ExitStack, silen
     lost.kill(silent=silent)
     began = time.monotonic()
     for _ in range(3):
-        assert proxy.chat("a").status == 200
+        assert proxy.chat("a", words=some_words()).status == 200
     assert time.monotonic() - began < (MISSED if silent else 2)
-    until(lambda: sum(stream.broke for stream in streams) == 2, MISSED if silent else 2)
-    assert sum(stream.lives for stream in streams) == 2
+    until(lambda: all(stream.broke or stream.lives for stream in streams), MISSED if silent else 2)
+    here = [stream for stream in streams if stream.lives]
+    assert 0 < len(here) < 4
     # The other worker has both tasks in the end.
     until(lambda: swarm.status(lost)[0] == "down", 30)
     services = services_of(proxy)
     until(lambda: [task.node for task in services.running("a")] == ["w1", "w1"], 30)
     assert proxy.chat("a").status == 200
-    assert sum(stream.lives for stream in streams) == 2
+    assert all(stream.lives for stream in here)
 
 
 def test_the_only_task_is_lost_with_its_node(front: Front, swarm: SwarmWorld, stack: ExitStack) -> None:
@@ -91,7 +92,7 @@ def test_a_drained_node(front: Front, swarm: SwarmWorld, stack: ExitStack) -> No
     assert [each for each in traffic.outcomes if each.kind != "complete"] == []
     assert len(traffic.outcomes) > 20
     # Swarm gives the others no time: it tells their server to end at once.
-    assert sum(stream.lives for stream in streams) == 2
+    assert 0 < sum(stream.lives for stream in streams) < 4
 
 
 def test_a_partition_that_is_healed_soon(front: Front, swarm: SwarmWorld, stack: ExitStack) -> None:

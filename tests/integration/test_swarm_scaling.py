@@ -11,6 +11,7 @@ from tests.integration.conftest import Front
 from tests.integration.proxy import at_once, chat, demo
 from tests.integration.swarm_proxy import services_of
 from tests.integration.swarm_services import Services
+from tests.integration.swarm_traffic import some_words
 from tests.integration.world import until
 
 pytestmark = pytest.mark.docker
@@ -66,12 +67,19 @@ def test_out_under_load_and_in_again(front: Front) -> None:
     with proxy.streaming("a", delay=0.05) as first, proxy.streaming("a", delay=0.05) as second:
         short = [proxy.wire() for _ in range(4)]
         for wire in short:
-            body = chat("a-model", stream=True, ignore_eos=True, max_tokens=10_000, demo_token_delay=0.05)
+            body = chat(
+                "a-model",
+                some_words(),
+                stream=True,
+                ignore_eos=True,
+                max_tokens=10_000,
+                demo_token_delay=0.05,
+            )
             wire.post("/v1/chat/completions", json.dumps(body).encode(), "Content-Type: application/json")
         tasks = services.until_running("a", 3)
         assert counts(services, "a", began) == [1, 2, 3]
         # What comes now goes to those that are new.
-        until(lambda: at_once(6, lambda _: proxy.chat("a").status) and all(map(services.asked, tasks)), 20)
+        until(lambda: proxy.chat("a", words=some_words()) and all(map(services.asked, tasks)), 20)
         for wire in short:
             wire.socket.close()
         until(lambda: services.replicas("a") == 2, 30)
@@ -95,7 +103,14 @@ def test_in_only_when_nothing_is_in_flight_where_swarm_chooses(front: Front) -> 
     with proxy.streaming("a", delay=0.05) as stream:
         others = [proxy.wire() for _ in range(3)]
         for wire in others:
-            body = chat("a-model", stream=True, ignore_eos=True, max_tokens=10_000, demo_token_delay=0.05)
+            body = chat(
+                "a-model",
+                some_words(),
+                stream=True,
+                ignore_eos=True,
+                max_tokens=10_000,
+                demo_token_delay=0.05,
+            )
             wire.post("/v1/chat/completions", json.dumps(body).encode(), "Content-Type: application/json")
         services.until_running("a", 2)
         for wire in others:
