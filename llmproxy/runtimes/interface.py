@@ -22,10 +22,12 @@ __all__ = [
     "Exit",
     "Facts",
     "HostState",
+    "ICluster",
     "IHosts",
     "IReplicator",
     "IRuntime",
     "Instance",
+    "Reservations",
     "RuntimeUnavailable",
     "StartRefused",
     "Step",
@@ -245,6 +247,36 @@ class IReplicator(Protocol):
 
 
 @frozen
+class Reservations:
+    """What a cluster's nodes have, and what services reserve of it: by resource, in the units of that.
+
+    :ivar rooms: by node, of those that take tasks.
+    :ivar needs: by service, what each task of it reserves.
+    :ivar taken: by service and node, how many tasks it has there.
+    :ivar allowed: by service, the nodes that its tasks may be placed on; None: all.
+    """
+
+    rooms: Mapping[str, Mapping[str, int]]
+    needs: Mapping[str, Mapping[str, int]]
+    taken: Mapping[str, Mapping[str, int]]
+    allowed: Mapping[str, frozenset[str] | None]
+
+
+@runtime_checkable
+class ICluster(Protocol):
+    """What a runtime has besides that places backends on nodes by what they reserve."""
+
+    def reservations(self) -> Deferred[Reservations]:
+        """How full it is, with what is nobody's backend.
+
+        :raises RuntimeUnavailable: the runtime does not answer.
+        """
+
+    def service_of(self, spec: BackendSpec) -> str:
+        """What the backend is called there."""
+
+
+@frozen
 class HostState:
     """One of several machines that backends run on.
 
@@ -270,8 +302,11 @@ class IHosts(Protocol):
     def on_hosts_change(self, callback: Callable[[], None]) -> None:
         """Call back when one is away, or there again, and when a backend may be on others than before."""
 
+    def is_away(self, host: str) -> bool:
+        """It is known that this one is not there at present."""
+
     def host_of(self, spec: BackendSpec) -> str:
-        """Where it runs or is being started; empty: nowhere."""
+        """Where it runs, is being started or is to be started; empty: nowhere."""
 
     def places(self, spec: BackendSpec) -> Mapping[str, bool]:
         """The hosts that it may be started on now, in their order: none that is away.  Each with whether its

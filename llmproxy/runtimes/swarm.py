@@ -29,6 +29,7 @@ from llmproxy.runtimes.interface import (
     Exit,
     Facts,
     Instance,
+    Reservations,
     RuntimeUnavailable,
     StartRefused,
     Step,
@@ -43,6 +44,7 @@ from llmproxy.runtimes.swarm_labels import NOTE_EVERY, RUN
 from llmproxy.runtimes.swarm_logs import Follower, read_tail, read_task_tail
 from llmproxy.runtimes.swarm_monitor import Monitor, Subject
 from llmproxy.runtimes.swarm_reach import config_of, task_port
+from llmproxy.runtimes.swarm_room import read_reservations
 from llmproxy.runtimes.swarm_scale import (
     Leaving,
     end_run,
@@ -222,6 +224,14 @@ class SwarmRuntime:
             self._engine.call(lambda client: note_used(client, name, self._me, now, replicas))
         )
         noted.addErrback(lambda reason: self._log.debug("not noted: {why}", why=reason.value))
+
+    # -- ICluster ------------------------------------------------------------------------------------------
+
+    def reservations(self) -> Deferred[Reservations]:
+        return self._safely(self._engine.call(_read_reservations))
+
+    def service_of(self, spec: BackendSpec) -> str:
+        return service_name(spec)
 
     # -- Routes by label -----------------------------------------------------------------------------------
 
@@ -419,6 +429,12 @@ class SwarmRuntime:
             self._monitor.remove(leaving)
             if late.active():
                 late.cancel()
+
+
+def _read_reservations(client: APIClient) -> Reservations:
+    services = get(client, "services") or ()
+    tasks = get(client, "tasks", filters={"desired-state": ["running"]}) or ()
+    return read_reservations(get(client, "nodes") or (), services, tasks)
 
 
 def _ping(client: APIClient) -> None:

@@ -16,7 +16,15 @@ from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.model import BackendSpec, DockerSettings
 from llmproxy.runtimes.docker_host import docker_host, require_socket
 from llmproxy.runtimes.docker_threads import Lane
-from llmproxy.runtimes.interface import Facts, Instance, RuntimeUnavailable, Step, Watcher, unheard
+from llmproxy.runtimes.interface import (
+    Facts,
+    Instance,
+    Reservations,
+    RuntimeUnavailable,
+    Step,
+    Watcher,
+    unheard,
+)
 
 if TYPE_CHECKING:
     from llmproxy.runtimes.docker import DockerReactor
@@ -114,6 +122,14 @@ class SwarmWhenNeeded:
 
     def note_use(self, spec: BackendSpec, replicas: int) -> None:
         self._runtime().note_use(spec, replicas)
+
+    # -- ICluster ------------------------------------------------------------------------------------------
+
+    def reservations(self) -> Deferred[Reservations]:
+        return self._runtime().reservations()
+
+    def service_of(self, spec: BackendSpec) -> str:
+        return self._runtime().service_of(spec)
 
     # -- Routes by label -----------------------------------------------------------------------------------
 
