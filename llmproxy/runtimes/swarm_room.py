@@ -25,7 +25,7 @@ _TAKES_ROOM = frozenset(("assigned", "accepted", "preparing", "ready", "starting
 
 
 def resources(found: Json) -> dict[str, int]:
-    """Amounts by resource of a ``ResourceObject``: processors, memory, and the generic ones; of these those that
+    """Amounts by resource of a ``ResourceObject``: processors, memory, and generic ones, of which those that
     have names (``NVIDIA-GPU=GPU-3f2a...``) count one each."""
     amounts = {name: int(found.get(name) or 0) for name in (CPU, MEMORY) if found.get(name)}
     for one in found.get("GenericResources") or ():

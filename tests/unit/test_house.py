@@ -53,6 +53,7 @@ PURE = (
     "runtimes.swarm_frames",
     "runtimes.swarm_labels",
     "runtimes.swarm_reach",
+    "runtimes.swarm_room",
     "runtimes.swarm_state",
     "backend.admission",
     "backend.diary",
