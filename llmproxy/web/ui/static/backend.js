@@ -4,6 +4,7 @@ import { ask, lines } from "./api.js";
 import { pill, startup } from "./backends.js";
 import { byId, h, say, show } from "./dom.js";
 import { Store } from "./store.js";
+import { bounds, tasks } from "./tasks.js";
 import { about, duration, moment, rate, stateName } from "./words.js";
 
 const name = decodeURIComponent(location.pathname.replace(/\/+$/, "").split("/").pop());
@@ -13,6 +14,7 @@ const box = byId("backend");
 const state = h("span");
 const now = h("div", { class: "card now" });
 const failure = h("div");
+const several = h("div");
 const again = h("p", { class: "faint" });
 const facts = h("div");
 let told = "";
@@ -64,7 +66,7 @@ function tellFailure(view) {
 }
 
 function tell(view) {
-  show(state, pill(view.state));
+  show(state, pill(view));
   const busy = [view.in_flight ? `${view.in_flight} in flight` : "", view.waiting ? `${view.waiting} waiting` : "", view.tokens_per_second ? rate(view.tokens_per_second) : ""];
   const why = (store.why || []).filter((line) => view.state !== "failed" || !line.startsWith("Requests are refused"));
   show(
@@ -74,6 +76,7 @@ function tell(view) {
     busy.some(Boolean) ? h("p", { class: "sentence" }, busy.filter(Boolean).join(" · ")) : null,
   );
   tellFailure(view);
+  show(several, tasks(view));
   const start = view.last_start;
   show(
     facts,
@@ -81,8 +84,8 @@ function tell(view) {
       "dl",
       { class: "card facts" },
       fact("Models", view.models.join(", ")),
-      fact("Runs as", [view.runtime, view.container, view.run ? String(view.run).slice(0, 24) : ""].filter(Boolean).join(" · ")),
-      fact("Address", view.address),
+      fact("Runs as", [view.runtime, view.container || view.service, view.run ? String(view.run).slice(0, 24) : ""].filter(Boolean).join(" · ")),
+      view.replicas ? fact("Tasks allowed", bounds(view.replicas)) : fact("Address", view.address),
       fact("Needs", view.needs.why),
       fact("Remarks", view.needs.remarks.join(" ")),
       fact("State since", moment(view.since)),
@@ -101,7 +104,7 @@ store.addEventListener("news", () => {
   const [view] = store.backends;
   if (!begun) {
     begun = true;
-    box.replaceChildren(head, now, failure, facts);
+    box.replaceChildren(head, now, failure, several, facts);
   }
   actions.update();
   tell(view);

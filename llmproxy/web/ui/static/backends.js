@@ -2,21 +2,23 @@
 
 import { buttons } from "./actions.js";
 import { h, show } from "./dom.js";
+import { pending, ratio } from "./tasks.js";
 import { about, amount, duration, plural, rate, stateName, tone } from "./words.js";
 
-export const pill = (state) => h("span", { class: `pill s-${tone(state)}` }, stateName(state));
+export const pill = (view) => h("span", { class: `pill s-${tone(view.state)}` }, `${stateName(view.state)}${ratio(view)}`);
 
 // One sentence on what it does, or why it does not.
 export function sentence(view, now, at) {
   const gone = now - at;
   switch (view.state) {
     case "ready":
+      if (pending(view)) return pending(view);
       if (view.in_flight > 0) return view.tokens_per_second ? rate(view.tokens_per_second) : "answering";
       if (view.pinned) return "idle; stays, as it is pinned";
       return view.idle_in === null ? "idle" : `idle; leaves in ${about(view.idle_in - gone)}`;
     case "starting":
     case "waking":
-      return "";
+      return view.reason || "";
     case "sleeping": {
       const wake = view.estimate.wake;
       const back = wake === null ? "" : `back in about ${duration(wake)}`;
@@ -93,7 +95,7 @@ class Row {
       h("a", { class: "name", href: `/ui/backends/${encodeURIComponent(view.name)}` }, view.name),
       h("span", { class: "faint" }, [view.models.join(", ") || "no model known", memory(view)].filter(Boolean).join(" · ")),
     );
-    show(this.state, pill(view.state), counts(view));
+    show(this.state, pill(view), counts(view));
     this.actions.update();
     this.tick();
   }
