@@ -86,11 +86,11 @@ def test_what_is_taken() -> None:
 def test_constraints(constraint: str, nodes: set[str]) -> None:
     """Each is read as Swarm reads it; what is not understood forbids nothing."""
     there = [node("a", name="tower", labels={"gpu": "a100"}), node("b", role="manager")]
-    assert allowed_nodes(service("1", "s", 1, (constraint,)), there) == nodes
+    assert allowed_nodes(service("1", "s", 1, (constraint,)), there) == frozenset(nodes)
 
 
 def test_all_of_them_count() -> None:
     """A node has to meet every constraint."""
     there = [node("a", labels={"gpu": "a100"}), node("b", role="manager", labels={"gpu": "a100"})]
     both = ("node.labels.gpu == a100", "node.role == worker")
-    assert allowed_nodes(service("1", "s", 1, both), there) == {"a"}
+    assert allowed_nodes(service("1", "s", 1, both), there) == frozenset("a")
