@@ -11,16 +11,17 @@ from typing import Any, Protocol
 
 from attrs import define, evolve, field, frozen
 from docker.api.client import APIClient
-from docker.errors import APIError, NotFound
+from docker.errors import NotFound
+from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from llmproxy.runtimes.docker_client import Engine
 from llmproxy.runtimes.docker_reach import find_reach
 from llmproxy.runtimes.interface import Exit, RuntimeUnavailable
-from llmproxy.runtimes.swarm_calls import get, list_nodes, list_services, list_tasks, trouble
+from llmproxy.runtimes.swarm_calls import get, list_nodes, list_services, list_tasks
 from llmproxy.runtimes.swarm_events import Happening
+from llmproxy.runtimes.swarm_manager import Manager
 from llmproxy.runtimes.swarm_reach import Here
 from llmproxy.runtimes.swarm_state import Picture, SwarmNode, SwarmService, SwarmTask
 
@@ -69,7 +70,7 @@ class Monitor:
     """Looks, one look after the other, and tells all subjects."""
 
     _reactor: IReactorTime
-    _engine: Engine
+    _manager: Manager
     _subjects: list[Subject] = field(factory=list, init=False)
     _nodes: Mapping[str, SwarmNode] = field(factory=dict, init=False)
     _nodes_at: float | None = field(default=None, init=False)
@@ -147,7 +148,8 @@ class Monitor:
         if self._nodes_at is None or self._began - self._nodes_at >= NODES_EVERY:
             nodes, self._nodes_at = {}, self._began
         before = self._here
-        looked = self._engine.call(lambda client: _look(client, self._engine.host, names, nodes, before))
+        host = self._manager.engine.host
+        looked = self._manager.call(lambda client: _look(client, host, names, nodes, before))
         looked.addCallbacks(self._looked, self._failed, callbackArgs=(subjects,), errbackArgs=(subjects,))
 
     def _looked(self, found: _Found, subjects: Iterable[Subject]) -> None:
@@ -182,10 +184,7 @@ class Monitor:
 
     def _failed(self, reason: Failure, subjects: Iterable[Subject]) -> None:
         self._nodes_at = None
-        error = reason.value
-        if isinstance(error, APIError):
-            reason = Failure(trouble(self._engine.host, error))
-        elif not isinstance(error, RuntimeUnavailable) and not self._closed:
+        if not reason.check(RuntimeUnavailable, CancelledError):
             self._log.failure("looking at services failed", failure=reason)
         for subject in subjects:
             if self._here_still(subject):

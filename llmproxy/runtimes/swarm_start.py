@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from llmproxy.config.model import BackendSpec, DockerSettings
 from llmproxy.engines.phases import Phase
-from llmproxy.runtimes.docker_client import Engine, describe
+from llmproxy.runtimes.docker_client import describe
 from llmproxy.runtimes.docker_create import has_image
 from llmproxy.runtimes.docker_guard import refusal
 from llmproxy.runtimes.docker_reach import find_reach, instance_port
@@ -142,7 +142,6 @@ class Arrival:
     """
 
     _reactor: IReactorTime
-    _engine: Engine
     spec: BackendSpec
     _known: frozenset[str]
     _step: Step

@@ -52,17 +52,15 @@ class Ending:
     def __attrs_post_init__(self) -> None:
         self.ended = Deferred(lambda _: self._finish())
 
-    def start(self, grace: float, *, term: bool = False) -> Deferred[None]:
-        """Set the timers.
+    def start(self, grace: float) -> Deferred[None]:
+        """Send the first signal and set the timers.
 
         :param grace: seconds until KILL; 0 kills at once.
-        :param term: send the first TERM, too: Swarm does not.
         """
         if grace <= 0:
             self._kill()
         else:
-            if term:
-                self._signal(None)
+            self._signal(None)
             self._later(grace / 2, lambda: self._signal(None))
             self._later(grace, self._kill)
         return self.ended

@@ -41,28 +41,37 @@ def run_name(picture: Picture, over: Callable[[str], bool] = lambda run: False) 
     return f"{service.id}:{tasks[0].id}" if tasks else name
 
 
-def instance_of(spec: BackendSpec, picture: Picture, here: Here, run: str, me: str) -> Instance | None:
+def instance_of(
+    spec: BackendSpec, picture: Picture, here: Here, run: str, me: str, before: Instance | None = None
+) -> Instance | None:
     """The run as it is; None when no task of it can be reached.
 
     :param me: names this proxy, whose own notes tell it nothing.
+    :param before: the same run a while ago.
     """
     service = picture.service
     assert service is not None
+    known = {} if before is None else {task.id: task.addresses for task in before.tasks}
     tasks: list[Task] = []
     for task in picture.running:
-        found = task_addresses(spec, picture, task, here)
+        # Of one that leaves Swarm tells no ports any more.
+        found = (() if task.wanted else known.get(task.id, ())) or task_addresses(spec, picture, task, here)
         if found:
             node = picture.nodes.get(task.node)
             tasks.append(Task(task.id, found, not task.wanted, task.node if node is None else node.name))
     if not tasks:
         return None
     addresses: tuple[Address, ...] = tuple(dict.fromkeys(each for task in tasks for each in task.addresses))
+    if before is not None:
+        started_at = before.started_at
+    else:
+        started_at = min((task.changed_ns for task in picture.running), default=0) / 1e9 or None
     wanted = service.replicas or 0
     uses = others(service.labels, me)
     return Instance(
         run,
         addresses,
-        min((task.changed_ns for task in picture.running if task.changed_ns), default=0) / 1e9 or None,
+        started_at,
         tuple(tasks),
         wanted,
         picture.pending,
@@ -90,6 +99,7 @@ class SwarmWatch:
     teller: Teller = field(init=False)
     picture: Picture | None = field(default=None, init=False)
     _members: dict[str, str] = field(factory=dict, init=False)
+    _instance: Instance | None = field(default=None, init=False)
     _made_of: tuple[str, str] | None = field(default=None, init=False)
     _seen_before: bool = field(default=False, init=False)
     _finishing: bool = field(default=False, init=False)
@@ -131,6 +141,7 @@ class SwarmWatch:
 
     def started(self, instance: Instance) -> None:
         """``ensure_started`` gives this run away; its end is told from now on."""
+        self._instance = instance if instance.tasks else None
         self._members.update((task.id, instance.run) for task in instance.tasks)
         self.teller.answered(instance)
 
@@ -158,8 +169,10 @@ class SwarmWatch:
         if known is not None and running and not self._failed_unseen(known, picture):
             again, self._again = self._again, False
             self._members.update((task.id, known) for task in running)
-            instance = instance_of(self.spec, picture, here, known, self._me)
+            before = self._instance if self._instance is not None and self._instance.run == known else None
+            instance = instance_of(self.spec, picture, here, known, self._me, before)
             if instance is not None:
+                self._instance = instance
                 self.teller.running(instance, again=again)
         elif known is not None:
             self._over(known, picture)
@@ -170,6 +183,7 @@ class SwarmWatch:
             if instance is None or all(task.leaving for task in instance.tasks):
                 self.teller.absent()
             else:
+                self._instance = instance
                 self._members = {task.id: instance.run for task in running}
                 self.teller.running(instance)
         else:

@@ -1,0 +1,150 @@
+"""The starts that are under way, one for each service however many ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from attrs import define, field
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+
+from llmproxy.config.model import BackendSpec, DockerSettings
+from llmproxy.engines.phases import Phase
+from llmproxy.runtimes.docker_threads import shielded
+from llmproxy.runtimes.interface import Address, Instance, RuntimeUnavailable, StartRefused, Step
+from llmproxy.runtimes.swarm_ends import Ends
+from llmproxy.runtimes.swarm_manager import Manager
+from llmproxy.runtimes.swarm_monitor import Monitor
+from llmproxy.runtimes.swarm_reach import task_port
+from llmproxy.runtimes.swarm_scale import put_out
+from llmproxy.runtimes.swarm_start import Arrival, Arrived, begin, make_service
+from llmproxy.runtimes.swarm_state import service_name
+from llmproxy.runtimes.swarm_watch import SwarmWatch, instance_of, run_name
+
+__all__ = ["Starts"]
+
+T = TypeVar("T")
+
+ROUNDS = 4
+"""How often a start begins anew when somebody else stops or removes the service meanwhile."""
+
+
+@define(eq=False)
+class Starts:
+    """Starts services.
+
+    :ivar watch: who watches a route here, whose view of a run is the one that counts.
+    :ivar me: names this proxy.
+    """
+
+    _reactor: IReactorTime
+    _manager: Manager
+    _monitor: Monitor
+    _ends: Ends
+    _settings: DockerSettings
+    _backend_key: str | None = field(repr=False)
+    _me: str
+    _watch: Callable[[str], SwarmWatch | None]
+    _starts: dict[str, Deferred[Instance]] = field(factory=dict, init=False)
+    _arrivals: set[Arrival] = field(factory=set, init=False)
+
+    def close(self) -> None:
+        """Give up all of them; what is being started goes on."""
+        for arrival in list(self._arrivals):
+            arrival.fail(Failure(CancelledError()))
+        for started in list(self._starts.values()):
+            started.cancel()
+
+    def under_way(self, name: str) -> bool:
+        """Whether that service is being started."""
+        return name in self._starts
+
+    def start(self, spec: BackendSpec, step: Step) -> Deferred[Instance]:
+        """See :meth:`llmproxy.runtimes.interface.IRuntime.ensure_started`."""
+        name = service_name(spec)
+        started = self._starts.get(name)
+        if started is None:
+            started = Deferred.fromCoroutine(self._start(spec, name, step))
+            if not started.called:
+                self._starts[name] = started
+                started.addBoth(self._over, name)
+        answer = shielded(started)
+        started.addErrback(lambda _: None)  # told to those who still wait
+        return answer
+
+    def stop(self, name: str) -> None:
+        """That service is not to run: nobody needs to wait for its first task."""
+        for arrival in list(self._arrivals):
+            if arrival.name == name:
+                refused = StartRefused(f"service {name!r} was stopped before it ran", "Start it again.")
+                arrival.fail(Failure(refused))
+
+    def _over(self, result: T, name: str) -> T:
+        self._starts.pop(name, None)
+        return result
+
+    async def _start(self, spec: BackendSpec, name: str, step: Step) -> Instance:
+        for _ in range(ROUNDS):
+            known = await self._manager.call(
+                lambda client: begin(client, spec, self._backend_key, self._settings)
+            )
+            if known is None:
+                await self._create(spec, name, step)
+                continue
+            arrived = await self._arrive(spec, known, step)
+            if arrived.verdict.kind in ("runs", "ended"):
+                return await self._begun(spec, arrived)
+        raise StartRefused(
+            f"service {name!r} is stopped or removed by somebody else whenever it is started",
+            f"See what does that: docker service ps {name}, docker events --filter type=service",
+        )
+
+    async def _create(self, spec: BackendSpec, name: str, step: Step) -> None:
+        if spec.image is None:
+            raise StartRefused(
+                f"service {name!r} does not exist",
+                "Deploy it (docker stack deploy; its name is STACK_SERVICE, docker service ls shows it), or"
+                " give the backend an image.",
+            )
+        step(Phase("creating"))
+        await self._manager.call(lambda client: make_service(client, spec, self._backend_key, self._settings))
+
+    async def _arrive(self, spec: BackendSpec, known: frozenset[str], step: Step) -> Arrived:
+        arrival = Arrival(self._reactor, spec, known, step)
+        self._arrivals.add(arrival)
+        self._monitor.add(arrival)
+        try:
+            return await arrival.over
+        except StartRefused:
+            # Nobody shall try behind our back what has failed.
+            with suppress(RuntimeUnavailable):
+                await self._manager.call(lambda client: put_out(client, service_name(spec)))
+            raise
+        finally:
+            self._arrivals.discard(arrival)
+            self._monitor.remove(arrival)
+
+    async def _begun(self, spec: BackendSpec, arrived: Arrived) -> Instance:
+        watch, picture = self._watch(spec.route), arrived.picture
+        over = watch.is_over if watch is not None else lambda _: False
+        run, task = run_name(picture, over), arrived.verdict.task
+        instance = instance_of(spec, picture, arrived.here, run, self._me)
+        if instance is None:
+            assert picture.service is not None
+            # It has ended already: there is nothing better to say.
+            where = Address(arrived.here.reach.published, task_port(spec, picture.service), "published")
+            instance = Instance(run, (where,))
+        if arrived.verdict.kind == "ended" and task is not None:
+            exit = await self._ends.failed(spec, picture, task)
+            if watch is not None:
+                watch.started(instance)
+                # Said after the one who waits for the start has its answer.
+                self._reactor.callLater(0, watch.ended, run, exit)
+        elif watch is not None:
+            watch.started(instance)
+            # It may have ended since that look.
+            self._monitor.look()
+        return instance
