@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+from collections.abc import Callable
 
 from attrs import define, field
 
@@ -83,6 +85,24 @@ class ContainedProxy(Proxy):
         """See :class:`~tests.integration.proxy.Proxy`."""
         os.kill(self.pid, signal.SIGKILL)
         until(lambda: not self.runs, 10)
+
+    def sent_to(self, address: str) -> Callable[[], int]:
+        """Count what it sends to an address from now on: TCP segments with something to read.
+
+        :return: says how many there were.
+        """
+        tool = ["nsenter", f"--net=/proc/{self.pid}/ns/net", "iptables", "-w"]
+        rule = ["-I", "OUTPUT", "-p", "tcp", "-d", address, "--tcp-flags", "PSH", "PSH"]
+        subprocess.run([*tool, *rule], timeout=20, check=True)
+
+        def count() -> int:
+            listed = subprocess.run(
+                [*tool, "-L", "OUTPUT", "-nvx"], capture_output=True, text=True, timeout=20, check=True
+            )
+            rows = (line.split() for line in listed.stdout.splitlines())
+            return next(int(row[0]) for row in rows if address in row)
+
+        return count
 
     def close(self) -> None:
         """See :class:`~tests.integration.proxy.Proxy`."""

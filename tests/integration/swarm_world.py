@@ -112,6 +112,12 @@ class SwarmWorld:
         self._join()
         options = ("--driver", "overlay", "--attachable", "--label", TEST_LABEL)
         self.manager.docker("network", "create", *options, self.network)
+        # A node that has nobody on a network takes 10 s to join it while another one is lost.
+        keeper = ("--mode", "global", "--network", self.network, "--stop-signal", "KILL")
+        self.manager.docker(
+            *("service", "create", "--quiet", "--detach", "--no-resolve-image", "--name", "keeper", *keeper),
+            *("--label", TEST_LABEL, DEMO_IMAGE, "sleep", "infinity"),
+        )
 
     def _join(self) -> None:
         manager = self.manager

@@ -6,12 +6,13 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests.integration.conftest import Front
 from tests.integration.proxy import Proxy, demo
-from tests.integration.swarm_proxy import services_of
+from tests.integration.swarm_proxy import ContainedProxy, services_of
 from tests.integration.swarm_services import TaskView
 from tests.integration.swarm_traffic import Stream, Traffic, some_words
 from tests.integration.swarm_world import HEARTBEAT, SwarmWorld
@@ -40,6 +41,17 @@ def two_tasks(proxy: Proxy) -> list[TaskView]:
     assert {task.node for task in tasks} == {"w1", "w2"}
     until(lambda: proxy.chat("a", words=some_words()) and all(map(services.asked, tasks)), 20)
     return tasks
+
+
+def ready(proxy: Proxy) -> dict[str, str]:
+    """Tasks that requests are handed to, and their addresses."""
+    tasks = proxy.backend("a")["replicas"]["tasks"]
+    return {task["id"]: urlsplit(task["address"]).hostname for task in tasks if task["state"] == "ready"}
+
+
+def until_left(proxy: Proxy, task: TaskView, seconds: float) -> None:
+    """Wait until the proxy knows that it has ended."""
+    until(lambda: task.id not in ready(proxy), seconds)
 
 
 @pytest.mark.parametrize("silent", [True, False], ids=["power", "engine"])
@@ -110,29 +122,32 @@ def test_a_partition_that_is_healed_soon(front: Front, swarm: SwarmWorld, stack:
 
 
 def test_a_partition_and_its_healing(front: Front, swarm: SwarmWorld) -> None:
-    """Requests go elsewhere while a worker is cut off; what ran there is not used when it is back, and no
+    """Requests go elsewhere while a worker is cut off; what ran there gets none when it is back, and no
     request fails for any of that before its first byte."""
     proxy = front({"a": demo(replicas=TWO, options=ON_WORKERS)})
+    assert isinstance(proxy, ContainedProxy)
     services = services_of(proxy)
     (old,) = (task for task in two_tasks(proxy) if task.node == "w1")
+    sent = proxy.sent_to(ready(proxy)[old.id])
     cut = swarm.node("w1")
     with Traffic([proxy], "a", clients=4) as traffic:
         time.sleep(1)
         cut.cut()
-        until(lambda: swarm.status(cut)[0] == "down", 30)
+        until_left(proxy, old, MISSED)
+        before = sent()
         until(lambda: [task.node for task in services.running("a")] == ["w2", "w2"], 30)
-        before = len(traffic.outcomes)
+        while_cut_off = len(traffic.outcomes)
         time.sleep(1)
         cut.heal()
         until(lambda: swarm.status(cut)[0] == "ready", 30)
         time.sleep(3)
-    assert len(traffic.outcomes) > before + 20
+        assert sent() == before > 0
+    assert len(traffic.outcomes) > while_cut_off + 20
     assert traffic.of("lost") == traffic.of("cut") == []
     broken = traffic.of("error")
     assert all(each.stream and each.status == 200 for each in broken), broken
     assert len(broken) <= 4
     assert max(each.seconds for each in traffic.outcomes) < MISSED
-    assert old.id not in {task.id for task in services.running("a")}
 
 
 @pytest.mark.parametrize("managers", [1, 3])
@@ -163,20 +178,29 @@ def test_a_manager_is_restarted(front: Front, swarm: SwarmWorld, stack: ExitStac
 
 
 def test_tasks_that_die_under_steady_traffic(front: Front) -> None:
-    """Tasks are killed one after the other: each request is answered whole, or had its first byte before."""
+    """Tasks are killed one after the other: nothing is sent to one whose end is known, and each request is
+    answered whole, or had its first byte before."""
     proxy = front({"a": demo(replicas={"min": 3, "max": 3, "target_in_flight": 100})})
+    assert isinstance(proxy, ContainedProxy)
     services = services_of(proxy)
     assert proxy.chat("a").status == 200
-    services.until_running("a", 3)
+    until(lambda: len(ready(proxy)) == 3, 30)
     chance = random.Random(7)
+    counts = []
     with Traffic([proxy], "a", clients=8, tokens=10) as traffic:
         for _ in range(5):
-            time.sleep(1 + chance.random())
-            running = services.running("a")
-            if len(running) > 1:
-                services.kill_task(chance.choice(running))
-        services.until_running("a", 3)
-        time.sleep(1)
+            time.sleep(0.5 + chance.random())
+            at = ready(proxy)
+            victim = chance.choice([task for task in services.running("a") if task.id in at])
+            sent = proxy.sent_to(at[victim.id])
+            services.kill_task(victim)
+            until_left(proxy, victim, 3)
+            counts.append((sent, sent()))
+            until(lambda: len(ready(proxy)) > 1, 20)
+        until(lambda: len(ready(proxy)) == 3, 20)
+        time.sleep(0.5)
+        assert [sent() for sent, _ in counts] == [before for _, before in counts]
+        assert sum(before for _, before in counts) > 0
     assert len(traffic.outcomes) > 100
     assert traffic.of("lost") == traffic.of("cut") == []
     broken = traffic.of("error")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
 
 from tests.integration.conftest import Front
-from tests.integration.proxy import Proxy, at_once, demo
+from tests.integration.proxy import Proxy, at_once, chat, demo
 from tests.integration.swarm_proxy import services_of
 from tests.integration.swarm_services import Services
-from tests.integration.swarm_traffic import Traffic
+from tests.integration.swarm_traffic import Traffic, some_words
 from tests.integration.world import until
 
 pytestmark = pytest.mark.docker
+
+SCALING = {"min": 0, "max": 3, "target_in_flight": 2, "out_after": "1s", "in_after": "3s"}
 
 
 def counts(services: Services, route: str, since: float) -> list[int]:
@@ -23,18 +27,16 @@ def counts(services: Services, route: str, since: float) -> list[int]:
     return [int(each) for each in found]
 
 
-def two(front: Front, **settings: object) -> tuple[Proxy, Proxy]:
+def two(front: Front, *arguments: str, **settings: object) -> tuple[Proxy, Proxy]:
     """Two proxies with the same configuration."""
-    backends = {"a": demo(**settings)}
+    backends = {"a": demo(*arguments, **settings)}
     first = front(backends)
     return first, front(backends, beside=first)
 
 
 def test_they_leave_an_idle_service_alone(front: Front) -> None:
     """Nothing is written while nothing is asked, and little while one of them is used."""
-    first, second = two(
-        front, replicas={"min": 0, "max": 3, "target_in_flight": 2, "out_after": "1s", "in_after": "3s"}
-    )
+    first, second = two(front, replicas=SCALING)
     services = services_of(first)
     version = services.version("a")
     time.sleep(4)
@@ -42,7 +44,7 @@ def test_they_leave_an_idle_service_alone(front: Front) -> None:
     began = time.time()
     with ExitStack() as stack:
         for _ in range(4):
-            stack.enter_context(first.streaming("a", delay=0.1))
+            stack.enter_context(first.streaming("a", delay=0.1, words=some_words()))
         services.until_running("a", 2)
         second.until_state("a", "ready")
         time.sleep(8)
@@ -62,18 +64,35 @@ def test_both_are_asked_at_once(front: Front) -> None:
     assert services.starts("a") == 1
 
 
-def test_one_is_killed(front: Front) -> None:
-    """The other one goes on as before, takes over its load, and the one that is started again joins in."""
-    settings = {"min": 0, "max": 3, "target_in_flight": 2, "out_after": "1s", "in_after": "3s"}
-    first, second = two(front, replicas=settings)
+def test_one_is_killed_while_it_starts_the_service(front: Front) -> None:
+    """The start goes on, and the other proxy's requests are answered by it."""
+    first, second = two(front, "--start-delay", "2")
+    services = services_of(first)
+    began = time.time()
+    with ThreadPoolExecutor(1) as pool, first.wire() as wire:
+        wire.post(
+            "/v1/chat/completions", json.dumps(chat("a-model")).encode(), "Content-Type: application/json"
+        )
+        until(lambda: services.replicas("a"), 10)
+        held = pool.submit(second.chat, "a")
+        first.kill()
+        assert wire.rest() == b""
+        assert held.result().status == 200
+    assert counts(services, "a", began) == [1]
+    assert services.starts("a") == 1
+
+
+def test_one_is_killed_under_load(front: Front) -> None:
+    """The other one goes on as before, and the one that is started again joins in."""
+    first, second = two(front, replicas=SCALING)
     services = services_of(first)
     began = time.time()
     with Traffic([second], "a", clients=2) as traffic, ExitStack() as stack:
         for _ in range(4):
-            stack.enter_context(first.streaming("a", delay=0.1))
+            stack.enter_context(first.streaming("a", delay=0.1, words=some_words()))
         until(lambda: services.replicas("a") >= 2, 20)
         first.kill()
-        time.sleep(5)
+        time.sleep(4)
         first.start()
         assert first.chat("a").status == 200
         time.sleep(1)
@@ -83,9 +102,8 @@ def test_one_is_killed(front: Front) -> None:
 
 
 def test_both_under_load(front: Front) -> None:
-    """With changing load at both, the service grows step by step and never back and forth."""
-    settings = {"min": 0, "max": 3, "target_in_flight": 2, "out_after": "1s", "in_after": "3s"}
-    first, second = two(front, replicas=settings)
+    """With load at both, the service grows step by step and never back and forth."""
+    first, second = two(front, replicas=SCALING)
     services = services_of(first)
     began = time.time()
     with Traffic([first, second], "a", clients=10, tokens=10) as traffic:
