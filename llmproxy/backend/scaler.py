@@ -101,7 +101,9 @@ class Scaler:
     def _grow(self, spec: BackendSpec, instance: Instance, load: int) -> None:
         more = instance.replicas + 1
         each = spec.replicas.target_in_flight
-        self._decided("scale out", f"{load} requests for {instance.replicas} x {each}: {more} tasks")
+        self._decided(
+            "scale out", f"{load} requests for {_tasks(instance.replicas)} of {each}: {_tasks(more)}"
+        )
         self._change(self._runtime.scale(spec, more))
 
     def _shrink(self, spec: BackendSpec, instance: Instance) -> None:
@@ -139,7 +141,9 @@ class Scaler:
     def _retire(self, spec: BackendSpec, instance: Instance, task: str) -> None:
         fewer = instance.replicas - 1
         each = spec.replicas.target_in_flight
-        self._decided("scale in", f"fewer than {fewer} x {each} requests for a while: {fewer} tasks")
+        self._decided(
+            "scale in", f"too few requests for {_tasks(instance.replicas)} of {each}: {_tasks(fewer)}"
+        )
         self._change(self._runtime.retire(spec, task, instance.replicas))
 
     def _keep(self) -> None:
@@ -168,3 +172,7 @@ class Scaler:
             self._gate.pause(False)
 
         changing.addCallbacks(changed, failed).addBoth(over)
+
+
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count} tasks"

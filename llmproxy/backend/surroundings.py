@@ -38,9 +38,9 @@ class Transition:
 class Decision:
     """What the scheduler has decided about a backend, and why.
 
-    :ivar kind: ``start``, ``drain``, ``evict``, ``reap``, ``wait`` or ``refuse``; for a lease of GPU memory
-        ``lease`` and ``release``; ``scale out`` and ``scale in`` of a backend of several tasks; ``phase`` is
-        no decision: a start has come that far.
+    :ivar kind: ``start``, ``drain``, ``evict``, ``reap``, ``wait`` or ``refuse``; ``lost``: its host is away
+        and it does not answer; for a lease of GPU memory ``lease`` and ``release``; ``scale out`` and
+        ``scale in`` of a backend of several tasks; ``phase`` is no decision: a start has come that far.
     :ivar whom: the backend, or the lease, that it is done for, if any."""
 
     at: float
