@@ -33,6 +33,9 @@ __all__ = [
     "Published",
     "SecurityFacts",
     "Settings",
+    "SwarmFacts",
+    "SwarmNode",
+    "SwarmService",
     "WindowsFacts",
     "WslFacts",
 ]
@@ -117,6 +120,72 @@ class Image:
 
 
 @frozen
+class SwarmNode:
+    """A machine of the Swarm.  Several may have one name.
+
+    :ivar state: Swarm's word (``ready``, ``down``); ``availability``: the operator's (``active``, ``drain``).
+    :ivar amounts: of generic resources that it advertises, by kind.
+    """
+
+    id: str
+    name: str
+    state: str = "ready"
+    availability: str = "active"
+    manager: bool = False
+    amounts: Mapping[str, int] = Factory(dict)
+
+    @property
+    def usable(self) -> bool:
+        """Whether tasks may be placed there."""
+        return self.state == "ready" and self.availability == "active"
+
+
+@frozen
+class SwarmService:
+    """A service, as far as it matters.
+
+    :ivar networks: ids of those that its tasks are joined to, without the routing mesh's.
+    :ivar ports: of its containers that it publishes, and how (``host``, ``ingress``).
+    :ivar args: its server's command line, as far as the service gives it.
+    :ivar grace: seconds that a task gets to end.
+    """
+
+    name: str
+    image: str = ""
+    mode: str = "replicated"
+    networks: tuple[str, ...] = ()
+    ports: tuple[tuple[int, str], ...] = ()
+    args: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default=Factory(dict), repr=False)
+    grace: float = 10.0
+
+
+@frozen
+class SwarmFacts:
+    """The Swarm that the engine belongs to.
+
+    :ivar state: ``manager``, ``worker``, or Docker's word for what is neither: ``inactive``, ``locked``,
+        ``pending``, ``error``.
+    :ivar reserves: by route, what each task takes of its node; only generic resources.
+    :ivar placeable: by route, ids of the nodes that its constraints allow; only where it has any.
+    :ivar overlays: names of overlay networks, by id.
+    :ivar joined: ids of the networks that we are joined to; None: we are in no container of that engine.
+    :ivar pullable: by image, whether its registry has it; None: that could not be learned.
+    """
+
+    state: str = "inactive"
+    error: str = ""
+    managers: int = 0
+    nodes: tuple[SwarmNode, ...] = ()
+    services: Mapping[str, SwarmService] = Factory(dict)
+    reserves: Mapping[str, Mapping[str, int]] = Factory(dict)
+    placeable: Mapping[str, tuple[str, ...]] = Factory(dict)
+    overlays: Mapping[str, str] = Factory(dict)
+    joined: tuple[str, ...] | None = None
+    pullable: Mapping[str, bool | None] = Factory(dict)
+
+
+@frozen
 class Engine:
     """The Docker engine.
 
@@ -131,6 +200,7 @@ class Engine:
     :ivar apart: seconds that its clock is ahead of ours.
     :ivar ours: we run in one of its containers.
     :ivar containers: all, by name.
+    :ivar swarm: what of a Swarm is told of it; all of that only where a backend runs there.
     """
 
     host: str
@@ -151,6 +221,7 @@ class Engine:
     ours: bool = False
     containers: Mapping[str, Container] = Factory(dict)
     images: Mapping[str, Image] = Factory(dict)
+    swarm: SwarmFacts = SwarmFacts()
 
     @property
     def answers(self) -> bool:

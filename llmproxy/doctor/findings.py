@@ -25,6 +25,7 @@ __all__ = [
 SECTIONS = {
     "settings": "Settings",
     "docker": "Docker",
+    "swarm": "Docker Swarm",
     "backends": "Backends",
     "gpu": "GPU",
     "folders": "Folders",

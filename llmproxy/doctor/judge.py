@@ -22,6 +22,7 @@ from llmproxy.doctor.checks.security import (
     check_wire,
 )
 from llmproxy.doctor.checks.settings import check_key, check_settings
+from llmproxy.doctor.checks.swarm import check_swarm
 from llmproxy.doctor.facts import Facts
 from llmproxy.doctor.findings import SECTIONS, Finding, section
 
@@ -34,6 +35,7 @@ CHECKS: tuple[Check, ...] = (
     check_key,
     check_engine,
     check_compose,
+    check_swarm,
     check_containers,
     check_ports,
     check_programs,

@@ -1,4 +1,4 @@
-"""What is known of each backend that Docker runs, whether its container is there or not.  Pure."""
+"""What is known of each backend that Docker runs, whether its container or service is there or not.  Pure."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ from attrs import evolve, frozen
 
 from llmproxy.config.compose import ComposeService
 from llmproxy.config.model import BackendSpec
-from llmproxy.doctor.facts import Container, Facts, Mount, Published
+from llmproxy.doctor.facts import Container, Facts, Mount, Published, SwarmService
 
-__all__ = ["Known", "known_backends", "read_mount", "read_published", "wants_docker", "wants_gpu"]
+__all__ = [
+    "Known",
+    "KnownService",
+    "known_backends",
+    "read_mount",
+    "read_published",
+    "wants_docker",
+    "wants_gpu",
+]
 
 
 @frozen
@@ -83,6 +91,27 @@ class Known:
         return self.spec.engine == "vllm" and self.spec.image is not None and self.spec.gpus != ()
 
 
+@frozen
+class KnownService:
+    """One that is a service of a Swarm.
+
+    :ivar service: None: it is not there (yet).
+    """
+
+    spec: BackendSpec
+    service: SwarmService | None = None
+
+    @property
+    def route(self) -> str:
+        """Its name."""
+        return self.spec.route
+
+    @property
+    def image(self) -> str:
+        """What its tasks are made from."""
+        return (self.service.image if self.service is not None else "") or self.spec.image or ""
+
+
 def known_backends(facts: Facts) -> tuple[Known, ...]:
     """Those that are containers, by route."""
     config = facts.settings.config
@@ -103,7 +132,7 @@ def wants_docker(facts: Facts) -> bool:
         return False
     if facts.compose.file is not None or config is None:
         return True
-    return any(spec.runtime == "docker" for spec in config.backends.values())
+    return any(spec.runtime in ("docker", "swarm") for spec in config.backends.values())
 
 
 def wants_gpu(known: Iterable[Known]) -> list[str]:

@@ -18,6 +18,7 @@ from llmproxy.config.model import DockerSettings
 from llmproxy.doctor.facts import Container, Engine, Image, Mount, Published
 from llmproxy.doctor.gather.commands import read_text
 from llmproxy.doctor.gather.nvidia import required_cuda
+from llmproxy.doctor.gather.swarm import read_standing
 from llmproxy.runtimes.docker_host import docker_host
 
 __all__ = ["TIMEOUT", "gather_engine", "inspect_backends", "read_inspection", "read_listed"]
@@ -106,6 +107,7 @@ def _ask(settings: DockerSettings, found: Engine, timeout: float) -> Engine:
         apart=_apart(info.get("SystemTime"), began),
         ours=_is_ours(listed),
         containers={each.name: each for each in containers},
+        swarm=read_standing(info.get("Swarm") or {}),
     )
 
 

@@ -24,6 +24,7 @@ from llmproxy.doctor.gather.host import gather_clock, gather_disk, gather_folder
 from llmproxy.doctor.gather.nvidia import gather_gpu
 from llmproxy.doctor.gather.security import gather_security
 from llmproxy.doctor.gather.settings import Reading, find_command
+from llmproxy.doctor.gather.swarm import gather_swarm, labelled_services
 from llmproxy.runtimes.interface import RuntimeUnavailable
 
 __all__ = ["Question", "gather", "gather_proxy", "read_requirement", "secrets_of", "source_path"]
@@ -88,9 +89,10 @@ def _labelled(docker: DockerSettings, engine: Engine) -> list[LabelledContainer]
     from llmproxy.runtimes.docker_catalogue import read_labelled_containers
 
     try:
-        return read_labelled_containers(docker, TIMEOUT)
+        found = read_labelled_containers(docker, TIMEOUT)
     except RuntimeUnavailable:
         return []
+    return [*found, *(labelled_services(docker, TIMEOUT) if engine.swarm.state == "manager" else ())]
 
 
 def gather_proxy(target: Target, key: str | None, timeout: float = TIMEOUT) -> ProxyFacts:
@@ -117,7 +119,9 @@ def _look_closer(facts: Facts, docker: DockerSettings) -> Facts:
         [one.spec.container for one in known if one.spec.container is not None],
         [one.image for one in known if one.image is not None],
     )
-    facts = evolve(facts, engine=engine)
+    config = facts.settings.config
+    specs = () if config is None else tuple(config.backends.values())
+    facts = evolve(facts, engine=gather_swarm(docker, engine, specs, TIMEOUT))
     known = known_backends(facts)
     if facts.host.contained or not engine.local:
         return evolve(facts, disks=_disks(facts, ()))
@@ -195,6 +199,7 @@ def secrets_of(question: Question, facts: Facts) -> set[str]:
     environments = [question.shell, question.written]
     environments += [each.environment for each in facts.engine.containers.values()]
     environments += [each.environment for each in facts.compose.services]
+    environments += [each.environment for each in facts.engine.swarm.services.values()]
     config = facts.settings.config
     found = {question.key or ""}
     if config is not None:
