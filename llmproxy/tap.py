@@ -50,6 +50,7 @@ from llmproxy.web.underway import open_sums
 
 if TYPE_CHECKING:
     from llmproxy.fleet.state_file import StateFile
+    from llmproxy.runtimes.hosts import HostsRuntime
     from llmproxy.systemd import Supervised
     from llmproxy.upgrade.inherited import Inherited
     from llmproxy.upgrade.new import Successor
@@ -183,7 +184,7 @@ class _Assembly:
         self._environ = dict(environ)
         self._loader = Loader(self._environ, command_line, options["config"])
         self._demo = command_line.demo
-        self._docker: DockerWhenNeeded | None = None
+        self._docker: DockerWhenNeeded | HostsRuntime | None = None
         self._swarm: SwarmWhenNeeded | None = None
         self._labelled: list[LabelledContainer] = []
         self._services: list[LabelledContainer] = []
@@ -258,13 +259,19 @@ class _Assembly:
     def _containers(self) -> list[LabelledContainer]:
         if self._demo:
             return []
+        bare = self._loader.bare()
+        if bare.hosts:
+            from llmproxy.runtimes.hosts_later import read_all_labels
+
+            found = read_all_labels(bare, LABELS_LIMIT)
+        else:
+            try:
+                found = read_labels(bare.docker, LABELS_LIMIT)
+            except RuntimeUnavailable as cause:
+                _log.info("labels will be read when the engine answers: {cause}", cause=str(cause))
+                return []
         try:
-            found = read_labels(self._loader.docker_settings(), LABELS_LIMIT)
-        except RuntimeUnavailable as cause:
-            _log.info("labels will be read when the engine answers: {cause}", cause=str(cause))
-            return []
-        try:
-            self._services = read_service_labels(self._loader.docker_settings(), LABELS_LIMIT)
+            self._services = read_service_labels(bare.docker, LABELS_LIMIT)
         except RuntimeUnavailable as cause:
             _log.info("labels of services will be read when their manager answers: {cause}", cause=str(cause))
         return found
@@ -285,12 +292,19 @@ class _Assembly:
             self._reactor.callWhenRunning(self._end_strays)
         runtimes: dict[str, IRuntime] = {"process": process, "url": UrlRuntime()}
         if not self._demo:
-            self._docker = DockerWhenNeeded(
-                self._reactor,
-                config.docker,
-                compose=lambda: self._loader.compose,
-                backend_key=config.backend_key,
-            )
+            if config.hosts:
+                from llmproxy.runtimes.hosts_later import hosts_runtime
+
+                self._docker = hosts_runtime(
+                    self._reactor, config, lambda: self._loader.compose, self._labelled
+                )
+            else:
+                self._docker = DockerWhenNeeded(
+                    self._reactor,
+                    config.docker,
+                    compose=lambda: self._loader.compose,
+                    backend_key=config.backend_key,
+                )
             runtimes["docker"] = self._docker
             self._swarm = SwarmWhenNeeded(self._reactor, config.docker, backend_key=config.backend_key)
             runtimes["swarm"] = self._swarm

@@ -185,6 +185,10 @@ class Api:
         """Who has the GPUs' memory."""
         return self._json("GET", "/api/gpus")
 
+    def hosts(self) -> list[dict[str, Any]]:
+        """The machines that backends run on, where there are several."""
+        return self._list("/api/hosts", "hosts")
+
     def advice(self) -> dict[str, Any]:
         """Which settings would have spared starts."""
         return self._json("GET", "/api/advice")

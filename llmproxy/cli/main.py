@@ -56,6 +56,9 @@ _SECTIONS = {
         "why": Later("llmproxy.cli.scheduling", "Tell why a backend runs, waits, or has left"),
         "plan": Later("llmproxy.cli.scheduling", "Tell what is to be done now, or what a request would do"),
         "gpus": Later("llmproxy.cli.scheduling", "Show who has the memory of each GPU"),
+        "hosts": Later(
+            "llmproxy.cli.scheduling", "Show the machines that backends run on, and which are away"
+        ),
         "lease": Later(
             "llmproxy.cli.scheduling", "Lend GPU memory to something else: a game, ComfyUI, training"
         ),

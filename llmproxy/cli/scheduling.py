@@ -11,10 +11,17 @@ import click
 from llmproxy.cli.client import Api, ApiError
 from llmproxy.cli.command import command, say_json
 from llmproxy.cli.completing import backend_names, lease_names
-from llmproxy.cli.sharing_view import advice_lines, gpu_table, lease_lines, leases_table
+from llmproxy.cli.sharing_view import (
+    advice_lines,
+    away_lines,
+    gpu_table,
+    hosts_table,
+    lease_lines,
+    leases_table,
+)
 from llmproxy.cli.terminal import console, print_lines, width_of
 
-__all__ = ["advise", "gpus", "lease", "leases", "plan", "release", "why"]
+__all__ = ["advise", "gpus", "hosts", "lease", "leases", "plan", "release", "why"]
 
 
 @click.command()
@@ -75,6 +82,25 @@ def gpus(api: Api, *, as_json: bool) -> None:
     print_lines(out, gpu_table(found["gpus"], width_of(out)))
     if found.get("not_measured"):
         print_lines(out, [f"Free memory is not measured: {found['not_measured']}."])
+
+
+@click.command()
+@command
+def hosts(api: Api, *, as_json: bool) -> None:
+    """Show the machines that backends run on, and which are away.
+
+    \b
+    Example: llmproxy hosts
+    """
+    found = api.hosts()
+    if as_json:
+        say_json({"hosts": found})
+        return
+    if not found:
+        click.echo("There is this machine alone: `hosts` in llmproxy.yaml names others.")
+        return
+    out = console()
+    print_lines(out, [*hosts_table(found, width_of(out)), *away_lines(found)])
 
 
 @click.command()

@@ -11,7 +11,15 @@ from llmproxy.cli.columns import Column, table
 from llmproxy.cli.view import amount
 from llmproxy.words import duration
 
-__all__ = ["advice_lines", "gpu_table", "lease_lines", "leases_table", "wait_lines"]
+__all__ = [
+    "advice_lines",
+    "away_lines",
+    "gpu_table",
+    "hosts_table",
+    "lease_lines",
+    "leases_table",
+    "wait_lines",
+]
 
 
 def wait_lines(backends: Iterable[Mapping[str, Any]], now: float) -> list[str]:
@@ -103,6 +111,33 @@ def gpu_table(gpus: Sequence[Mapping[str, Any]], width: int | None) -> list[Text
             Column("UNCLAIMED", sums["unclaimed"], right=True, brief=(0, "LEFT")),
             Column("MEASURED FREE", free, right=True, brief=(0, "MEASURED"), drop=1),
             Column("BY", _cells(who), shorten=(6, 12)),
+        ],
+        width,
+    )
+
+
+def away_lines(hosts: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Which hosts are away, and why."""
+    return [
+        f"host {host['name']} is away: {host['away']}" for host in hosts if host["away"] and host["expected"]
+    ]
+
+
+def hosts_table(hosts: Sequence[Mapping[str, Any]], width: int | None) -> list[Text]:
+    """A line for each host."""
+
+    def state(host: Mapping[str, Any]) -> Text:
+        if not host["away"]:
+            return Text("there", style="green")
+        return Text("away" if host["expected"] else "not used", style="red" if host["expected"] else "dim")
+
+    return table(
+        [
+            Column("HOST", _cells((host["name"] for host in hosts), "bold")),
+            Column("STATE", [state(host) for host in hosts]),
+            Column("ENGINE", _cells(host["engine"] for host in hosts), drop=1),
+            Column("GPUS", _cells(", ".join(host["gpus"]) for host in hosts), drop=2),
+            Column("BACKENDS", _cells(", ".join(host["backends"]) for host in hosts), shorten=(0, 12)),
         ],
         width,
     )

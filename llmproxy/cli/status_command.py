@@ -57,7 +57,7 @@ def status(api: Api, names: tuple[str, ...], watch: float | None, *, as_json: bo
     def look() -> dict[str, Any]:
         if names:
             return {"backends": [api.backend(name) for name in names]}
-        return {"backends": api.backends(), "leases": api.leases()}
+        return {"backends": api.backends(), "leases": api.leases(), "hosts": api.hosts()}
 
     def draw(found: dict[str, Any], width: int | None) -> list[Any]:
         return _in_full(found, width) if names else _in_brief(found, width)
@@ -100,7 +100,7 @@ def _in_brief(found: dict[str, Any], width: int | None) -> list[Any]:
     """A line for each backend, what failed or waits, and what is lent."""
     from rich.text import Text
 
-    from llmproxy.cli.sharing_view import lease_lines, wait_lines
+    from llmproxy.cli.sharing_view import away_lines, lease_lines, wait_lines
     from llmproxy.cli.tasks_view import pending_lines
     from llmproxy.cli.view import backends_table, failure_lines
 
@@ -111,7 +111,12 @@ def _in_brief(found: dict[str, Any], width: int | None) -> list[Any]:
         if backend["state"] == "failed"
         for line in failure_lines(backend["name"], backend.get("last_failure"), tail=0)
     ]
-    told += [*wait_lines(backends, now), *pending_lines(backends), *lease_lines(found["leases"], now)]
+    told += [
+        *away_lines(found["hosts"]),
+        *wait_lines(backends, now),
+        *pending_lines(backends),
+        *lease_lines(found["leases"], now),
+    ]
     if not backends:
         told.insert(0, "No backends are configured: see llmproxy.example.yaml, or label a container.")
         return [Text(line) for line in told]

@@ -157,6 +157,7 @@ def backend_lines(backend: Mapping[str, Any], now: float) -> list[str]:
         ("decided", _decided(backend.get("decision"), now)),
         ("runtime", f"{backend.get('runtime')}, engine {backend.get('engine')}"),
         ("container", backend.get("container") or ""),
+        ("host", backend.get("host") or ""),
         ("service", backend.get("service") or ""),
         ("tasks", "" if not replicas else replicas_words(replicas)),
         ("pending", pending if pending != backend.get("reason") else ""),

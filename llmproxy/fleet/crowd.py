@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from llmproxy.backend.makeup import Makeup
 
@@ -35,11 +35,18 @@ def _gone_in(other: Makeup, now: float) -> float | None:
     return max(0.0, stays - now) + takes
 
 
-def neighbours(backend: Makeup, others: Iterable[Makeup]) -> tuple[str, ...]:
-    """The names of those that have memory of its GPUs."""
-    gpus = set(backend.needs.gpus)
+def neighbours(
+    backend: Makeup, others: Iterable[Makeup], gpus_of: Callable[[Makeup], Iterable[str]]
+) -> tuple[str, ...]:
+    """The names of those that have memory of its GPUs.
+
+    :param gpus_of: the GPUs of a backend, by names that tell those of different machines apart.
+    """
+    gpus = set(gpus_of(backend))
     return tuple(
         other.name
         for other in others
-        if other is not backend and other.state not in ("absent", "failed") and gpus & set(other.needs.gpus)
+        if other is not backend
+        and other.state not in ("absent", "failed")
+        and gpus.intersection(gpus_of(other))
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from attrs import evolve, fields
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, succeed
@@ -17,10 +18,14 @@ from llmproxy.backend.probe import Connect
 from llmproxy.backend.surroundings import Decision, Event, Surroundings
 from llmproxy.config.model import BackendSpec, Config
 from llmproxy.fleet.names import index_names
+from llmproxy.fleet.pressure import Pressure
 from llmproxy.fleet.scheduler import Scheduler
-from llmproxy.runtimes.interface import Address, IRuntime
+from llmproxy.runtimes.interface import Address, HostState, ICluster, IHosts, IRuntime
 from llmproxy.scheduling.history import History
 from llmproxy.scheduling.learned import Learned
+
+if TYPE_CHECKING:
+    from llmproxy.fleet.lookout import Lookout
 
 __all__ = ["EVENTS_KEPT", "Fleet"]
 
@@ -97,6 +102,7 @@ class Fleet:
         *,
         host_memory: int = 0,
     ) -> None:
+        hosts = next((one for one in runtimes.values() if isinstance(one, IHosts)), None)
         self.config = config
         self.backends: dict[str, Backend] = {}
         self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
@@ -111,7 +117,23 @@ class Fleet:
             self.learned,
             self.history,
             host_memory=host_memory,
+            hosts=hosts,
         )
+        self._lookout: Lookout | None = None
+        if hosts is not None:
+            from llmproxy.fleet.lookout import Lookout
+
+            self._lookout = Lookout(
+                clock,
+                connect,
+                self.scheduler.places,
+                lambda: list(self._by_name().values()),
+                self._record,
+                lambda: self.scheduler.frozen,
+            )
+            hosts.on_hosts_change(self._hosts_changed)
+        cluster = next((one for one in runtimes.values() if isinstance(one, ICluster)), None)
+        self._pressure = None if cluster is None else self._make_pressure(clock, cluster)
         self.heir: Callable[[str], Backend | None] = self.route
         self._clock = clock
         self._runtimes = runtimes
@@ -139,6 +161,16 @@ class Fleet:
         for spec in config.backends.values():
             self._add(spec)
 
+    def _make_pressure(self, clock: IReactorTime, cluster: ICluster) -> Pressure:
+        return Pressure(
+            clock,
+            cluster,
+            self.scheduler,
+            self.learned,
+            lambda: {name: one for name, one in self.backends.items() if one.runtime is cluster},
+            lambda: self.config.scheduler.max_wait_before_drain,
+        )
+
     # -- looking up ---------------------------------------------------------------------------------
 
     def route(self, name: str) -> Backend | None:
@@ -165,6 +197,8 @@ class Fleet:
         """
         for runtime in self._runtimes.values():
             runtime.start()
+        if self._pressure is not None:
+            self._pressure.start()
         looked = self._watch(self.backends.values())
         looked.addTimeout(WATCH_LIMIT, self._clock, lambda *_: None)
         looked.addCallback(lambda _: self.scheduler.fleet_known())
@@ -218,6 +252,10 @@ class Fleet:
         :param heir: what stands here for a backend there.
         """
         self.scheduler.close()
+        if self._lookout is not None:
+            self._lookout.close()
+        if self._pressure is not None:
+            self._pressure.close()
         # At the end of this process they go on.
         self.config = evolve(self.config, stop_backends_on_exit=False)
         self.heir = heir
@@ -257,6 +295,10 @@ class Fleet:
             # What has not finished by now must not look as if it had.
             backend.cut("llmproxy ends")
         self.scheduler.close()
+        if self._lookout is not None:
+            self._lookout.close()
+        if self._pressure is not None:
+            self._pressure.close()
         for backend in self._all():
             backend.close()
         return DeferredList([runtime.close() for runtime in self._runtimes.values()]).addCallback(
@@ -276,6 +318,15 @@ class Fleet:
 
     def _ping(self, _: None, name: str) -> Deferred[None]:
         return self._runtimes[name].ping()
+
+    def hosts(self) -> tuple[HostState, ...]:
+        """The machines that backends run on, where there are several; none otherwise."""
+        return self.scheduler.places.states()
+
+    def _hosts_changed(self) -> None:
+        assert self._lookout is not None
+        self._lookout.look()
+        self.scheduler.soon()
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -325,6 +376,8 @@ class Fleet:
                 self._replace(present, spec)
                 done.append(f"replaced {route}")
         self._watch(fresh).addCallback(lambda _: self._prewarm(fresh))
+        if _engines(old) != _engines(config):
+            done.append("hosts changed: takes effect at the next start")
         if old.listen != config.listen:
             done.append("listen changed: takes effect at the next start")
         return done
@@ -405,6 +458,11 @@ class Fleet:
             )
         for listener in list(self._listeners):
             listener(event)
+
+
+def _engines(config: Config) -> dict[str, tuple[object, ...]]:
+    """What the runtime knows of hosts; their GPUs are the scheduler's."""
+    return {name: (host.docker, host.tls, host.address) for name, host in config.hosts.items()}
 
 
 def _secrets(config: Config) -> tuple[str, ...]:

@@ -21,8 +21,10 @@ from llmproxy.backend.surroundings import Decision
 from llmproxy.config.model import Config
 from llmproxy.errors import does_not_fit, not_allowed
 from llmproxy.fleet.crowd import gone_in, neighbours
+from llmproxy.fleet.places import Places, is_here
 from llmproxy.fleet.snapshot import lease_model, model_of, rooms_for
 from llmproxy.runtimes.gpus import AbsentMeter, IGpuMeter, is_absent, settle
+from llmproxy.runtimes.interface import IHosts
 from llmproxy.scheduling.claims import Room, plus
 from llmproxy.scheduling.history import History
 from llmproxy.scheduling.learned import Learned
@@ -58,6 +60,8 @@ class Scheduler:
     :param record: told of each decision.
     :param changed: called when leases changed.
     :param host_memory: bytes of host memory for sleepers when the operator says nothing.
+    :param hosts: the runtime that runs backends on several machines, if one does.
+    :ivar places: on which hosts they are.
     :ivar sound: its last look has come to its end.
     :ivar frozen: it decides nothing for now: another process does, or is about to.
     """
@@ -74,8 +78,10 @@ class Scheduler:
         history: History,
         *,
         host_memory: int = 0,
+        hosts: IHosts | None = None,
     ) -> None:
         self.config = config
+        self.places = Places(hosts, config)
         self.leases = Leases()
         self.meter: IGpuMeter = AbsentMeter("not looked for")
         self.settle: Settle = lambda enough, bound: settle(clock, self.meter, enough, bound)
@@ -198,7 +204,7 @@ class Scheduler:
 
     def reload(self, config: Config) -> None:
         """Settings have changed."""
-        self.config = config
+        self.config = self.places.config = config
         # What was of backends that have ended since the last time.
         backends = self._backends()
         present = set(backends.values())
@@ -225,9 +231,10 @@ class Scheduler:
     def models(self, rooms: Mapping[str, Room]) -> list[Model]:
         """All that counts at present: what holds memory, is wanted, or is due."""
         models = [
-            model_of(backend, name, rooms, self._learned, granted=backend in self._granted)
+            model_of(backend, name, rooms, self._learned, self.places, granted=backend in self._granted)
             for name, backend in self._relevant().items()
         ]
+        models += self.places.doubles(self._backends(), rooms)
         if self._knows:
             models += [lease_model(lease, rooms) for lease in self.leases if not lease.held]
         return models
@@ -246,11 +253,12 @@ class Scheduler:
     def rooms(self, more: Iterable[Backend] = ()) -> dict[str, Room]:
         """The GPUs that count at present."""
         backends = [*self._relevant().values(), *more]
-        gpus = {gpu for backend in backends for gpu in backend.needs.gpus}
-        gpus |= {lease.gpu for lease in self.leases} | set(self.config.gpus)
+        gpus = {gpu for backend in backends for gpu in self.places.everywhere(backend)}
+        gpus |= {lease.gpu for lease in self.leases} | set(self.config.all_gpus)
         for gpu in gpus - self._totals.keys():
-            total = None if is_absent(self.meter) else self.meter.total(gpu)
-            if total is not None or is_absent(self.meter):
+            unknown = is_absent(self.meter) or not is_here(gpu)
+            total = None if unknown else self.meter.total(gpu)
+            if total is not None or unknown:
                 # What could not be read once may be read the next time.
                 self._totals[gpu] = total
         return rooms_for(sorted(gpus), self.config, self._totals, list(self.leases))
@@ -279,7 +287,12 @@ class Scheduler:
         if hypothetical is not None:
             models = [model for model in models if model.name != hypothetical.name]
             asked = model_of(
-                hypothetical, hypothetical.name, rooms, self._learned, granted=hypothetical in self._granted
+                hypothetical,
+                hypothetical.name,
+                rooms,
+                self._learned,
+                self.places,
+                granted=hypothetical in self._granted,
             )
             if asked.phase in ("absent", "asleep") and not asked.waiting:
                 asked = evolve(asked, waiting=1, waiting_since=now, may_evict=True)
@@ -319,11 +332,13 @@ class Scheduler:
 
     def _start(self, start: Start, backend: Backend, now: float) -> None:
         self._granted.add(backend)
-        if backend.needs.gpus:
+        if start.host:
+            self.places.put(backend, start.host)
+        if backend.needs.gpus or start.host:
             self._tell(Decision(now, start.name, "start", start.why))
-        rooms = self.rooms()
+        rooms, gpus = self.rooms(), self.places.gpus(backend)
         wanted = {
-            gpu: rooms[gpu].units(backend.needs.memory) for gpu in backend.needs.gpus if rooms[gpu].known
+            gpu: rooms[gpu].units(backend.needs.memory) for gpu in gpus if rooms[gpu].known and is_here(gpu)
         }
         if backend.state == "sleeping" or is_absent(self.meter) or not wanted:
             self._begin(backend)
@@ -365,6 +380,11 @@ class Scheduler:
                 self._tell(Decision(now, leave.name, "reap", f"idle, {_how(leave.how)}"))
         backend.carry_out(leave)
 
+    def evict(self, leave: Leave) -> None:
+        """One leaves to make room in a cluster, whose nodes the placement knows nothing of."""
+        backends = self._backends()
+        self._leave(leave, backends[leave.name], backends, self._clock.seconds())
+
     def _refuse(self, refuse: Refuse, backend: Backend | None, now: float) -> None:
         self._tell(Decision(now, refuse.name, "refuse", refuse.why))
         if backend is None:
@@ -402,8 +422,8 @@ class Scheduler:
         rooms = self.rooms()
         enough: dict[str, int] = {}
         if not is_absent(self.meter):
-            seen = model_of(backend, backend.name, rooms, self._learned, granted=False)
-            for gpu in backend.needs.gpus:
+            seen = model_of(backend, backend.name, rooms, self._learned, self.places, granted=False)
+            for gpu in filter(is_here, self.places.gpus(backend)):
                 free = self.meter.free(gpu)
                 if rooms[gpu].known and free is not None:
                     enough[gpu] = free + int(CAME_BACK * (seen.claim[gpu] - seen.kept[gpu]))
@@ -469,7 +489,7 @@ class Scheduler:
 
     def neighbours(self, backend: Makeup) -> tuple[str, ...]:
         """See :class:`~llmproxy.backend.surroundings.IScheduler`."""
-        return neighbours(backend, self._backends().values())
+        return neighbours(backend, self._backends().values(), self.places.gpus)
 
     def decided(self, name: str) -> Decision | None:
         """The last decision about a backend or a lease."""

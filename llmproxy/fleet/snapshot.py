@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from llmproxy.backend.conduct import Conduct
 from llmproxy.backend.effects import State
 from llmproxy.config.model import Config, Gpu
+from llmproxy.fleet.places import Places
 from llmproxy.scheduling.claims import NOTHING, SHARES, Memory, Room
 from llmproxy.scheduling.learned import Learned
 from llmproxy.scheduling.leases import GpuLease
-from llmproxy.scheduling.outlook import Model, Phase
+from llmproxy.scheduling.outlook import Model, Phase, Place
 
 __all__ = ["SUPPOSED_WAKE", "lease_model", "model_of", "rooms_for"]
 
@@ -45,8 +46,9 @@ def rooms_for(
     :param totals: bytes, where they were measured.  What the operator says counts more.
     """
     rooms = {}
+    known = config.all_gpus
     for gpu in gpus:
-        told = config.gpus.get(gpu, Gpu())
+        told = known.get(gpu, Gpu())
         total = told.memory or totals.get(gpu)
         room = Room(total or SHARES, told.reserve if total else 0, known=total is not None)
         lent = sum(room.units(lease.memory) for lease in leases if lease.gpu == gpu and lease.held)
@@ -59,18 +61,27 @@ def _spread(gpus: Iterable[str], units: Mapping[str, int]) -> Memory:
 
 
 def model_of(
-    backend: Conduct, name: str, rooms: Mapping[str, Room], learned: Learned, *, granted: bool
+    backend: Conduct,
+    name: str,
+    rooms: Mapping[str, Room],
+    learned: Learned,
+    places: Places,
+    *,
+    granted: bool,
 ) -> Model:
     """One backend as the scheduler sees it.
 
+    :param places: on which hosts it is, and may be.
     :param granted: its start has been decided on, and has not begun yet.
     """
     spec, needs, admission = backend.spec, backend.needs, backend.admission
     estimate = learned.estimate(backend.name, backend.fingerprint)
-    claim = {gpu: rooms[gpu].units(needs.memory) for gpu in needs.gpus}
-    kept = {gpu: _kept(rooms[gpu], claim[gpu], estimate.kept_asleep) for gpu in needs.gpus}
+    gpus = places.gpus(backend)
+    claim = {gpu: rooms[gpu].units(needs.memory) for gpu in gpus}
+    kept = {gpu: _kept(rooms[gpu], claim[gpu], estimate.kept_asleep) for gpu in gpus}
     phase: Phase = "starting" if granted else _PHASES[backend.state]
-    host = sum(_bytes(rooms[gpu], claim[gpu]) for gpu in needs.gpus)
+    host = sum(_bytes(rooms[gpu], claim[gpu]) for gpu in gpus)
+    offered = places.offered(backend, rooms) if phase == "absent" else None
     waiting = admission.waiting
     since = admission.waiting_since
     if backend.wishes.run_since is not None and backend.state in (
@@ -90,7 +101,7 @@ def model_of(
     return Model(
         name,
         phase=phase,
-        claim=claim,
+        claim=_present_claim(claim, kept, offered, away=asleep and places.is_away(backend)),
         held=NOTHING if phase == "absent" else kept if asleep and not backend.half_awake else claim,
         rest=rest,
         sleeps=needs.sleep,
@@ -112,7 +123,17 @@ def model_of(
         waiting_since=since or 0.0,
         urgency=spec.priority + admission.urgency,
         may_evict=admission.may_evict or backend.wishes.run_since is not None,
+        at=places.at(backend),
+        places=offered or (),
     )
+
+
+def _present_claim(claim: Memory, kept: Memory, offered: Sequence[Place] | None, *, away: bool) -> Memory:
+    """Nothing more where no host is there: it is found out at once that it cannot start, and nobody leaves
+    for that."""
+    if away:
+        return kept
+    return NOTHING if offered is not None and not offered else claim
 
 
 def _wake_seconds(backend: Conduct, level: int, learned: Learned) -> float:

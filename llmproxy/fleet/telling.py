@@ -79,6 +79,7 @@ class Story:
     :ivar stays_until: until when it stays after others have left for it.
     :ivar leaves_in: seconds until it leaves if nobody uses it; None: it does not by itself.
     :ivar gpus: those that it needs.
+    :ivar host: the one that it is on, where there are several; ``away``: that is not there at present.
     :ivar tasks: of one that runs as several tasks, how many those are
         (:func:`llmproxy.fleet.telling_tasks.tell_tasks`).
     :ivar start: what is to be expected of it; ``wake`` of the level it would be woken from.
@@ -112,12 +113,16 @@ class Story:
     leaves_in: float | None = None
     level: int = 1
     gpus: Sequence[GpuSum] = ()
+    host: str = ""
+    away: bool = False
     tasks: Sequence[str] = ()
 
 
 def tell_why(story: Story) -> list[str]:
     """Why it runs, waits or has left; when it will leave; what it needs, and how long a start takes."""
     lines = [f"{story.name} is {_state(story)}, for {duration(story.now - story.since)}."]
+    if story.host and story.state not in ("absent", "failed"):
+        lines.append(f"It is on {story.host}{', which is away' if story.away else ''}.")
     if story.state in ("ready", "draining", "starting", "waking"):
         lines += _origin(story)
     if story.state in ("draining", "stopping", "falling_asleep", "sleeping", "absent"):

@@ -99,6 +99,9 @@ class NvmlMeter:
         return self._read(gpu, "free")
 
     def _read(self, gpu: str, figure: str) -> int | None:
+        if "/" in gpu:
+            # Another host's.
+            return None
         try:
             memory = self._nvml.nvmlDeviceGetMemoryInfo(self._handle(gpu))
             amount = int(getattr(memory, figure))

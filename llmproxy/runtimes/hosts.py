@@ -119,7 +119,7 @@ class HostsRuntime:
         """Fires as soon as one of them answers: with it there is something to serve from."""
         pings = [
             fail(RuntimeUnavailable(f"host {host} is away: {self._away[host]}"))
-            if self._is_away(host) and host != LOCAL
+            if self.is_away(host) and host != LOCAL
             else engine.ping()
             for host, engine in self._engines.items()
         ]
@@ -137,7 +137,7 @@ class HostsRuntime:
     def watch(self, spec: BackendSpec, watcher: Watcher) -> Deferred[None]:
         self.unwatch(spec.route)
         hosts = tuple(host for host in self._engines if spec.host in (None, host))
-        route = Route(spec, hosts, watcher, self._is_away, self._end_double)
+        route = Route(spec, hosts, watcher, self.is_away, self._end_double)
         self._routes[spec.route] = route
         watches = [self._engines[host].watch(spec, _Listener(route, host)) for host in hosts]
         told = DeferredList(watches, consumeErrors=True)
@@ -163,7 +163,7 @@ class HostsRuntime:
                     "New hosts are known from the next start on: llmproxy upgrade",
                 )
             )
-        if self._is_away(host) and host != LOCAL:
+        if self.is_away(host) and host != LOCAL:
             # The event stream tries all the time; each try of ours may take half a minute.
             return fail(RuntimeUnavailable(f"host {host} is away: {self._away[host]}"))
         if route is not None:
@@ -187,7 +187,7 @@ class HostsRuntime:
         host = self._home(spec, route)
         if host is None:
             return succeed(None)
-        if self._is_away(host) and host != LOCAL:
+        if self.is_away(host) and host != LOCAL:
             if route is not None:
                 route.lose(host)
             return fail(RuntimeUnavailable(f"host {host} is away: {self._away[host]}"))
@@ -243,9 +243,12 @@ class HostsRuntime:
     def on_hosts_change(self, callback: Callable[[], None]) -> None:
         self._listeners.append(callback)
 
+    def is_away(self, host: str) -> bool:
+        return bool(self._away.get(host))
+
     def host_of(self, spec: BackendSpec) -> str:
         route = self._routes.get(spec.route)
-        return "" if route is None else route.at
+        return "" if route is None else route.at or route.placed
 
     def places(self, spec: BackendSpec) -> dict[str, bool]:
         route = self._routes.get(spec.route)
@@ -301,7 +304,7 @@ class HostsRuntime:
 
         asked = []
         for host, engine in self._engines.items():
-            if self._is_away(host) and host != LOCAL:
+            if self.is_away(host) and host != LOCAL:
                 asked.append(fail(RuntimeUnavailable(self._away[host])))
             else:
                 asked.append(engine.catalogue().addCallback(heard, host))
@@ -319,9 +322,6 @@ class HostsRuntime:
             engine.on_catalogue_change(callback)
 
     # -- hosts that come and go ----------------------------------------------------------------------------
-
-    def _is_away(self, host: str) -> bool:
-        return bool(self._away.get(host))
 
     def _standing(self, host: str, reason: str) -> None:
         now = self._changes[host] = self._changes.get(host, 0) + 1
@@ -357,14 +357,14 @@ class HostsRuntime:
 
     def _doubt(self, host: str) -> None:
         """A call to it has failed: nothing more is asked of it until it is there again."""
-        if not self._is_away(host):
+        if not self.is_away(host):
             self._changes[host] = self._changes.get(host, 0) + 1
             self._note(host, "it did not answer")
             self._engines[host].doubt()
 
     def _end_double(self, route: Route, host: str) -> None:
         key = (route.spec.route, host)
-        if key in self._ending or self._is_away(host) or self._closed:
+        if key in self._ending or self.is_away(host) or self._closed:
             return
         self._log.warn(
             "{backend} runs on {host}, too, and is on {at}: it is ended on {host}",
@@ -401,6 +401,6 @@ class HostsRuntime:
         def nearest(host: str) -> tuple[bool, bool]:
             lacks = not self._engines[host].has_container(spec.route)
             # Without an image there is no other place for it than where it is.
-            return (lacks, self._is_away(host)) if spec.image is None else (self._is_away(host), lacks)
+            return (lacks, self.is_away(host)) if spec.image is None else (self.is_away(host), lacks)
 
         return min(hosts, key=nearest, default=None)

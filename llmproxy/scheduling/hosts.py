@@ -2,8 +2,8 @@
 
 Each host that it may be on makes an offer, and the best one is taken: where there is room now; else where
 there will be, as others leave already; else where the cheapest set of idle models would leave for it; else
-where busy ones may leave when they have drained.  Among equals it goes where its container is, whose image and
-weights are there, and then where most is left beside it.
+where busy ones may leave when they have drained.  Among equals it goes where its container is, with its image
+and its weights, and then where most is left beside it.
 
 Nothing is kept between two looks: whoever waits is offered all hosts again the next time, and what leaves for
 it on one host makes that the better offer.

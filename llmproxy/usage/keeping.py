@@ -44,4 +44,5 @@ def gpus_of(fleet: Fleet, name: str) -> float:
     if backend is None or not backend.needs.gpus:
         return 0.0
     rooms, memory = fleet.scheduler.rooms([backend]), backend.needs.memory
-    return sum(rooms[gpu].units(memory) / rooms[gpu].total for gpu in backend.needs.gpus if gpu in rooms)
+    gpus = fleet.scheduler.places.gpus(backend)
+    return sum(rooms[gpu].units(memory) / rooms[gpu].total for gpu in gpus if gpu in rooms)

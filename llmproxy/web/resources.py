@@ -155,7 +155,12 @@ class ReadyResource(ProxyResource):
 
         pong: Deferred[None] = self._fleet.ping()
         pong.addTimeout(5, request.site.clock)
-        pong.addCallbacks(lambda _: answer_json(request, 200, {"status": "ready"}), failed)
+        pong.addCallbacks(lambda _: answer_json(request, 200, self._ready()), failed)
+
+    def _ready(self) -> dict[str, Any]:
+        """One lost host makes nobody unready, and is told."""
+        away = {host.name: host.away for host in self._fleet.hosts() if host.away and host.expected}
+        return {"status": "ready", "away": away} if away else {"status": "ready"}
 
 
 class UnknownResource(ProxyResource):

@@ -60,6 +60,7 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
         "plan": {},
         "told": ["coder stops: it makes room for chat.", "chat waits: until coder has left."],
     },
+    "hosts": {"hosts": []},
     "gpus": {
         "gpus": [
             {

@@ -531,7 +531,7 @@ class ApiTests(ApiCase):
         """Nothing of it is done."""
         self.assertEqual(self.get("plan")["told"], ["Nothing is to be done, and nobody waits for room."])
         found = self.get("plan?backend=coder")
-        self.assertEqual(found["plan"]["starts"], [{"name": "coder", "why": "it fits"}])
+        self.assertEqual(found["plan"]["starts"], [{"name": "coder", "why": "it fits", "host": None}])
         self.assertEqual(found["ready_in"], 60.0)
         self.warm("coder")
         self.assertIn("answered at once", self.get("plan?backend=coder")["told"][0])

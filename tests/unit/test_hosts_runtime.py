@@ -407,7 +407,7 @@ class World(RuleBasedStateMachine):
 
     @rule()
     def lose(self) -> None:
-        if self.runtime._is_away(self.runtime.host_of(SPEC)):
+        if self.runtime.is_away(self.runtime.host_of(SPEC)):
             self.runtime.lose(SPEC)
 
     @invariant()
@@ -426,14 +426,14 @@ class World(RuleBasedStateMachine):
     def never_twice(self) -> None:
         """On those hosts that can be seen it runs once at most, and where it is said to be."""
         at = self.runtime.host_of(SPEC)
-        if at and not self.runtime._is_away(at):
-            assert [host for host in self.world.running("chat") if not self.runtime._is_away(host)] == [at]
+        if at and not self.runtime.is_away(at):
+            assert [host for host in self.world.running("chat") if not self.runtime.is_away(host)] == [at]
 
     @invariant()
     def what_is_told_is_so(self) -> None:
         """Where it is said to be on a host that can be seen, the watcher knows that it runs, and it does."""
         at = self.runtime.host_of(SPEC)
-        if at and not self.runtime._is_away(at):
+        if at and not self.runtime.is_away(at):
             assert self.world.worlds[at].is_running("chat")
         assert bool(at) == bool(self.alive)
 

@@ -18,7 +18,7 @@ from llmproxy.web.api.keys import add_key, revoke_key, rotate_key, show_keys
 from llmproxy.web.api.leases import end_lease, show_lease, show_leases, take_lease
 from llmproxy.web.api.prometheus import show_targets
 from llmproxy.web.api.requests import rates, show_requests, show_usage
-from llmproxy.web.api.scheduling import show_advice, show_gpus, show_plan, show_why
+from llmproxy.web.api.scheduling import show_advice, show_gpus, show_hosts, show_plan, show_why
 from llmproxy.web.api.upgrade import upgrade
 from llmproxy.web.api.views import backend_view
 from llmproxy.web.resource import answer_json
@@ -103,6 +103,7 @@ OPERATIONS = (
     ),
     Operation("GET", "/plan", _show_plan, ("backend",)),
     Operation("GET", "/gpus", lambda ask: show_gpus(ask.request, ask.fleet)),
+    Operation("GET", "/hosts", lambda ask: show_hosts(ask.request, ask.fleet)),
     Operation("GET", "/advice", lambda ask: show_advice(ask.request, ask.fleet)),
     Operation("GET", "/leases", lambda ask: show_leases(ask.request, ask.fleet)),
     Operation(

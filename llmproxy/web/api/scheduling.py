@@ -9,6 +9,7 @@ from attrs import asdict
 
 from llmproxy.backend.backend import Backend
 from llmproxy.fleet.fleet import Fleet
+from llmproxy.fleet.places import host_of_gpu
 from llmproxy.fleet.telling import duration, ready_in, tell_plan, tell_why
 from llmproxy.runtimes.gpus import AbsentMeter, IGpuMeter
 from llmproxy.scheduling.advice import LEAST_DAYS, Advice, Present, advise
@@ -18,7 +19,7 @@ from llmproxy.web.api.views import backend_view, estimate_of, gpu_sums, plan_vie
 from llmproxy.web.request import ProxyRequest
 from llmproxy.web.resource import answer_json
 
-__all__ = ["show_advice", "show_gpus", "show_plan", "show_why"]
+__all__ = ["show_advice", "show_gpus", "show_hosts", "show_plan", "show_why"]
 
 DAY = 86400.0
 
@@ -76,6 +77,27 @@ def _measure(meter: IGpuMeter, gpus: list[str]) -> dict[str, tuple[int | None, i
     return {gpu: (meter.total(gpu), meter.free(gpu)) for gpu in gpus}
 
 
+def show_hosts(request: ProxyRequest, fleet: Fleet) -> None:
+    """The machines that backends run on, where there are several."""
+    places = fleet.scheduler.places
+    gpus = fleet.scheduler.rooms(fleet.backends.values())
+    on: dict[str, list[str]] = {}
+    for name, backend in fleet.backends.items():
+        on.setdefault(places.at(backend), []).append(name)
+    views = [
+        {
+            "name": host.name,
+            "engine": host.engine,
+            "away": host.away or None,
+            "expected": host.expected,
+            "backends": on.get(host.name, []),
+            "gpus": [gpu for gpu in gpus if host_of_gpu(gpu) == host.name],
+        }
+        for host in fleet.hosts()
+    ]
+    answer_json(request, 200, {"hosts": views})
+
+
 def show_advice(request: ProxyRequest, fleet: Fleet) -> None:
     """Which settings would have spared starts, by what has been recorded; takes up to a second."""
     entries = fleet.history.entries
@@ -115,7 +137,7 @@ def _settings(fleet: Fleet, backend: Backend, rooms: Mapping[str, Any]) -> Prese
     needs, found = backend.needs, estimate_of(fleet, backend)
     return Present(
         backend.spec.idle,
-        {gpu: float(rooms[gpu].units(needs.memory)) for gpu in needs.gpus},
+        {gpu: float(rooms[gpu].units(needs.memory)) for gpu in fleet.scheduler.places.gpus(backend)},
         backend.spec.pinned,
         backend.spec.priority,
         found.wake_seconds if needs.sleep else found.reload_seconds,

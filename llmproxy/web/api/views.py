@@ -125,11 +125,12 @@ def backend_view(fleet: Fleet, backend: Backend, now: float) -> dict[str, Any]:
         "waits": waits,
         "models": list(backend.models),
         "container": backend.spec.container,
+        "host": fleet.scheduler.places.at(backend) or None,
         "service": backend.spec.service,
         "replicas": _replicas_view(backend),
         "run": None if instance is None else instance.run,
         "needs": {
-            "gpus": list(needs.gpus),
+            "gpus": list(fleet.scheduler.places.gpus(backend)),
             "memory": needs.memory,
             "sleep": list(needs.sleep),
             "why": needs.why,
@@ -224,7 +225,9 @@ def sum_view(fleet: Fleet, one: GpuSum, measured: tuple[int | None, int | None])
 def plan_view(found: Plan) -> dict[str, Any]:
     """A plan, step by step."""
     return {
-        "starts": [{"name": start.name, "why": start.why} for start in found.starts],
+        "starts": [
+            {"name": start.name, "why": start.why, "host": start.host or None} for start in found.starts
+        ],
         "leaves": [
             {
                 "name": leave.name,
@@ -284,7 +287,9 @@ def story_of(fleet: Fleet, backend: Backend, now: float) -> Story:
         stays_until=_stays_until(backend),
         leaves_in=leaves_in(backend, now),
         level=backend.level,
-        gpus=[one for one in gpu_sums(fleet) if one.gpu in backend.needs.gpus],
+        gpus=[one for one in gpu_sums(fleet) if one.gpu in scheduler.places.gpus(backend)],
+        host=scheduler.places.at(backend),
+        away=scheduler.places.is_away(backend),
     )
     if _runs_as_tasks(backend):
         from llmproxy.web.api.tasks import tasks_told
