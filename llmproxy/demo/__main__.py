@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import react
 
 from llmproxy.demo.gpus import DEFAULT_TOTAL, Disagreement, SharedGpus
+from llmproxy.demo.journal import Journal
 from llmproxy.demo.ledger import GpuError, Ledger, choose
 from llmproxy.demo.loading import Loading
 from llmproxy.demo.memory import Memory, OwnGpus
@@ -82,6 +83,7 @@ class Process:
     _settings: Settings
     _resource: DemoResource
     _memory: Memory
+    _journal: Journal
     _terms: int = field(init=False, default=0)
     _socket: socket.socket | None = field(init=False, default=None)
     _port: IListeningPort | None = field(init=False, default=None)
@@ -138,10 +140,12 @@ class Process:
             _say(f"ERROR:    {wrong}", prefix=False)
             os._exit(1)
         factory = site(self._resource, self._settings.keep_alive)
+        number = self._socket.getsockname()[1]
         self._port = self._reactor.adoptStreamPort(self._socket.fileno(), self._socket.family, factory)
         self._socket.close()
         self._socket = None
         _say("INFO:     Application startup complete.", prefix=False)
+        self._journal.note("ready", port=number)
 
     def _exit(self, status: int) -> None:
         _say(f"ERROR:    exit status {status} was asked for", prefix=False)
@@ -158,6 +162,7 @@ class Process:
 
     def _terminate(self) -> None:
         self._terms += 1
+        self._journal.note("term", open=list(self._resource.open.values()))
         settings = self._settings
         if settings.ignore_term < 0 or self._terms <= settings.ignore_term:
             _say(f"TERM number {self._terms} is ignored")
@@ -186,18 +191,21 @@ class Process:
 
     def _end(self) -> None:
         if not self.over.called:
+            self._journal.note("end", open=list(self._resource.open.values()))
             self.over.callback(None)
 
 
 def _serve(reactor: Any, settings: Settings, leave: Callable[[int], object] = os._exit) -> Deferred[None]:
     starts = _count_start(settings.models[0])
+    journal = Journal.of_environment(settings.models[0])
+    journal.note("start")
     try:
         memory = _memory(settings)
     except (GpuError, Disagreement) as wrong:
         _say_engine(f"ERROR {wrong}")
         raise SystemExit(1) from None
     resource = DemoResource(settings, reactor, exit=leave, starts=starts, memory=memory, say=_say_engine)
-    process = Process(reactor, settings, resource, memory)
+    process = Process(reactor, settings, resource, memory, journal)
     try:
         process.start()
     except OSError as wrong:

@@ -8,13 +8,13 @@ from typing import Any
 
 from attrs import define, field
 from twisted.internet.interfaces import IPushProducer
-from twisted.internet.protocol import Protocol
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import Request
 from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
-__all__ = ["Flood", "digest", "switch", "tunnel"]
+__all__ = ["Flood", "Switched", "digest", "switch", "tunnel"]
 
 _BLOCK = bytes(range(256)) * 256  # 64 KiB
 _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
@@ -66,7 +66,19 @@ def digest(request: Request) -> dict[str, object]:
     return {"length": length, "sha256": total.hexdigest()}
 
 
-class _Echo(Protocol):
+class Switched(Protocol):
+    """What speaks on a connection that was one of HTTP: its end is that of the request that switched it.
+
+    :ivar request: that request.
+    """
+
+    request: Request
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.request.connectionLost(reason)
+
+
+class _Echo(Switched):
     """Sends back what comes, byte for byte."""
 
     def dataReceived(self, data: bytes) -> None:
@@ -74,7 +86,7 @@ class _Echo(Protocol):
         self.transport.write(data)
 
 
-def switch(request: Request, echo: Protocol) -> bytes | int:
+def switch(request: Request, echo: Switched) -> bytes | int:
     """Take the connection over as a WebSocket handshake asks, and give it to another protocol."""
     key = request.getHeader(b"sec-websocket-key")
     upgrade = (request.getHeader(b"upgrade") or b"").lower()
@@ -94,6 +106,7 @@ def switch(request: Request, echo: Protocol) -> bytes | int:
     channel.setTimeout(None)
     transport.unregisterProducer()  # the HTTP channel is registered with its own transport
     transport.protocol = echo
+    echo.request = request
     echo.makeConnection(transport)
     transport.write(b"\r\n".join(head) + b"\r\n\r\n")
     return NOT_DONE_YET

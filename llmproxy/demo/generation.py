@@ -100,6 +100,10 @@ class Generation:
             self._json(json.dumps(form.error(engine_error())).encode())
         self._finish()
 
+    def reset(self) -> None:
+        """Reset its connection."""
+        abort(self._request)
+
     def silence(self) -> None:
         """Say nothing more, and end only when the client leaves."""
         self._cancel()

@@ -8,6 +8,7 @@
 ``GET /ws...``                    a WebSocket handshake, then raw bytes are echoed
 ``GET /websocket``                a WebSocket: each message is echoed
 ``POST /demo/sleep-faults``       see :mod:`llmproxy.demo.faults`
+``POST /demo/ail``                see :mod:`llmproxy.demo.ailments`
 ================================  =======================================================================
 """
 
@@ -28,6 +29,7 @@ from twisted.web.server import NOT_DONE_YET, Site
 from twisted.web.server import Request as SiteRequest
 
 from llmproxy.demo import completions, faults, messages, responses, shapes, singles
+from llmproxy.demo.ailments import Ailments
 from llmproxy.demo.control import Control
 from llmproxy.demo.extras import Flood, digest, tunnel
 from llmproxy.demo.generation import Generation, abort
@@ -102,6 +104,7 @@ class DemoResource(Resource):
     :param exhaust: takes memory until the process is killed.
     :param memory: the server's GPU memory; its own if none is given.
     :param say: takes lines of the engine's log.
+    :ivar open: every request that is not over, of whatever kind, and its ``X-Request-ID``.
     """
 
     isLeaf = True
@@ -121,6 +124,8 @@ class DemoResource(Resource):
         self.stats = Stats(starts=starts)
         self.work = Requests(reactor, exit, self.stats)
         self.running = self.work.running
+        self.open: dict[Request, str] = {}
+        self.ailments = Ailments(reactor)
         memory = memory or Memory.alone(settings.plan)
         armed = faults.Armed.parse(settings.sleep_faults)
         self.power = Power(reactor, settings, self.work, memory, say, armed)
@@ -149,6 +154,7 @@ class DemoResource(Resource):
             b"/tokenize": self._tokenize,
             b"/upload": digest,
             b"/demo/sleep-faults": control.arm,
+            b"/demo/ail": self._ail,
         }
         if settings.dev_mode:
             self._get.update(control.get())
@@ -159,6 +165,8 @@ class DemoResource(Resource):
     def render(self, request: Request) -> bytes | int:
         self.stats.requests += 1
         self.stats.paths[request.path.decode("latin-1")] += 1
+        self.open[request] = (request.getHeader(b"x-request-id") or b"").decode("latin-1")
+        request.notifyFinish().addBoth(lambda _: self.open.pop(request, None))
         request.setHeader(b"server", b"uvicorn")
         try:
             answer = self._dispatch(request)
@@ -205,9 +213,10 @@ class DemoResource(Resource):
     # The paths.
 
     def _health(self, request: Request) -> bytes | int:
-        if self._settings.health_mode == "hang":
+        mode = self.ailments.health or self._settings.health_mode
+        if mode == "hang":
             return NOT_DONE_YET
-        if self._settings.health_mode == "503" or self.work.dead:
+        if mode == "503" or self.work.dead:
             request.setResponseCode(503)
         return b""
 
@@ -241,6 +250,14 @@ class DemoResource(Resource):
             "pid": os.getpid(),
             "models": list(self._settings.models),
         }
+
+    def _ail(self, request: Request) -> Mapping[str, object]:
+        body = self._body(request)
+        self.ailments.ail(body)
+        if body.get("reset"):
+            for generation in list(self.running):
+                generation.reset()
+        return {"running": self.stats.running}
 
     def _echo(self, request: Request) -> Mapping[str, object]:
         return {
@@ -316,12 +333,12 @@ class DemoResource(Resource):
 
         def begin() -> None:
             if request.channel is not None:
-                self._begin(request, what, wrong, pause)
+                self._begin(request, what, wrong, pause + self.ailments.pace)
 
         if wrong.head_delay:
             self._reactor.callLater(wrong.head_delay, begin)
         else:
-            begin()
+            self.ailments.begin(begin)
         return NOT_DONE_YET
 
     def _begin(self, request: Request, what: shapes.Plan, wrong: faults.Faults, pause: float) -> None:

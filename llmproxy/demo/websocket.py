@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from twisted.internet.protocol import Protocol
 from twisted.web.http import Request
 
-from llmproxy.demo.extras import switch
+from llmproxy.demo.extras import Switched, switch
 
 __all__ = ["Echo", "websocket"]
 
 _CLOSE, _PING, _PONG = 0x8, 0x9, 0xA
 
 
-class Echo(Protocol):
+class Echo(Switched):
     """Sends each frame back as a server does, unmasked: so each message comes back as it was cut."""
 
     def __init__(self) -> None:

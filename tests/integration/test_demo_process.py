@@ -102,6 +102,24 @@ def test_term_is_swallowed(start: Start) -> None:
     assert process.wait(timeout=10) == 143
 
 
+def test_journal(start: Start, tmp_path: Path) -> None:
+    """Its journal tells of its start, its port, and which requests a TERM found open."""
+    journal = tmp_path / "journal"
+    process, port = start("--token-delay", "0.2", LLMPROXY_DEMO_JOURNAL=str(journal))
+    wait_for(process, "Application startup complete.")
+    body = json.dumps({"prompt": "a", "ignore_eos": True, "max_tokens": 1000, "stream": True}).encode()
+    fields = {"Content-Type": "application/json", "X-Request-ID": "mine"}
+    url = f"http://127.0.0.1:{port}/v1/completions"
+    with urlopen(Request(url, body, fields), timeout=10) as stream:
+        stream.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert [line["what"] for line in lines] == ["start", "ready", "term", "end"]
+    assert (lines[1]["port"], lines[2]["open"], lines[3]["open"]) == (port, ["mine"], [])
+    assert len({line["life"] for line in lines}) == 1
+
+
 @pytest.mark.parametrize("how", ["error", "hang"])
 def test_term_in_flight(start: Start, how: str) -> None:
     """TERM breaks a stream off with an error event and [DONE], or leaves it silent until its client goes."""

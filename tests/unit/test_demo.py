@@ -196,6 +196,9 @@ class PathTests(DemoCase):
         answer.transport.protocol.dataReceived(b"\x81\x00raw")
         self.assertTrue(answer.raw.endswith(b"\r\n\r\n\x81\x00raw"))
         self.assertEqual(self.ask("GET", "/ws").status, 426)
+        self.assertEqual(len(self.resource.open), 1)
+        answer.transport.protocol.connectionLost(_gone())
+        self.assertEqual(self.resource.open, {})
 
     def test_an_agent_can_talk_to_it(self) -> None:
         """It serves a Twisted Web client in memory."""
@@ -342,6 +345,26 @@ class FaultTests(DemoCase):
     def test_status(self) -> None:
         """A number is answered as that status."""
         self.assertEqual(self.fault("503").json["error"]["code"], 503)
+
+    def test_ailments(self) -> None:
+        """For as long as it ails, /health fails, tokens are slow and no answer begins; then all is well."""
+        self.post({"seconds": 5, "health": "503", "head": "hang"}, "/demo/ail")
+        held = self.post(ASK)
+        self.assertEqual((self.ask("GET", "/health").status, held.raw), (503, b""))
+        self.post({"seconds": 3, "health": "hang", "pace": 1}, "/demo/ail")
+        paced, health = self.post({**ASK, "stream": True, "max_tokens": 2}), self.ask("GET", "/health")
+        self.clock.advance(0.5)
+        self.assertEqual((paced.body.count(b'"content":"You'), health.raw), (0, b""))
+        self.clock.advance(2.5)
+        self.run_out()
+        self.assertEqual(
+            (self.ask("GET", "/health").status, paced.events[-2], held.status), (200, "[DONE]", 200)
+        )
+        running = self.post({**ASK, "stream": True}, X_Demo_Token_Delay="1")
+        self.post({"reset": True}, "/demo/ail")
+        self.assertTrue(running.transport.disconnecting)
+        for wrong in ({"seconds": -1}, {"seconds": 1, "health": "poor"}, {"seconds": 1, "pace": "slow"}):
+            self.assertEqual(self.post(wrong, "/demo/ail").status, 400)
 
     def test_break_off(self) -> None:
         """Breaking a running answer off twice tells of it once."""
