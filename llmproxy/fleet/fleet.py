@@ -18,7 +18,6 @@ from llmproxy.backend.probe import Connect
 from llmproxy.backend.surroundings import Decision, Event, Surroundings
 from llmproxy.config.model import BackendSpec, Config
 from llmproxy.fleet.names import index_names
-from llmproxy.fleet.pressure import Pressure
 from llmproxy.fleet.scheduler import Scheduler
 from llmproxy.runtimes.interface import Address, HostState, ICluster, IHosts, IRuntime
 from llmproxy.scheduling.history import History
@@ -26,6 +25,7 @@ from llmproxy.scheduling.learned import Learned
 
 if TYPE_CHECKING:
     from llmproxy.fleet.lookout import Lookout
+    from llmproxy.fleet.pressure import Pressure
 
 __all__ = ["EVENTS_KEPT", "Fleet"]
 
@@ -132,8 +132,7 @@ class Fleet:
                 lambda: self.scheduler.frozen,
             )
             hosts.on_hosts_change(self._hosts_changed)
-        cluster = next((one for one in runtimes.values() if isinstance(one, ICluster)), None)
-        self._pressure = None if cluster is None else self._make_pressure(clock, cluster)
+        self._pressure: Pressure | None = None
         self.heir: Callable[[str], Backend | None] = self.route
         self._clock = clock
         self._runtimes = runtimes
@@ -161,16 +160,6 @@ class Fleet:
         for spec in config.backends.values():
             self._add(spec)
 
-    def _make_pressure(self, clock: IReactorTime, cluster: ICluster) -> Pressure:
-        return Pressure(
-            clock,
-            cluster,
-            self.scheduler,
-            self.learned,
-            lambda: {name: one for name, one in self.backends.items() if one.runtime is cluster},
-            lambda: self.config.scheduler.max_wait_before_drain,
-        )
-
     # -- looking up ---------------------------------------------------------------------------------
 
     def route(self, name: str) -> Backend | None:
@@ -197,8 +186,6 @@ class Fleet:
         """
         for runtime in self._runtimes.values():
             runtime.start()
-        if self._pressure is not None:
-            self._pressure.start()
         looked = self._watch(self.backends.values())
         looked.addTimeout(WATCH_LIMIT, self._clock, lambda *_: None)
         looked.addCallback(lambda _: self.scheduler.fleet_known())
@@ -386,7 +373,23 @@ class Fleet:
         backend = Backend(self._surroundings, self._runtimes[spec.runtime], spec, predecessor)
         self.backends[spec.route] = backend
         self._renamed()
+        if self._pressure is None and isinstance(backend.runtime, ICluster):
+            self._press(backend.runtime)
         return backend
+
+    def _press(self, cluster: ICluster) -> None:
+        # Few have one.
+        from llmproxy.fleet.pressure import Pressure
+
+        self._pressure = Pressure(
+            self._clock,
+            cluster,
+            self.scheduler,
+            self.learned,
+            lambda: {name: one for name, one in self.backends.items() if isinstance(one.runtime, ICluster)},
+            lambda: self.config.scheduler.max_wait_before_drain,
+        )
+        self._pressure.start()
 
     def _replace(self, old: Backend, spec: BackendSpec) -> None:
         self._note_retired(old)

@@ -124,7 +124,8 @@ class Pressure:
             # Somebody else's.
             return Tenant(service, node, held, 0.0, now, may_leave=False)
         spec, gate, instance = backend.spec, backend.gate, backend.instance
-        elsewhere = instance is not None and now - (instance.used_at or 0.0) < OTHERS_SEEN
+        used_at = None if instance is None else instance.used_at
+        elsewhere = used_at is not None and now - used_at < OTHERS_SEEN
         waited_for = backend.awaited and gate.unused
         stays = backend.wishes.swapped_in and now < backend.since + spec.min_residency
         wanted = spec.pinned or spec.replicas.min > 0 or backend.wishes.run_since is not None
