@@ -138,7 +138,7 @@ class RuntimeContract:
         spec = rig.spec("a")
         await rig.runtime.ensure_started(spec, steps.append)
         await rig.runtime.ensure_started(spec, steps.append)
-        assert {step.name for step in steps} <= {"creating", "pulling"}
+        assert {step.name for step in steps} <= {"placing", "creating", "pulling"}
         await rig.runtime.stop(spec, 10)
 
     @on_reactor

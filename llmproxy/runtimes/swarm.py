@@ -242,9 +242,10 @@ def _ping(client: APIClient) -> None:
 def _read_facts(client: APIClient, spec: BackendSpec, backend_key: str | None) -> Facts:
     service = find(client, service_name(spec))
     image = str((service.container.get("Image") if service is not None else spec.image) or "")
-    known = find_image(client, image) if image else None
+    # Not by its id here: the nodes get it by its name, and this one may do without it.
+    known = {**((find_image(client, image) if image else None) or {}), "Id": None}
     # One that is made anew before it starts says nothing of what comes.
     if service is None or (not service.replicas and is_outdated(spec, service, backend_key)):
-        return read_image(spec, known or {}, backend_key)
-    args, environment = read_server(config_of(service, (known or {}).get("Config")))
+        return read_image(spec, known, backend_key)
+    args, environment = read_server(config_of(service, known.get("Config")))
     return Facts(args, environment, None, fingerprint(image, args, environment))
