@@ -246,7 +246,10 @@ class Conduct(Makeup):
 
     def _ended(self, exit: Exit) -> None:
         self._present.known = None
-        if self.state == "starting":
+        if self.state == "starting" and self.spec.runtime == "swarm" and exit == Exit():
+            # Nobody says that it failed: its node was lost or drained, and another one gets it.
+            self.lifecycle.died("its task was taken away while it started")
+        elif self.state == "starting":
             self._serving.ask_no_more()
             attempt, changes = self.lifecycle.attempt, self._present.changes
 

@@ -76,7 +76,7 @@ class Tasks:
         """There are these now."""
         present = {task.id: task for task in tasks}
         gone = self._there.keys() - present.keys()
-        self._there = present
+        before, self._there = self._there, present
         for id in gone:
             self._forget(id)
             self._gate.lose(id, "the task that answered has ended")
@@ -87,10 +87,15 @@ class Tasks:
                 self._ask_no_more(task.id)
                 self._gate.rest(task.id, True)
                 self._healthy.pop(task.id, None)
-            elif task.id not in self._healthy and task.id not in self._probers:
-                self._probe(task)
+            elif task.id not in self._healthy:
+                known = before.get(task.id)
+                if known is not None and known.addresses != task.addresses:
+                    self._ask_no_more(task.id)
+                if task.id not in self._probers:
+                    self._probe(task)
         self._resize()
-        if self._open and gone and present and not len(self._gate.roster):
+        stay = not all(task.leaving for task in present.values())
+        if self._open and gone and stay and not len(self._gate.roster):
             self._none_left("the last task that was healthy has ended")
 
     def open(self) -> None:

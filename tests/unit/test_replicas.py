@@ -16,6 +16,7 @@ from llmproxy.backend.scaler import LONGEST, TICK
 from llmproxy.backend.tasks import SICK_AFTER
 from llmproxy.config.model import Replicas
 from llmproxy.http.affinity import affinity_key
+from llmproxy.runtimes.interface import Address
 from llmproxy.scheduling.affinity import BOUND, choose
 from llmproxy.scheduling.replicas import OTHERS_SEEN, Load, ReplicaPolicy, needed
 from tests.fake_swarm import FakeReplicator, FakeSwarm
@@ -352,6 +353,41 @@ class SeveralTests(SynchronousTestCase):
         rig.swarm.end_task("m", "t1")
         self.assertEqual((requests[0].cuts, rig.backend.state), ([], "ready"))
         self.assertQuiet(rig)
+
+    def test_a_start_that_is_taken_away(self) -> None:
+        """A task that is lost with its node while it starts is no failed start: another one is started."""
+        rig = SeveralRig()
+        waits = rig.request()
+        rig.swarm.end_task("m", "t1", None)
+        self.assertEqual((rig.backend.state, waits.refusals), ("starting", []))
+        self.assertEqual(rig.world.count("ensure_started"), 2)
+        rig.ready()
+        self.assertEqual(rig.where(waits), ["t2"])
+
+    def test_the_last_one_ends_beside_one_that_leaves(self) -> None:
+        """What only leaves is not waited for: with its end the backend has ended, and is started anew."""
+        rig, _ = self.busy(1, 1)
+        rig.servers.modes["10.0.0.2"] = "refuse"
+        rig.swarm.run_task("m")
+        rig.swarm.leave_task("m", "t2")
+        rig.swarm.end_task("m", "t1")
+        waits = rig.request()
+        self.assertEqual((rig.backend.state, waits.answers), ("ready", 0))
+        rig.swarm.end_task("m", "t2")
+        rig.clock.advance(1)
+        self.assertEqual((rig.world.count("ensure_started"), rig.where(waits)), (2, ["t3"]))
+
+    def test_another_address(self) -> None:
+        """A task that turns out to answer elsewhere is asked there."""
+        rig = SeveralRig()
+        waits = rig.request()
+        rig.servers.modes["10.0.0.9"] = "healthy"
+        instance = rig.world.instance("m")
+        assert instance is not None
+        moved = evolve(instance.tasks[0], addresses=(Address("10.0.0.9", 8000, "published"),))
+        rig.swarm.say("m", tasks=(moved,))
+        rig.clock.advance(1)
+        self.assertEqual(rig.where(waits), ["t1"])
 
     def test_a_sick_task(self) -> None:
         """One whose health path says no after a broken answer is taken out, and back in when it is well."""
