@@ -156,8 +156,8 @@ class Stream:
 
     @property
     def lives(self) -> bool:
-        """Tokens have come in the last second, and there was no error."""
-        return not self._ended and time.monotonic() - self._last < 1 and b'"error"' not in self.data
+        """Tokens have come in the last three seconds, and there was no error."""
+        return not self._ended and time.monotonic() - self._last < 3 and b'"error"' not in self.data
 
     @property
     def broke(self) -> bool:

@@ -129,7 +129,7 @@ class SwarmWorld:
             node.docker("swarm", "join", "--token", token, *at, f"{manager.address}:2377")
         for node in self.nodes:
             # Their host names are the same.
-            manager.docker("node", "update", "--label-add", f"place={node.name}", self.id_of(node))
+            self.change(node, "--label-add", f"place={node.name}")
 
     @property
     def manager(self) -> Node:
@@ -162,7 +162,22 @@ class SwarmWorld:
 
     def make_available(self, node: Node, how: str = "active") -> None:
         """``active``, ``drain`` or ``pause``."""
-        self.manager.docker("node", "update", "--availability", how, self.id_of(node))
+        self.change(node, "--availability", how)
+
+    def change(self, node: Node, *options: str) -> None:
+        """``docker node update``, again where a node has just changed by itself."""
+        update = ("node", "update", *options, self.id_of(node))
+
+        def changed() -> bool:
+            try:
+                self.manager.docker(*update)
+            except AssertionError as refused:
+                if "out of sequence" not in str(refused):
+                    raise
+                return False
+            return True
+
+        until(changed, 20, 0.2)
 
     def until_ready(self) -> None:
         """Wait until the manager says of every node that it is."""

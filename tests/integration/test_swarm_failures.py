@@ -20,8 +20,9 @@ from tests.integration.world import until
 
 pytestmark = pytest.mark.docker
 
-MISSED = 4 * HEARTBEAT + 3
-"""Seconds within which a node that is lost has been missed, and others answer what it has not."""
+MISSED = 10 * HEARTBEAT
+"""Seconds within which a node that is lost has been missed, and others answer what it has not; less than half
+of that where the machine has nothing else to do."""
 TWO = {"min": 2, "max": 2, "target_in_flight": 100}
 ON_WORKERS = ("--constraint", "node.labels.place!=m")
 
@@ -65,8 +66,9 @@ def test_a_node_is_lost(front: Front, swarm: SwarmWorld, stack: ExitStack, silen
     began = time.monotonic()
     for _ in range(3):
         assert proxy.chat("a", words=some_words()).status == 200
-    assert time.monotonic() - began < (MISSED if silent else 2)
-    until(lambda: all(stream.broke or stream.lives for stream in streams), MISSED if silent else 2)
+    assert time.monotonic() - began < (MISSED if silent else 5)
+    until(lambda: any(stream.broke for stream in streams), MISSED if silent else 5)
+    until(lambda: all(stream.broke or stream.lives for stream in streams), 5)
     here = [stream for stream in streams if stream.lives]
     assert 0 < len(here) < 4
     # The other worker has both tasks in the end.
@@ -156,8 +158,8 @@ def test_a_manager_is_restarted(front: Front, swarm: SwarmWorld, stack: ExitStac
     # Outside of the Swarm, as the containers of an engine that is restarted end with it.
     proxy = front({"a": demo(options=ON_WORKERS), "b": demo(options=ON_WORKERS)}, where="outside")
     for node in swarm.nodes[1:managers]:
-        swarm.manager.docker("node", "promote", swarm.id_of(node))
-        stack.callback(swarm.manager.docker, "node", "demote", swarm.id_of(node))
+        swarm.change(node, "--role", "manager")
+        stack.callback(swarm.change, node, "--role", "worker")
     assert proxy.chat("a").status == 200
     (stream,) = Stream.open(stack, proxy, "a", 1)
     swarm.manager.stop()
@@ -194,7 +196,7 @@ def test_tasks_that_die_under_steady_traffic(front: Front) -> None:
             victim = chance.choice([task for task in services.running("a") if task.id in at])
             sent = proxy.sent_to(at[victim.id])
             services.kill_task(victim)
-            until_left(proxy, victim, 3)
+            until_left(proxy, victim, 6)
             counts.append((sent, sent()))
             until(lambda: len(ready(proxy)) > 1, 20)
         until(lambda: len(ready(proxy)) == 3, 20)

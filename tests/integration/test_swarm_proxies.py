@@ -107,7 +107,7 @@ def test_both_under_load(front: Front) -> None:
     services = services_of(first)
     began = time.time()
     with Traffic([first, second], "a", clients=10, tokens=10) as traffic:
-        time.sleep(10)
-        assert services.replicas("a") == 3
+        until(lambda: services.replicas("a") == 3, 30)
+        time.sleep(3)
     assert [each for each in traffic.outcomes if each.kind != "complete"] == []
     assert counts(services, "a", began) == [1, 2, 3]
