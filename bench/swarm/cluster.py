@@ -182,7 +182,7 @@ class Cluster:
         for _ in range(service.replicas - len(there)):
             number = next(self._ids)
             task = Task(
-                f"t{number}", f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", service, self._now
+                f"t{number}", f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", service, self.now
             )
             service.tasks[task.id] = task
             self._place(task)
@@ -195,7 +195,7 @@ class Cluster:
         return task.state in ("running", "healthy"), -crowded, -int(task.id[1:])
 
     @property
-    def _now(self) -> float:
+    def now(self) -> float:
         return self._clock.rightNow
 
     def _place(self, task: Task) -> None:

@@ -18,6 +18,7 @@ from llmproxy.config.model import BackendSpec
 from llmproxy.http.headers import Fields
 from llmproxy.relay.upstream import ResponseHandler, ResponseHead, UpstreamConnection
 from llmproxy.runtimes.interface import Address, Exit, Facts, Instance, Step, Task, Watcher, unheard
+from llmproxy.runtimes.swarm_labels import NOTE_EVERY
 
 __all__ = ["SwarmRuntime"]
 
@@ -30,10 +31,12 @@ class _Watched:
     """What is known of one service here.
 
     :ivar run: from its first task that ran to the end of its last; None: none runs.
+    :ivar noted: when it was last written down that it is used.
     """
 
     watcher: Watcher | None = None
     run: str | None = None
+    noted: float = 0.0
     starting: list[Deferred[Instance]] = field(factory=list)
     stopping: list[Deferred[None]] = field(factory=list)
 
@@ -123,7 +126,11 @@ class SwarmRuntime:
         return succeed(None)
 
     def note_use(self, spec: BackendSpec, replicas: int) -> None:
-        """Nobody else would read it."""
+        known, now = self._at(spec.route), self._swarm.now
+        if now - known.noted >= NOTE_EVERY:
+            # A write to the service's labels, which all managers agree on.
+            known.noted = now
+            self._swarm.counts["notes"] += 1
 
     # -- what the Swarm tells -----------------------------------------------------------------------
 

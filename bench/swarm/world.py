@@ -250,6 +250,7 @@ class World:
                 "pending",
                 "scale-outs",
                 "scale-ins",
+                "notes",
                 "nodes lost",
                 "tasks lost",
             )
