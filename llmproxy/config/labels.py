@@ -34,7 +34,7 @@ class LabelledContainer:
 
 def says_something(label: str) -> bool:
     """Whether the label is a setting of a route."""
-    return label.startswith(PREFIX) and not label.startswith(_OURS)
+    return label.startswith(PREFIX) and not any(label == own or label.startswith(f"{own}.") for own in _OURS)
 
 
 def read_labels(

@@ -44,11 +44,11 @@ def judge(picture: Picture, known: frozenset[str], reachable: Callable[[SwarmTas
     for task in runs:
         if reachable(task):
             return Verdict("runs", task)
-    ours = [task for task in picture.tasks if task.id not in known]
-    # What Swarm puts in the place of one that has ended waits for the restart policy's delay.
-    coming = [task for task in picture.alive if task.wanted and task.desired != "ready"]
+    ended = [task for task in picture.tasks if task.id not in known and task.ended_by_itself]
+    # Not what Swarm puts in the place of one that has failed: that would fail again and again.
+    again = {task.slot for task in ended}
+    coming = [task for task in picture.alive if task.wanted and task.slot not in again]
     if not coming or service.replicas == 0:
-        ended = [task for task in ours if task.ended_by_itself]
         last = max(ended, key=lambda task: (task.changed_ns, task.id), default=None)
         if last is not None:
             return Verdict("ended" if last.ran else "refused", last)

@@ -25,7 +25,7 @@ from llmproxy.runtimes.swarm_manager import Manager
 from llmproxy.runtimes.swarm_reach import Here
 from llmproxy.runtimes.swarm_state import Picture, SwarmNode, SwarmService, SwarmTask
 
-__all__ = ["BUSY_EVERY", "REST_EVERY", "Monitor", "Subject"]
+__all__ = ["BUSY_EVERY", "REST_EVERY", "Found", "Monitor", "Subject"]
 
 BUSY_EVERY = 0.25
 """Seconds between looks while something changes or somebody waits for it."""
@@ -58,7 +58,9 @@ class Subject(Protocol):
 
 
 @frozen
-class _Found:
+class Found:
+    """What one look has found: services by name, their tasks by the service's id, nodes by id."""
+
     services: Mapping[str, SwarmService]
     tasks: Mapping[str, tuple[SwarmTask, ...]]
     nodes: Mapping[str, SwarmNode]
@@ -95,6 +97,11 @@ class Monitor:
     def node(self) -> str:
         """Id of the node whose engine we talk to; empty before the first look."""
         return "" if self._here is None else self._here.node
+
+    @property
+    def remembered(self) -> int:
+        """Containers of which something is remembered."""
+        return len(self._died.keys() | self._oom)
 
     def add(self, subject: Subject) -> None:
         """Tell it from now on; the first look is at once."""
@@ -152,7 +159,7 @@ class Monitor:
         looked = self._manager.call(lambda client: _look(client, host, names, nodes, before))
         looked.addCallbacks(self._looked, self._failed, callbackArgs=(subjects,), errbackArgs=(subjects,))
 
-    def _looked(self, found: _Found, subjects: Iterable[Subject]) -> None:
+    def _looked(self, found: Found, subjects: Iterable[Subject]) -> None:
         self._nodes, self._here = found.nodes, found.here
         tasks_of = {service: self._known_better(tasks) for service, tasks in found.tasks.items()}
         self._forget_dead(found)
@@ -175,7 +182,7 @@ class Monitor:
         code, at = self._died[task.container]
         return evolve(task, died=Exit(code, oom), changed_ns=max(at, task.changed_ns), oom=oom)
 
-    def _forget_dead(self, found: _Found) -> None:
+    def _forget_dead(self, found: Found) -> None:
         """Containers of services that nobody wants to know of, and those that are not there any more."""
         if self._died or self._oom:
             known = {task.container for tasks in found.tasks.values() for task in tasks}
@@ -216,7 +223,7 @@ def _look(
     names: Iterable[str],
     nodes: Mapping[str, SwarmNode],
     before: Here | None,
-) -> _Found:
+) -> Found:
     node = "" if before is None else before.node
     if not nodes:
         nodes = list_nodes(client)
@@ -231,7 +238,7 @@ def _look(
     here = Here(find_reach(client, host), node, {} if before is None else before.local)
     if here.reach.local:
         here = evolve(here, local=_local(client, here, [each for those in tasks.values() for each in those]))
-    return _Found(services, tasks, nodes, here)
+    return Found(services, tasks, nodes, here)
 
 
 def _local(client: APIClient, here: Here, tasks: Iterable[SwarmTask]) -> dict[str, tuple[str, ...]]:

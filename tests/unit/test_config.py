@@ -238,6 +238,26 @@ def test_labels_make_a_route() -> None:
     assert read(containers=[LabelledContainer("d", {"llmproxy.managed": "true"})]).backends == {}
 
 
+def test_labels_of_a_service_make_a_route() -> None:
+    """It is a Swarm's, and what proxies note there for each other says nothing."""
+    labels = {
+        "llmproxy.route": "coder",
+        "llmproxy.replicas": "min=1,max=3",
+        "llmproxy.run": "0123",
+        "llmproxy.used.0a1b": "1@1700000000",
+        "llmproxy.managed.spec": "x",
+    }
+    service = LabelledContainer("stack_coder", labels, kind="service")
+    coder = read(containers=[service]).backends["coder"]
+    assert (coder.runtime, coder.service, coder.container) == ("swarm", "stack_coder", None)
+    assert coder.replicas == Replicas(1, 3)
+    words = fault(containers=[LabelledContainer("c", {"llmproxy.route": "coder"}), service])
+    assert "stands on container c too" in words
+    for name in ("service", "runtime", "container"):
+        labels = {"llmproxy.route": "a", f"llmproxy.{name}": "x"}
+        assert "not a label" in fault(containers=[LabelledContainer("s", labels, kind="service")])
+
+
 def test_two_containers_cannot_have_one_route() -> None:
     """The second one is an error that names both."""
     words = fault(containers=[LabelledContainer(name, {"llmproxy.route": "a"}) for name in ("c", "d")])
