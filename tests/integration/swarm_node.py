@@ -92,7 +92,7 @@ class Node:
         """End the engine in order; its containers end, too."""
         assert self._process is not None
         self._process.terminate()
-        self._process.wait(60)
+        self.wait()
 
     def kill(self, *, silent: bool = True) -> None:
         """What a power cut does: everything of this node is gone at once.
@@ -103,8 +103,12 @@ class Node:
         if silent:
             self.cut()
         self._end_all()
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until the engine has ended."""
         if self._process is not None:
-            self._process.wait(20)
+            self._process.wait(60)
 
     def _end_all(self) -> None:
         # The engine before its containers, so that it reports nothing; twice, as one may just have begun.

@@ -202,6 +202,8 @@ class SwarmWorld:
     def close(self) -> None:
         """End it with all that it has."""
         _remove(self.name)
+        for node in self.nodes:
+            node.wait()
 
 
 def _load(node: Node) -> None:
