@@ -16,7 +16,15 @@ from tests.integration.world import until
 from tests.observing import DEPLOY, dashboard_expressions, metrics_in, rules
 
 BROKEN = {"runtime": "process", "engine": "generic", "command": ["/bin/false"]}
-QUIET = ("Evictions", "Duration of wakes", "Use of the KV cache", "Certificates", "annotation Restarts")
+QUIET = (
+    "Evictions",
+    "Duration of wakes",
+    "Tasks",
+    "Scalings",
+    "Use of the KV cache",
+    "Certificates",
+    "annotation Restarts",
+)
 """Nothing of that has happened here."""
 
 

