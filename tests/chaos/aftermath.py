@@ -1,0 +1,194 @@
+"""When the faults are over: is all well again without help, and is nothing left over?"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from attrs import frozen
+
+from tests.chaos.stage import ROUTES, Stage
+from tests.chaos.traffic import Client, Exchange
+from tests.chaos.windows import COOLING, Windows
+from tests.integration.proxy import ADMIN, Answer
+
+__all__ = ["Footprint", "aftermath", "footprint", "unexcused"]
+
+RECOVERY = 100.0
+"""Seconds in which each model has to answer: a start that failed again and again is tried again after a time
+that doubles, up to 80 s after five of them."""
+
+_REST = 30.0
+"""Seconds for what nobody uses to be stopped: it is idle after 3 s, put to sleep, and stopped 4 s later."""
+
+
+@frozen
+class Footprint:
+    """What a proxy with nothing to do takes.
+
+    :ivar wakes: how often it wakes in a second.
+    """
+
+    descriptors: int
+    threads: int
+    wakes: float
+
+
+def footprint(pid: int, seconds: float) -> Footprint:
+    """Look at it for that long."""
+    began = _switches(pid)
+    time.sleep(seconds)
+    wakes = (_switches(pid) - began) / seconds
+    return Footprint(len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task")), wakes)
+
+
+def _switches(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("voluntary_ctxt_switches"):
+            return int(line.split()[1])
+    return 0
+
+
+def unexcused(exchange: Exchange, windows: Windows) -> str | None:
+    """What is wrong with an exchange, if no fault excuses it."""
+    asked, verdict = exchange.asked, exchange.verdict
+    began, ended = exchange.began, exchange.ended or time.monotonic()
+    told = f"{asked.ident} ({asked.kind}, {asked.route}{', ' + asked.fault if asked.fault else ''}): "
+    told += f"{verdict.word} {verdict.code} after {ended - began:.1f} s"
+    match verdict.word:
+        case "right" | "left":
+            if (
+                asked.fault in ("die-mid-stream", "close-mid-body", "die-before-head")
+                and verdict.word == "right"
+            ):
+                return f"{told}: it looks complete"
+            return None
+        case "cut" | "unreachable" | "refused":
+            if asked.fault or (asked.passive and verdict.code == "not_running"):
+                return None
+            if verdict.word == "refused" and asked.passive and verdict.code == "backend_unavailable":
+                return None  # it had just ended
+            more = COOLING if verdict.code.startswith("backend_start") else 0.0
+            return None if windows.excuse(verdict.word, asked.route, began, ended, more) else told
+        case "late":
+            return None if asked.fault in ("stall", "hang") else told
+        case _:
+            return told
+
+
+def ended_in_flight(stage: Stage) -> list[str]:
+    """TERMs of the proxy's to a backend with requests that went on."""
+    wrong = []
+    exchanges = stage.records.exchanges
+    for line in stage.journal():
+        if line["what"] != "term":
+            continue
+        at, route = line["at"], line["model"].removesuffix("-model")
+        for ident in line["open"]:
+            exchange = exchanges.get(ident)
+            if exchange is None or exchange.verdict.word == "left":
+                continue
+            over = (
+                exchange.ended is not None and exchange.ended < at + 0.5 and exchange.verdict.word == "right"
+            )
+            if over or stage.windows.excuse("term", route, at - 0.5, at):
+                continue
+            asked = exchange.asked
+            wrong.append(
+                f"{route} was ended {at - exchange.began:.2f} s after {ident} ({asked.kind}) began,"
+                f" which was in flight: {exchange.verdict.word} {exchange.verdict.code}"
+            )
+    return wrong
+
+
+def over_the_budget(stage: Stage) -> list[str]:
+    """Starts that the GPU had no room for."""
+    file = stage.folder / "gpu" / "faults"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [f"the GPU's budget was exceeded: {line}" for line in lines if '"profiling"' not in line]
+
+
+def aftermath(stage: Stage, client: Client, before: Footprint) -> list[str]:
+    """Look at all of it; what is wrong.  Nothing is done for the proxy but asking."""
+    wrong = _recovery(stage, client)
+    wrong += _rest(stage)
+    wrong += _left(stage, before)
+    return wrong
+
+
+def _recovery(stage: Stage, client: Client) -> list[str]:
+    """Each model answers."""
+    wrong = []
+    for route in ROUTES:
+        deadline = time.monotonic() + RECOVERY
+        while True:
+            client.routes = (route,)
+            client.plain()
+            last = stage.records.exchanges[f"{client.label}-{client.count}"]
+            if last.verdict.word == "right":
+                break
+            if time.monotonic() > deadline:
+                wrong.append(f"{route} did not recover: {last.verdict.word} {last.verdict.code}")
+                break
+            time.sleep(1)
+    return wrong
+
+
+def _ask(stage: Stage, path: str) -> Answer | None:
+    with suppress(OSError):
+        return stage.proxy.ask("GET", path, key=ADMIN)
+    return None
+
+
+def _rest(stage: Stage) -> list[str]:
+    """What is not used is stopped, and nobody waits or is in flight."""
+    deadline, told = time.monotonic() + _REST, "the proxy does not answer"
+    while time.monotonic() < deadline:
+        answer = _ask(stage, "/api/backends")
+        if answer is not None and answer.status == 200:
+            backends = answer.json["backends"] if isinstance(answer.json, dict) else answer.json
+            busy = [
+                f"{each['name']} is {each['state']} with {each['in_flight']} + {each['waiting']} requests"
+                for each in backends
+                if each["in_flight"]
+                or each["waiting"]
+                or (each["name"] != "pin" and each["state"] != "absent")
+            ]
+            if not busy:
+                return []
+            told = "; ".join(busy)
+        time.sleep(0.3)
+    return [f"not at rest after {_REST:g} s: {told}"]
+
+
+def _left(stage: Stage, before: Footprint) -> list[str]:
+    """Nothing is left: processes, containers, files, descriptors, threads, timers."""
+    wrong = []
+    seen = stage.look()
+    if len(seen.proxies) != 1:
+        wrong.append(f"{len(seen.proxies)} processes of the proxy: {seen.proxies}")
+    for route in ROUTES:
+        count, wanted = len(seen.backends.get(route, ())), int(route == "pin")
+        if count != wanted:
+            wrong.append(f"{count} processes of {route}, which is to have {wanted}")
+    if stage.kind == "docker":
+        names = stage.containers()
+        if len(names) > len(ROUTES) + 1:  # one of a configuration before
+            wrong.append(f"containers: {names}")
+    left = [each.name for each in (stage.folder / "tmp").iterdir()]
+    if left:
+        wrong.append(f"temporary files: {left}")
+    if seen.proxies:
+        after = footprint(seen.proxies[-1], 3.0)
+        # A pool of threads keeps what it has had: twisted's ten, and those of the Docker SDK.
+        if after.descriptors > before.descriptors + 12:
+            wrong.append(f"descriptors: {before.descriptors} before, {after.descriptors} after")
+        if after.threads > before.threads + 24:
+            wrong.append(f"threads: {before.threads} before, {after.threads} after")
+        if after.wakes > before.wakes + 30:
+            wrong.append(
+                f"it wakes {after.wakes:.0f} times a second, {before.wakes:.0f} before: timers are left"
+            )
+    return wrong

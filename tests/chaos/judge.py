@@ -1,0 +1,133 @@
+"""What became of a request.  Pure.
+
+``right``: whole, and byte for byte what it has to be.  ``refused``: an error that says so, in its place and
+whole.  ``cut``: it ended early, and shows that.  ``unreachable``: no byte of an answer came.  ``left``: its
+client hung up.  ``late``: not over within its limits.  ``wrong``: anything else, which nothing excuses.
+"""
+
+from __future__ import annotations
+
+import json
+
+from attrs import frozen
+
+from tests.chaos.expected import DIED, Asked
+from tests.chaos.wire import Reading
+
+__all__ = ["CODES", "Verdict", "judge"]
+
+CODES = {
+    "backend_start_failed": 503,
+    "backend_start_timeout": 503,
+    "backend_unavailable": 502,
+    "backend_died": 502,
+    "runtime_unavailable": 503,
+    "shutting_down": 503,
+    "hold_timeout": 504,
+    "not_running": 503,
+    "queue_full": 429,
+}
+"""The refusals of the contract that a fault may bring about, with their status."""
+
+
+@frozen
+class Verdict:
+    """See the module.
+
+    :ivar code: of a refusal; what exactly is wrong otherwise.
+    """
+
+    word: str
+    code: str = ""
+
+
+def judge(asked: Asked, read: Reading) -> Verdict:
+    """What that answer is worth."""
+    if read.malformed:
+        return Verdict("wrong", f"no HTTP: {read.malformed}")
+    if read.status is None:
+        return Verdict({"left": "left", "late": "late"}.get(read.end, "unreachable"))
+    if read.status == 200:
+        return _stream(asked, read) if asked.stream else _plain(asked, read)
+    if not read.whole:
+        return Verdict({"left": "left", "late": "late"}.get(read.end, "cut"))
+    return _refusal(asked, read)
+
+
+def _ended(read: Reading) -> Verdict:
+    return Verdict({"left": "left", "late": "late"}.get(read.end, "cut"))
+
+
+def _plain(asked: Asked, read: Reading) -> Verdict:
+    whole, good = asked.body(read.body)
+    if read.whole:
+        if read.body == whole:
+            return Verdict("right")
+        return Verdict("wrong", f"complete but not what it has to be: {_show(read.body)}")
+    return _ended(read) if good else Verdict("wrong", f"its part is not right: {_show(read.body)}")
+
+
+def _stream(asked: Asked, read: Reading) -> Verdict:
+    kind = read.fields.get("content-type", "")
+    if not kind.startswith("text/event-stream"):
+        return Verdict("wrong", f"a stream of type {kind!r}")
+    said = _without_comments(read.body)
+    error = _error(said)
+    if error is not None:
+        before, code, ours = error
+        good = asked.body(before)[1]
+        if not good:
+            return Verdict("wrong", f"its part before an error is not right: {_show(read.body)}")
+        if read.whole and ours and before:
+            return Verdict("wrong", f"a clean end after {code} in mid-stream")
+        return Verdict("refused" if ours and not before else "cut", code)
+    whole, good = asked.body(said)
+    if not good:
+        return Verdict("wrong", f"its part is not right: {_show(said)}")
+    if read.whole:
+        return Verdict("right") if said == whole else Verdict("wrong", f"ended cleanly in: {_show(said)}")
+    return _ended(read)
+
+
+def _without_comments(body: bytes) -> bytes:
+    """What a client of an event stream takes notice of."""
+    *whole, part = body.split(b"\n\n")
+    kept = [each for each in whole if not each.startswith(b":")]
+    return b"".join(each + b"\n\n" for each in kept) + (b"" if part.startswith(b":") else part)
+
+
+def _error(said: bytes) -> tuple[bytes, str, bool] | None:
+    """What came before an error event, its code, and whether it is the proxy's own."""
+    if said.endswith(DIED):
+        return said.removesuffix(DIED), "engine", False
+    before, mark, event = said.rpartition(b'data: {"error"')
+    if not mark:
+        return None
+    try:
+        error = json.loads(b'{"error"' + event.partition(b"\n")[0])["error"]
+    except (ValueError, KeyError):
+        return before, "cut within its error", True
+    return before, str(error.get("code")), error.get("code") in CODES
+
+
+def _refusal(asked: Asked, read: Reading) -> Verdict:
+    try:
+        told = json.loads(read.body)
+        error = told["error"]
+        code = error["code"] if isinstance(error, dict) else error
+    except (ValueError, KeyError, TypeError):
+        return Verdict("wrong", f"status {read.status} with {_show(read.body)}")
+    if read.status == 500 and code == 500:
+        return Verdict("cut", "engine")  # the engine's own, when it is ended
+    if asked.fault and str(read.status) == asked.fault and code == read.status:
+        return Verdict("right")
+    if CODES.get(str(code)) != read.status:
+        return Verdict("wrong", f"status {read.status}, code {code!r}: {_show(read.body)}")
+    for name in ("message", "type", "param", "backend", "state", "hint"):
+        if name not in error:
+            return Verdict("wrong", f"{code} without {name}: {_show(read.body)}")
+    return Verdict("refused", str(code))
+
+
+def _show(data: bytes) -> str:
+    return repr(data) if len(data) < 400 else f"{data[:150]!r} ... {data[-150:]!r}, {len(data)} bytes"
