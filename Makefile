@@ -14,7 +14,7 @@ export VENV PORT LISTEN
 # A plain editable install hides the twisted/plugins folder from Twisted; "compat" shows it.
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat
 
-.PHONY: help run env test fuzz explore lint format bench test-vllm image wheelhouse lock audit sbom secrets clean docs \
+.PHONY: help run env test fuzz explore load lint format bench test-vllm image wheelhouse lock audit sbom secrets clean docs \
     up-coder up-chat up-qwen7b logs stop-all
 
 help: ## this list
@@ -34,6 +34,9 @@ fuzz: $(STAMPS)/test ## look for inputs that break a parser (SECONDS=60, SEED= o
 
 explore: $(STAMPS)/test ## every order of what may happen to backends on a GPU (ARGS=--depth 8 --seconds 600 three)
 	$(PY) -m tests.model $(ARGS)
+
+load: $(STAMPS)/test ## crowds of clients in full: 2,000 streams, 10,000 held, ... (ARGS="streams silent --part 0.1")
+	$(PY) -m tests.load $(ARGS)
 
 lint: $(STAMPS)/lint ## types, style and format
 	$(PY) -m mypy llmproxy twisted/plugins/llmproxy_plugin.py scripts tests bench
