@@ -169,7 +169,7 @@ class SwarmRuntime:
     def scale(self, spec: BackendSpec, replicas: int) -> Deferred[None]:
         name = service_name(spec)
         done = self._manager.call(lambda client: grow(client, name, replicas))
-        return done.addCallback(lambda _: self._monitor.look())
+        return done.addCallback(lambda _: self._monitor.look(name))
 
     def can_choose(self, spec: BackendSpec, task: str) -> bool:
         watch = self._watches.get(spec.route)

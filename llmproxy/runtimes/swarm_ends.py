@@ -68,7 +68,7 @@ class Ends:
         def finished(found: tuple[str, bool]) -> Exit:
             words, oom = found
             self.last_words[name] = words
-            self._monitor.look()
+            self._monitor.look(name)
             return Exit(task.exit.code, oom)
 
         return self._manager.call(finish).addCallback(finished)

@@ -10,6 +10,7 @@ from attrs import frozen
 __all__ = ["Happening", "read_happening"]
 
 _SERVICE = "com.docker.swarm.service.id"
+_NAME = "com.docker.swarm.service.name"
 _CONTAINER = frozenset(("start", "die", "oom", "destroy"))
 
 
@@ -19,6 +20,7 @@ class Happening:
 
     :ivar type: ``container``, ``node`` or ``service``.
     :ivar id: of the container, service or node.
+    :ivar service: name of the service that it is about; empty: it is about a node.
     :ivar code: with which a container has ended.
     :ivar at: nanoseconds of POSIX time.
     """
@@ -28,6 +30,7 @@ class Happening:
     id: str = ""
     code: int | None = None
     at: int = 0
+    service: str = ""
 
 
 def read_happening(raw: Mapping[str, Any]) -> Happening | None:
@@ -49,4 +52,5 @@ def read_happening(raw: Mapping[str, Any]) -> Happening | None:
         str(actor.get("ID") or ""),
         int(code) if code.isdigit() else None,
         int(raw.get("timeNano") or 0),
+        str(attributes.get({"container": _NAME, "service": "name"}.get(kind, ""), "")),
     )

@@ -6,26 +6,24 @@ elsewhere nothing tells, so that they are listed: often while something changes,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from attrs import define, evolve, field, frozen
-from docker.api.client import APIClient
-from docker.errors import NotFound
+from attrs import define, field
 from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from llmproxy.runtimes.docker_reach import find_reach
-from llmproxy.runtimes.interface import Exit, RuntimeUnavailable
-from llmproxy.runtimes.swarm_calls import get, list_nodes, list_services, list_tasks
+from llmproxy.runtimes.interface import RuntimeUnavailable
+from llmproxy.runtimes.swarm_deaths import Deaths
 from llmproxy.runtimes.swarm_events import Happening
+from llmproxy.runtimes.swarm_look import Found, look
 from llmproxy.runtimes.swarm_manager import Manager
 from llmproxy.runtimes.swarm_reach import Here
-from llmproxy.runtimes.swarm_state import Picture, SwarmNode, SwarmService, SwarmTask
+from llmproxy.runtimes.swarm_state import Picture, SwarmNode
 
-__all__ = ["BUSY_EVERY", "REST_EVERY", "Found", "Monitor", "Subject"]
+__all__ = ["AGAIN_AFTER", "BUSY_EVERY", "CLOSEST", "REST_EVERY", "Monitor", "Subject"]
 
 BUSY_EVERY = 0.25
 """Seconds between looks while something changes or somebody waits for it."""
@@ -35,6 +33,10 @@ AGAIN_AFTER = 1.0
 """Seconds after a look that failed."""
 CLOSEST = 0.05
 """Seconds between looks at least, however many events there are."""
+SHARE = 0.05
+"""Part of the time that looks at all services may take."""
+REST_MOST = 30.0
+"""Seconds between them at most."""
 NODES_EVERY = 10.0
 """Seconds after which nodes are listed again without an event."""
 
@@ -57,19 +59,12 @@ class Subject(Protocol):
         """The look failed: the manager does not answer."""
 
 
-@frozen
-class Found:
-    """What one look has found: services by name, their tasks by the service's id, nodes by id."""
-
-    services: Mapping[str, SwarmService]
-    tasks: Mapping[str, tuple[SwarmTask, ...]]
-    nodes: Mapping[str, SwarmNode]
-    here: Here
-
-
 @define(eq=False)
 class Monitor:
-    """Looks, one look after the other, and tells all subjects."""
+    """Looks, one look after the other, and tells those subjects whose services it has looked at.
+
+    A Swarm may have thousands of services, of which a few change: only those are looked at often.
+    """
 
     _reactor: IReactorTime
     _manager: Manager
@@ -82,9 +77,11 @@ class Monitor:
     _began: float = field(default=0.0, init=False)
     _timer: IDelayedCall | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
-    # Containers of our own engine, of which Swarm may not have heard so far.
-    _died: dict[str, tuple[int | None, int]] = field(factory=dict, init=False)
-    _oom: set[str] = field(factory=set, init=False)
+    deaths: Deaths = field(factory=Deaths, init=False)
+    # Of whom something was heard since the last look began; None: of all.
+    _touched: set[str] | None = field(factory=set, init=False)
+    _all_at: float | None = field(default=None, init=False)
+    _rest: float = field(default=REST_EVERY, init=False)
     _log = Logger()
 
     def close(self) -> None:
@@ -98,15 +95,10 @@ class Monitor:
         """Id of the node whose engine we talk to; empty before the first look."""
         return "" if self._here is None else self._here.node
 
-    @property
-    def remembered(self) -> int:
-        """Containers of which something is remembered."""
-        return len(self._died.keys() | self._oom)
-
     def add(self, subject: Subject) -> None:
         """Tell it from now on; the first look is at once."""
         self._subjects.append(subject)
-        self.look()
+        self.look(subject.name)
 
     def remove(self, subject: Subject) -> None:
         """Tell it no more."""
@@ -114,26 +106,31 @@ class Monitor:
         if not self._subjects:
             self._forget_timer()
 
-    def look(self, *, nodes: bool = False) -> None:
+    def look(self, *names: str, nodes: bool = False) -> None:
         """Something has happened, or is about to.
 
+        :param names: to these services; none: to any.
         :param nodes: to a node.
         """
         if nodes:
             self._nodes_at = None
         if self._closed or not self._subjects:
             return
+        if not names:
+            self._touched = None
+        elif self._touched is not None:
+            self._touched.update(names)
         self._dirty = True
         if not self._looking:
             self._after(max(0.0, self._began + CLOSEST - self._reactor.seconds()))
 
     def heard(self, event: Happening) -> None:
         """Our own engine has told of something."""
-        if event.action == "oom":
-            self._oom.add(event.id)
-        elif event.type == "container" and event.action == "die":
-            self._died[event.id] = (event.code, event.at)
-        self.look(nodes=event.type == "node")
+        self.deaths.heard(event)
+        if event.type == "node":
+            self.look(nodes=True)
+        elif any(subject.name == event.service for subject in self._subjects):
+            self.look(event.service)
 
     def _after(self, seconds: float) -> None:
         self._forget_timer()
@@ -146,51 +143,48 @@ class Monitor:
 
     def _begin(self) -> None:
         self._timer = None
-        subjects = list(self._subjects)
-        if not subjects:
+        if not self._subjects:
             return
-        self._looking, self._dirty, self._began = True, False, self._reactor.seconds()
+        touched, self._touched = self._touched, set()
+        now = self._began = self._reactor.seconds()
+        self._looking, self._dirty = True, False
+        due = self._all_at is None or now - self._all_at >= self._rest
+        subjects = [
+            each for each in self._subjects if due or touched is None or each.busy or each.name in touched
+        ]
+        whole = len(subjects) == len(self._subjects)
+        if whole:
+            self._all_at = now
         names = {subject.name for subject in subjects}
         nodes = self._nodes
-        if self._nodes_at is None or self._began - self._nodes_at >= NODES_EVERY:
-            nodes, self._nodes_at = {}, self._began
-        before = self._here
-        host = self._manager.engine.host
-        looked = self._manager.call(lambda client: _look(client, host, names, nodes, before))
-        looked.addCallbacks(self._looked, self._failed, callbackArgs=(subjects,), errbackArgs=(subjects,))
+        if self._nodes_at is None or now - self._nodes_at >= NODES_EVERY:
+            nodes, self._nodes_at = {}, now
+        before, host = self._here, self._manager.engine.host
+        looked = self._manager.call(lambda client: look(client, host, names, nodes, before, whole=whole))
+        looked.addCallback(self._looked, subjects, whole)
+        looked.addErrback(self._failed, subjects)
 
-    def _looked(self, found: Found, subjects: Iterable[Subject]) -> None:
+    def _looked(self, found: Found, subjects: Sequence[Subject], whole: bool) -> None:
         self._nodes, self._here = found.nodes, found.here
-        tasks_of = {service: self._known_better(tasks) for service, tasks in found.tasks.items()}
-        self._forget_dead(found)
         for subject in subjects:
             if not self._here_still(subject):
                 continue
             service = found.services.get(subject.name)
-            tasks = () if service is None else tasks_of.get(service.id, ())
+            tasks = () if service is None else self.deaths.known(found.tasks.get(service.id, ()))
             self._tell(subject.seen, Picture(service, tasks, found.nodes), found.here)
-        self._next(BUSY_EVERY if any(subject.busy for subject in self._subjects) else REST_EVERY)
+        if whole:
+            self.deaths.forget_but(task for tasks in found.tasks.values() for task in tasks)
+            # Of many services a look takes long, and must not take all of our time.
+            took = self._reactor.seconds() - self._began
+            self._rest = min(max(REST_EVERY, took / SHARE), REST_MOST)
+        self._next(BUSY_EVERY if any(subject.busy for subject in self._subjects) else self._until_all())
 
-    def _known_better(self, tasks: tuple[SwarmTask, ...]) -> tuple[SwarmTask, ...]:
-        """With what our own engine has told."""
-        return tuple(self._as_told(task) if task.container else task for task in tasks)
+    def _until_all(self) -> float:
+        since = self._reactor.seconds() - (self._all_at or 0.0)
+        return max(0.0, self._rest - since)
 
-    def _as_told(self, task: SwarmTask) -> SwarmTask:
-        oom = task.container in self._oom
-        if task.told_over or task.container not in self._died:
-            return evolve(task, oom=True) if oom else task
-        code, at = self._died[task.container]
-        return evolve(task, died=Exit(code, oom), changed_ns=max(at, task.changed_ns), oom=oom)
-
-    def _forget_dead(self, found: Found) -> None:
-        """Containers of services that nobody wants to know of, and those that are not there any more."""
-        if self._died or self._oom:
-            known = {task.container for tasks in found.tasks.values() for task in tasks}
-            self._died = {each: told for each, told in self._died.items() if each in known}
-            self._oom &= known
-
-    def _failed(self, reason: Failure, subjects: Iterable[Subject]) -> None:
-        self._nodes_at = None
+    def _failed(self, reason: Failure, subjects: Sequence[Subject]) -> None:
+        self._nodes_at = self._all_at = None
         if not reason.check(RuntimeUnavailable, CancelledError):
             self._log.failure("looking at services failed", failure=reason)
         for subject in subjects:
@@ -215,63 +209,3 @@ class Monitor:
         if self._dirty and not failed:
             seconds = max(0.0, self._began + CLOSEST - self._reactor.seconds())
         self._after(seconds)
-
-
-def _look(
-    client: APIClient,
-    host: str,
-    names: Iterable[str],
-    nodes: Mapping[str, SwarmNode],
-    before: Here | None,
-) -> Found:
-    node = "" if before is None else before.node
-    if not nodes:
-        nodes = list_nodes(client)
-        node = str((client.info().get("Swarm") or {}).get("NodeID") or "")
-    services = list_services(client, names)
-    try:
-        tasks = list_tasks(client, (service.id for service in services.values()))
-    except NotFound:
-        # One was removed in between.
-        services = list_services(client, names)
-        tasks = list_tasks(client, (service.id for service in services.values()))
-    here = Here(find_reach(client, host), node, {} if before is None else before.local)
-    if here.reach.local:
-        here = evolve(here, local=_local(client, here, [each for those in tasks.values() for each in those]))
-    return Found(services, tasks, nodes, here)
-
-
-def _local(client: APIClient, here: Here, tasks: Iterable[SwarmTask]) -> dict[str, tuple[str, ...]]:
-    """Addresses of the containers that run on this node; those that are known do not change."""
-    found: dict[str, tuple[str, ...]] = {}
-    gateway: Mapping[str, Any] | None = None
-    for task in tasks:
-        if task.state != "running" or task.node != here.node or not task.container:
-            continue
-        known = here.local.get(task.container)
-        if known:
-            found[task.container] = known
-            continue
-        try:
-            info = client.inspect_container(task.container)
-        except NotFound:
-            continue
-        # The addresses of an overlay network are not for the host.
-        overlays = {each.id for each in task.attachments}
-        networks = ((info.get("NetworkSettings") or {}).get("Networks") or {}).values()
-        own = [
-            str(net["IPAddress"])
-            for net in networks
-            if net.get("NetworkID") not in overlays and net.get("IPAddress")
-        ]
-        if not own:
-            # Each container that is on overlay networks alone has a leg on this bridge, to get out by.
-            if gateway is None:
-                try:
-                    gateway = get(client, "networks/docker_gwbridge").get("Containers") or {}
-                except NotFound:
-                    gateway = {}
-            leg = str((gateway.get(task.container) or {}).get("IPv4Address") or "").partition("/")[0]
-            own = [leg] if leg else []
-        found[task.container] = tuple(own)
-    return found

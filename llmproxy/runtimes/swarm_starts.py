@@ -146,5 +146,5 @@ class Starts:
         elif watch is not None:
             watch.started(instance)
             # It may have ended since that look.
-            self._monitor.look()
+            self._monitor.look(service_name(spec))
         return instance

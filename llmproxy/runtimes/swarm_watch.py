@@ -175,7 +175,8 @@ class SwarmWatch:
                 self._instance = instance
                 self.teller.running(instance, again=again)
         elif known is not None:
-            self._over(known, picture)
+            if self._over(known, picture) and running:
+                self._tell(picture, here)
         elif any(task.wanted for task in running):
             self._again = False
             run = run_name(picture, self.is_over)
@@ -194,8 +195,11 @@ class SwarmWatch:
         ours = [task for task in picture.tasks if self._members.get(task.id) == run]
         return bool(ours) and all(task.ended_by_itself for task in ours)
 
-    def _over(self, run: str, picture: Picture) -> None:
-        """No task of it runs any more."""
+    def _over(self, run: str, picture: Picture) -> bool:
+        """No task of it runs any more.
+
+        :return: whether that is told.
+        """
         ours = [task for task in picture.tasks if self._members.get(task.id) == run]
         # Swarm itself ends those of a node that is lost or drained, and puts others in their place.
         lost = any(picture.lost(task) and not task.over for task in ours)
@@ -204,10 +208,11 @@ class SwarmWatch:
         replicas = 0 if picture.service is None else picture.service.replicas or 0
         if last is None or lost or not last.ended_by_itself or not replicas:
             self._is_over(run, Exit() if last is None or lost else last.exit)
-            return
+            return True
         self._finishing = True
         finished = self._finish(self.spec, picture, last)
         finished.addCallbacks(self._finished, self._not_finished, callbackArgs=(run,))
+        return False
 
     def _finished(self, exit: Exit, run: str) -> None:
         self._finishing = False

@@ -49,6 +49,7 @@ PURE = (
     "runtimes.interface",
     "runtimes.swarm_arrival",
     "runtimes.swarm_body",
+    "runtimes.swarm_deaths",
     "runtimes.swarm_events",
     "runtimes.swarm_frames",
     "runtimes.swarm_labels",

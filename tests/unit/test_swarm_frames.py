@@ -61,14 +61,15 @@ def test_any_line(text: str) -> None:
 
 def test_events() -> None:
     """Containers of services, services and nodes count; all else says nothing."""
-    attributes = {"com.docker.swarm.service.id": "s", "exitCode": "137"}
+    name = "com.docker.swarm.service.name"
+    attributes = {"com.docker.swarm.service.id": "s", name: "m", "exitCode": "137"}
     raw = {
         "Type": "container",
         "Action": "die",
         "timeNano": 5,
         "Actor": {"ID": "c", "Attributes": attributes},
     }
-    assert read_happening(raw) == Happening("container", "die", "c", 137, 5)
+    assert read_happening(raw) == Happening("container", "die", "c", 137, 5, "m")
     assert read_happening({**raw, "Action": "exec_start: sh"}) is None
     assert read_happening({**raw, "Actor": {"ID": "c", "Attributes": {"exitCode": "137"}}}) is None
     node = {"Type": "node", "Action": "update", "Actor": {"ID": "n", "Attributes": {"name": "x"}}}

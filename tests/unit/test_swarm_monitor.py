@@ -11,7 +11,8 @@ from twisted.python.failure import Failure
 
 from llmproxy.runtimes.interface import Exit, RuntimeUnavailable
 from llmproxy.runtimes.swarm_events import Happening
-from llmproxy.runtimes.swarm_monitor import AGAIN_AFTER, BUSY_EVERY, CLOSEST, REST_EVERY, Found, Monitor
+from llmproxy.runtimes.swarm_look import Found
+from llmproxy.runtimes.swarm_monitor import AGAIN_AFTER, BUSY_EVERY, CLOSEST, REST_EVERY, SHARE, Monitor
 from llmproxy.runtimes.swarm_reach import Here
 from llmproxy.runtimes.swarm_state import Picture, SwarmTask, read_service
 from tests.unit.swarm_cases import FAR, service, task
@@ -74,7 +75,7 @@ def test_often_while_somebody_is_busy() -> None:
     clock, manager, _ = watched(who)
     clock.advance(0)
     assert len(manager.asked) == 1
-    clock.advance(60)
+    clock.advance(0.1)
     assert len(manager.asked) == 1, "one has not been answered"
     manager.answer(task("a"))
     clock.advance(BUSY_EVERY)
@@ -157,9 +158,9 @@ def test_what_our_own_engine_tells() -> None:
     clock, manager, monitor = watched(who)
     clock.advance(0)
     manager.answer(task("a"), task("b", slot=2))
-    monitor.heard(Happening("container", "oom", "c-a"))
-    monitor.heard(Happening("container", "die", "c-a", 137, 5))
-    monitor.heard(Happening("container", "die", "somebody else's", 1, 5))
+    monitor.heard(Happening("container", "oom", "c-a", service="m"))
+    monitor.heard(Happening("container", "die", "c-a", 137, 5, "m"))
+    monitor.heard(Happening("container", "die", "somebody else's", 1, 5, "x"))
     clock.advance(CLOSEST)
     manager.answer(task("a"), task("b", slot=2))
     assert [each.died for each in who.seen_[-1].tasks] == [Exit(137, True), None]
@@ -169,4 +170,47 @@ def test_what_our_own_engine_tells() -> None:
     assert (told.died, told.exit) == (None, Exit(137, True))
     clock.advance(REST_EVERY)
     manager.answer()
-    assert monitor.remembered == 0
+    assert len(monitor.deaths) == 0
+
+
+def test_only_those_that_change_are_looked_at_often() -> None:
+    """Of many services the few that are busy, or of which something was heard; all of them now and then."""
+    busy, idle = Who("busy", busy=True), Who("idle")
+    clock, manager, monitor = watched(busy, idle)
+    clock.advance(0)
+
+    def looks(seconds: float) -> tuple[int, int]:
+        """How often both were told within that time."""
+        before = len(busy.seen_), len(idle.seen_)
+        for _ in range(round(seconds / 0.01)):
+            if not manager.asked[-1].called:
+                manager.answer()
+            clock.advance(0.01)
+        return len(busy.seen_) - before[0], len(idle.seen_) - before[1]
+
+    looks(0.01)
+    often, seldom = looks(10)
+    assert 35 <= often <= 40
+    assert 4 <= seldom <= 5
+    busy.busy = False
+    looks(REST_EVERY)
+    assert looks(10) in ((5, 5), (4, 4))
+    monitor.heard(Happening("service", "update", "s2", service="idle"))
+    assert looks(0.1) == (0, 1)
+    monitor.heard(Happening("service", "update", "s3", service="nobody's"))
+    assert looks(0.1) == (0, 0)
+    monitor.heard(Happening("node", "update", "n"))
+    assert looks(0.1) == (1, 1)
+
+
+def test_a_look_that_takes_long() -> None:
+    """All services are looked at the less often the longer that takes."""
+    who = Who()
+    clock, manager, _ = watched(who)
+    clock.advance(0)
+    clock.advance(1.0)
+    manager.answer()
+    clock.advance(1.0 / SHARE - 1.1)
+    assert len(manager.asked) == 1
+    clock.advance(0.2)
+    assert len(manager.asked) == 2

@@ -116,6 +116,16 @@ def test_swarm_was_quicker() -> None:
     assert watched.finished == ["a"]
 
 
+def test_ended_by_somebody_and_another_runs() -> None:
+    """A run that nobody needs to finish is told as over, and in the same breath what runs instead."""
+    watched = Watched()
+    watched.sees(up("a"), labels=STARTED)
+    assert watched.sees(FAILED, up("b", 6), replicas=0, labels=STARTED) == [
+        ("gone", "s1:mark", Exit(3)),
+        ("running", "s1:b", ["b"]),
+    ]
+
+
 def test_the_manager_is_away_then() -> None:
     """The end is not told before it is known that nobody goes on trying."""
     watched = Watched(ends=[fail(RuntimeUnavailable("away"))])
