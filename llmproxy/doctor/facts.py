@@ -422,6 +422,7 @@ class Facts:
     """All of it.
 
     :ivar busy: addresses and ports on which something listens.
+    :ivar hosts: the engines of other hosts, by name.
     """
 
     version: str
@@ -438,3 +439,4 @@ class Facts:
     disks: tuple[DiskFacts, ...] = ()
     busy: frozenset[tuple[str, int]] = frozenset()
     security: SecurityFacts | None = None
+    hosts: Mapping[str, Engine] = Factory(dict)

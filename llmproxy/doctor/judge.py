@@ -9,6 +9,7 @@ from llmproxy.doctor.checks.docker import check_compose, check_engine
 from llmproxy.doctor.checks.folders import check_disks, check_folders
 from llmproxy.doctor.checks.gpu import check_cuda, check_driver, check_gpu_runtime
 from llmproxy.doctor.checks.host import check_clock, check_versions, check_wsl
+from llmproxy.doctor.checks.hosts import check_hosts
 from llmproxy.doctor.checks.network import check_firewall, check_listening
 from llmproxy.doctor.checks.proxy import check_proxy
 from llmproxy.doctor.checks.security import (
@@ -34,6 +35,7 @@ CHECKS: tuple[Check, ...] = (
     check_settings,
     check_key,
     check_engine,
+    check_hosts,
     check_compose,
     check_swarm,
     check_containers,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from attrs import evolve, frozen
 
 from llmproxy.config.compose import ComposeService
-from llmproxy.config.model import BackendSpec
+from llmproxy.config.model import LOCAL, BackendSpec
 from llmproxy.doctor.facts import Container, Facts, Mount, Published, SwarmService
 
 __all__ = [
@@ -121,8 +121,16 @@ def known_backends(facts: Facts) -> tuple[Known, ...]:
     return tuple(
         Known(spec, facts.engine.containers.get(spec.container or ""), services.get(spec.container or ""))
         for spec in config.backends.values()
-        if spec.runtime == "docker"
+        if spec.runtime == "docker" and _is_here(facts, spec)
     )
+
+
+def _is_here(facts: Facts, spec: BackendSpec) -> bool:
+    """Its container is this machine's, or it can be no other's.  Of others no more is known than whether
+    their engines answer."""
+    if not facts.hosts or spec.host == LOCAL:
+        return True
+    return spec.host is None and (spec.container or "") in facts.engine.containers
 
 
 def wants_docker(facts: Facts) -> bool:
@@ -132,7 +140,10 @@ def wants_docker(facts: Facts) -> bool:
         return False
     if facts.compose.file is not None or config is None:
         return True
-    return any(spec.runtime in ("docker", "swarm") for spec in config.backends.values())
+    return any(
+        spec.runtime == "swarm" or (spec.runtime == "docker" and _is_here(facts, spec))
+        for spec in config.backends.values()
+    )
 
 
 def wants_gpu(known: Iterable[Known]) -> list[str]:

@@ -13,7 +13,7 @@ from attrs import evolve, field, frozen
 
 from llmproxy import __version__
 from llmproxy.config.labels import LabelledContainer
-from llmproxy.config.model import DockerSettings
+from llmproxy.config.model import LOCAL, DockerSettings
 from llmproxy.config.resolve import CommandLine
 from llmproxy.doctor.checks.backends import known_backends
 from llmproxy.doctor.checks.containers import ALIVE
@@ -58,8 +58,10 @@ def gather(question: Question) -> Facts:
         host = pool.submit(gather_host, question.target.port)
         proxy = pool.submit(gather_proxy, question.target, question.key)
         compose = pool.submit(find_command, docker, reading.compose)
+        others = {name: pool.submit(gather_engine, each) for name, each in reading.hosts.items()}
         engine = asked.result()
-        settings = reading.finish(_labelled(docker, engine))
+        hosts = {name: each.result() for name, each in others.items()}
+        settings = reading.finish(_all_labelled(reading, engine, hosts))
         clock = gather_clock()
         facts = Facts(
             __version__,
@@ -76,11 +78,21 @@ def gather(question: Question) -> Facts:
     config = facts.settings.config
     state_dir = "" if config is None else config.state_dir
     looked = gather_security(question.file, state_dir, engine.host)
-    return _look_closer(evolve(facts, security=looked), docker)
+    return _look_closer(evolve(facts, security=looked, hosts=hosts), docker)
 
 
 def _where(host: HostFacts, engine: Engine) -> HostFacts:
     return evolve(host, contained=engine.ours) if engine.answers else host
+
+
+def _all_labelled(reading: Reading, engine: Engine, hosts: Mapping[str, Engine]) -> list[LabelledContainer]:
+    found = _labelled(reading.docker, engine)
+    if not hosts:
+        return found
+    found = [evolve(one, host=LOCAL) for one in found]
+    for name, other in hosts.items():
+        found += [evolve(one, host=name) for one in _labelled(reading.hosts[name], other)]
+    return found
 
 
 def _labelled(docker: DockerSettings, engine: Engine) -> list[LabelledContainer]:

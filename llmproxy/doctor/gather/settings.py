@@ -39,6 +39,7 @@ class Reading:
     file: str | None = None
     compose: ComposeFacts = field(factory=ComposeFacts, init=False)
     docker: DockerSettings = field(factory=DockerSettings, init=False)
+    hosts: dict[str, DockerSettings] = field(factory=dict, init=False)
     _error: str | None = field(default=None, init=False)
     _environment: dict[str, str] = field(factory=dict, init=False)
 
@@ -46,7 +47,9 @@ class Reading:
         """How Docker is reached, and what the compose file says."""
         self._environment = {**self.written, **self.shell}
         try:
-            self.docker = Loader(self._environment, self.options, self.file).docker_settings()
+            bare = Loader(self._environment, self.options, self.file).bare()
+            self.docker = bare.docker
+            self.hosts = {} if self.options.demo else {name: bare.engine_of(name) for name in bare.hosts}
         except ConfigError as wrong:
             self._error = str(wrong)
             names = {name: self._environment.get(name) or None for name in ("DOCKER_HOST", "COMPOSE_FILE")}
