@@ -29,15 +29,19 @@ _Row = tuple[str, str, str]
 
 
 def _containers(settings: DockerSettings) -> tuple[list[LabelledContainer], str | None]:
-    """The containers with llmproxy's labels, or why they could not be seen."""
+    """The containers and services with llmproxy's labels, or why they could not be seen."""
     # The Docker SDK and Twisted take half a second to import, which the other commands should not cost.
     from llmproxy.runtimes.docker_catalogue import read_labelled_containers
     from llmproxy.runtimes.interface import RuntimeUnavailable
+    from llmproxy.runtimes.swarm_later import read_service_labels
 
+    found: list[LabelledContainer] = []
     try:
-        return read_labelled_containers(settings, DOCKER_TIMEOUT), None
+        found += read_labelled_containers(settings, DOCKER_TIMEOUT)
+        found += read_service_labels(settings, DOCKER_TIMEOUT)
     except RuntimeUnavailable as away:
-        return [], f"labels of containers are left out: {away}"
+        return found, f"labels of containers are left out: {away}"
+    return found, None
 
 
 def settings_of(loader: Loader, docker: bool) -> tuple[Config, list[str]]:

@@ -16,8 +16,11 @@ from llmproxy.runtimes.docker_state import ROUTE_LABEL
 __all__ = ["list_labelled", "read_labelled_containers"]
 
 
+_OF_A_SWARM = "com.docker.swarm.task.id"
+
+
 def list_labelled(client: APIClient) -> list[LabelledContainer]:
-    """All of them, by name."""
+    """All of them, by name; but for those of a Swarm's services, which are not ours to start."""
     found = client.containers(all=True, filters={"label": [ROUTE_LABEL]})
     return sorted(
         (
@@ -27,7 +30,7 @@ def list_labelled(client: APIClient) -> list[LabelledContainer]:
                 dict(each.get("Labels") or {}),
             )
             for each in found
-            if each.get("Names")
+            if each.get("Names") and _OF_A_SWARM not in (each.get("Labels") or {})
         ),
         key=lambda each: each.name,
     )

@@ -23,6 +23,7 @@ from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.model import BackendSpec, DockerSettings
 from llmproxy.config.resolve import Sources, read_sources
 from llmproxy.engines.phases import Phase
+from llmproxy.runtimes.docker_catalogue import read_labelled_containers
 from llmproxy.runtimes.docker_client import make_client
 from llmproxy.runtimes.interface import Address, Exit, Instance, RuntimeUnavailable, StartRefused, Task
 from llmproxy.runtimes.swarm import SwarmRuntime
@@ -540,7 +541,8 @@ async def test_routes_by_label(rig: SwarmRig) -> None:
     """Services with a route label are routes; their coming, going and new labels are told, scaling is not."""
     told: list[None] = []
     rig.runtime.on_catalogue_change(lambda: told.append(None))
-    spec = rig.create("x", WELL_BEHAVED, "--label", "llmproxy.route=x", "--label", "llmproxy.port=8000")
+    own = ("--label", "llmproxy.route=x", "--label", "llmproxy.port=8000")
+    spec = rig.create("x", WELL_BEHAVED, *own, "--container-label", "llmproxy.route=y")
     await eventually(rig.reactor, lambda: told)
     found = await rig.runtime.catalogue()
     labels = {"llmproxy.route": "x", "llmproxy.port": "8000"}
@@ -551,6 +553,7 @@ async def test_routes_by_label(rig: SwarmRig) -> None:
     await pause(rig.reactor, 0.5)
     del told[:]
     await rig.runtime.ensure_started(spec)
+    assert read_labelled_containers(rig.settings, 5) == [], "a task's container is no route of its own"
     await rig.runtime.stop(spec, 0)
     await pause(rig.reactor, 0.5)
     assert told == []
