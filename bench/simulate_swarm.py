@@ -39,7 +39,7 @@ def _at_least(least: float, kind: type[int] | type[float]) -> Callable[[str], fl
 
 
 def _rules(value: str) -> list[tuple[str, float | None]]:
-    """``none,node:3600``: rules, each with an idle time of its own if need be."""
+    """``none,llmproxy:3600``: rules, each with an idle time of its own if need be."""
     found: list[tuple[str, float | None]] = []
     for one in value.split(","):
         name, colon, idle = one.partition(":")
@@ -86,9 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rules",
         type=_rules,
-        default=[("none", None), ("node", None)],
+        default=[("none", None), ("llmproxy", None)],
         metavar="A,B:IDLE",
-        help=f"who leaves while tasks are pending, a run for each: {', '.join(RULES)} [none,node]",
+        help=f"who leaves while tasks are pending, a run for each: {', '.join(RULES)} [none,llmproxy]",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     return parser

@@ -123,7 +123,8 @@ def nodes(number: int, seed: int) -> list[Node]:
 class Cluster:
     """All nodes and services.
 
-    :param changed: told of a service whose tasks are others.
+    :ivar changed: told of a service whose tasks are others.
+    :ivar placed: told of one that has a task which was pending and has a node now.
     :ivar pending: tasks that fit nowhere, the oldest first.
     :ivar hosts: running tasks by the address that they have.
     :ivar counts: what happened, how often.
@@ -136,6 +137,7 @@ class Cluster:
         self.hosts: dict[str, Task] = {}
         self.counts: Counter[str] = Counter()
         self.changed: Callable[[Service], None] = lambda service: None
+        self.placed: Callable[[Service], None] = lambda service: None
         self._clock = clock
         self._dice = Random(f"{seed} cluster")
         self._ids = count(1)
@@ -208,7 +210,7 @@ class Cluster:
         self._assign(task, min(fitting, key=lambda node: (node.services[name], node.tasks)))
 
     def _assign(self, task: Task, node: Node) -> None:
-        self.pending.pop(task.id, None)
+        waited = self.pending.pop(task.id, None) is not None
         model = task.service.model
         node.free -= model.room
         node.tasks += 1
@@ -220,6 +222,8 @@ class Cluster:
             seconds += IMAGE / FETCH * self._dice.lognormvariate(0.0, 0.3)
         self.counts["starts"] += 1
         task.timer = self._clock.callLater(seconds, self._run, task)
+        if waited:
+            self.placed(task.service)
 
     def _run(self, task: Task) -> None:
         """Its container runs; the engine loads."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bench.swarm.clock import Account, HeapClock
 from bench.swarm.cluster import Cluster, Service
+from bench.swarm.runtime import RESOURCE
 from llmproxy.backend.backend import Backend
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.scheduling.outlook import Leave
@@ -15,8 +16,6 @@ __all__ = ["RULES", "Pressing"]
 
 AGAIN = 1.0
 """Seconds between two looks at most while something is pending."""
-
-RESOURCE = "vram-gib"
 
 Rule = Callable[[Sequence[Stuck], Sequence[Tenant], Mapping[str, Mapping[str, int]], float], Sequence[Relief]]
 
@@ -40,23 +39,13 @@ def longest_idle(
     return list(found.values())
 
 
-def by_node(
-    stuck: Sequence[Stuck],
-    tenants: Sequence[Tenant],
-    rooms: Mapping[str, Mapping[str, int]],
-    now: float,
-) -> Sequence[Relief]:
-    """llmproxy's own, with the default of ``max_wait_before_drain``."""
-    return relieve(stuck, tenants, rooms, now, max_wait=30.0)
-
-
 def idle_only(
     stuck: Sequence[Stuck],
     tenants: Sequence[Tenant],
     rooms: Mapping[str, Mapping[str, int]],
     now: float,
 ) -> Sequence[Relief]:
-    """The same, but no busy one is drained, however long somebody waits."""
+    """llmproxy's own rule, but no busy one is drained, however long somebody waits."""
     return relieve(stuck, tenants, rooms, now, max_wait=float("inf"))
 
 
@@ -64,8 +53,9 @@ RULES: Mapping[str, Rule | None] = {
     "none": None,
     "longest": longest_idle,
     "idle": idle_only,
-    "node": by_node,
+    "llmproxy": None,
 }
+"""``llmproxy``: what the fleet does by itself (:mod:`llmproxy.fleet.pressure`)."""
 
 
 class Pressing:

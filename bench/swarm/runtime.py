@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -15,12 +16,25 @@ from zope.interface import implementer
 from bench.swarm import cluster
 from bench.swarm.clock import Account
 from llmproxy.config.model import BackendSpec
+from llmproxy.engines.phases import Phase
 from llmproxy.http.headers import Fields
 from llmproxy.relay.upstream import ResponseHandler, ResponseHead, UpstreamConnection
-from llmproxy.runtimes.interface import Address, Exit, Facts, Instance, Step, Task, Watcher, unheard
+from llmproxy.runtimes.interface import (
+    Address,
+    Exit,
+    Facts,
+    Instance,
+    Reservations,
+    Step,
+    Task,
+    Watcher,
+    unheard,
+)
 from llmproxy.runtimes.swarm_labels import NOTE_EVERY
 
-__all__ = ["SwarmRuntime"]
+__all__ = ["RESOURCE", "ClusterRuntime", "SwarmRuntime"]
+
+RESOURCE = "vram-gib"
 
 PORT = 8000
 HEALTHY = ResponseHead(200, b"OK", Fields([]), 0, True)
@@ -37,6 +51,7 @@ class _Watched:
     watcher: Watcher | None = None
     run: str | None = None
     noted: float = 0.0
+    step: Step = unheard
     starting: list[Deferred[Instance]] = field(factory=list)
     stopping: list[Deferred[None]] = field(factory=list)
 
@@ -54,6 +69,7 @@ class SwarmRuntime:
         self._runs = count(1)
         self._known: dict[str, _Watched] = {}
         swarm.changed = self._changed
+        swarm.placed = self._placed
 
     # -- IRuntime -----------------------------------------------------------------------------------
 
@@ -84,9 +100,11 @@ class SwarmRuntime:
         if instance is not None:
             return succeed(instance)
         started: Deferred[Instance] = Deferred()
-        self._at(spec.route).starting.append(started)
-        service = self._swarm.services[spec.route]
+        known, service = self._at(spec.route), self._swarm.services[spec.route]
+        known.starting.append(started)
+        known.step = step
         self._account.inside("simulation", self._swarm.scale, service, max(1, service.replicas))
+        step(Phase("placing" if self._swarm.reason(service) else "pulling"))
         return started
 
     def stop(self, spec: BackendSpec, grace: float) -> Deferred[None]:
@@ -162,6 +180,11 @@ class SwarmRuntime:
             self._swarm.reason(service),
         )
 
+    def _placed(self, service: cluster.Service) -> None:
+        known = self._at(service.name)
+        if known.starting:
+            self._account.inside("news", known.step, Phase("pulling"))
+
     def _changed(self, service: cluster.Service) -> None:
         self._account.inside("news", self._tell, service)
 
@@ -194,6 +217,27 @@ class SwarmRuntime:
     def connect(self, address: Address) -> IStreamClientEndpoint:
         """What the fleet makes endpoints with.  They carry nothing but probes: what is in flight is time."""
         return _Endpoint(self._swarm, self._account, address.host)
+
+
+class ClusterRuntime(SwarmRuntime):
+    """The same, and an ICluster (llmproxy.runtimes.interface): the fleet makes room there by itself."""
+
+    def reservations(self) -> Deferred[Reservations]:
+        return succeed(self._account.inside("simulation", self._reservations))
+
+    def _reservations(self) -> Reservations:
+        needs: dict[str, dict[str, int]] = {}
+        taken: dict[str, Counter[str]] = {}
+        for service in self._swarm.services.values():
+            if service.tasks:
+                needs[service.name] = {RESOURCE: service.model.room}
+                there = (task.node.name for task in service.tasks.values() if task.node and task.node.up)
+                taken[service.name] = Counter(there)
+        rooms = {node.name: {RESOURCE: node.room} for node in self._swarm.nodes if node.up}
+        return Reservations(rooms, needs, taken, {})
+
+    def service_of(self, spec: BackendSpec) -> str:
+        return spec.route
 
 
 @implementer(IStreamClientEndpoint)

@@ -17,7 +17,7 @@ from bench.swarm.clock import Account, HeapClock, ProxyClock
 from bench.swarm.cluster import Cluster, nodes
 from bench.swarm.demand import Demand, models
 from bench.swarm.pressing import RULES, Pressing
-from bench.swarm.runtime import SwarmRuntime
+from bench.swarm.runtime import ClusterRuntime, SwarmRuntime
 from bench.swarm.traffic import Tally, Traffic
 from llmproxy.backend.surroundings import Event, Transition
 from llmproxy.config.model import BackendSpec, Config, Replicas
@@ -153,7 +153,8 @@ class World:
             )
             for model in self.models
         }
-        runtime = SwarmRuntime(self.swarm, self.account)
+        kind = ClusterRuntime if setting.rule == "llmproxy" else SwarmRuntime
+        runtime = kind(self.swarm, self.account)
         clock: Any = ProxyClock(self.clock, self.account)
         fleet = Fleet(clock, runtime.connect, {"swarm": runtime}, Config(backends=backends))
         fleet.follow(self._event)
@@ -173,8 +174,11 @@ class World:
     def _event(self, event: Event) -> None:
         if isinstance(event, Transition):
             self.events += 1
-        else:
-            self.decisions += 1
+            return
+        self.decisions += 1
+        if event.kind in ("evict", "drain") and self.setting.rule == "llmproxy":
+            self.swarm.counts["evicted"] += 1
+            self.swarm.counts["drained"] += event.kind == "drain"
 
     # -- time ---------------------------------------------------------------------------------------
 
@@ -251,11 +255,14 @@ class World:
                 "scale-outs",
                 "scale-ins",
                 "notes",
+                "evicted",
+                "drained",
                 "nodes lost",
                 "tasks lost",
             )
         }
         if self.pressing is not None:
+            # By a rule that is not the fleet's own.
             per_hour["evicted"] = self.pressing.evicted / hours
             per_hour["drained"] = self.pressing.drained / hours
         shares = (0.5, 0.95, 0.99)
