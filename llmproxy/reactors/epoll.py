@@ -3,7 +3,8 @@
 For each event Twisted makes a logging context around the call, of which nothing here makes use: Twisted's own
 modern logger does not know it.  That alone is a tenth of what a small request or a token costs.  And where
 much happens at once, what is written in answer leaves together (:mod:`llmproxy.reactors.writing`).
-docs/benchmarks.md tells what both are worth.  Everything else is Twisted's.
+docs/benchmarks.md tells what both are worth.  Its timers do not mind when the time of day makes a step
+(:mod:`llmproxy.reactors.steady`).  Everything else is Twisted's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 
+from llmproxy.reactors.steady import SteadyTime
 from llmproxy.reactors.writing import write_now
 
 __all__ = ["LeanEPollReactor"]
@@ -23,7 +25,7 @@ CROWD = 4
 """Events in one turn from which on what they write is kept until its end.  For fewer it is not worth it."""
 
 
-class LeanEPollReactor(EPollReactor):
+class LeanEPollReactor(SteadyTime, EPollReactor):
     """Calls what is readable straight away, and writes after a crowded turn what was written in it.
 
     :ivar outbox: in a crowded turn, what is to be written to each transport; else None.
@@ -42,6 +44,7 @@ class LeanEPollReactor(EPollReactor):
         """Wait for events, ``timeout`` seconds at most, and carry them to whom they are for."""
         selectables = self._selectables
         events = self._poller.poll(-1 if timeout is None else timeout, len(selectables))
+        self.follow()
         if len(events) >= CROWD:
             self.outbox = {}
         for fd, event in events:

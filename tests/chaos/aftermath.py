@@ -14,11 +14,14 @@ from tests.chaos.traffic import Client, Exchange
 from tests.chaos.windows import COOLING, Windows
 from tests.integration.proxy import ADMIN, Answer
 
-__all__ = ["Footprint", "aftermath", "footprint", "unexcused"]
+__all__ = ["RECOVERING", "Footprint", "aftermath", "footprint", "unexcused"]
 
 RECOVERY = 100.0
 """Seconds in which each model has to answer: a start that failed again and again is tried again after a time
 that doubles, up to 80 s after five of them."""
+
+RECOVERING = "last"
+"""The client that asks then."""
 
 _REST = 30.0
 """Seconds for what nobody uses to be stopped: it is idle after 3 s, put to sleep, and stopped 4 s later."""
@@ -54,6 +57,8 @@ def _switches(pid: int) -> int:
 def unexcused(exchange: Exchange, windows: Windows) -> str | None:
     """What is wrong with an exchange, if no fault excuses it."""
     asked, verdict = exchange.asked, exchange.verdict
+    if asked.ident.startswith(f"{RECOVERING}-") and verdict.word == "refused":
+        return None  # that is looked at as a whole
     began, ended = exchange.began, exchange.ended or time.monotonic()
     told = f"{asked.ident} ({asked.kind}, {asked.route}{', ' + asked.fault if asked.fault else ''}): "
     told += f"{verdict.word} {verdict.code} after {ended - began:.1f} s"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.chaos.aftermath import (
+    RECOVERING,
     Footprint,
     aftermath,
     ended_in_flight,
@@ -69,7 +70,7 @@ def run(
             client.join(max(0.1, deadline - time.monotonic()))
             if client.is_alive():
                 stage.records.wrong.append(f"client {client.label} still waits")
-        wrong = aftermath(stage, _client(stage, "last", seed, threading.Event()), before)
+        wrong = aftermath(stage, _client(stage, RECOVERING, seed, threading.Event()), before)
         stage.over.set()
         guard.join()
         return _report(stage, seed, time.monotonic() - began, wrong)
