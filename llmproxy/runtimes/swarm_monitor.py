@@ -148,10 +148,10 @@ class Monitor:
         touched, self._touched = self._touched, set()
         now = self._began = self._reactor.seconds()
         self._looking, self._dirty = True, False
-        due = self._all_at is None or now - self._all_at >= self._rest
-        subjects = [
-            each for each in self._subjects if due or touched is None or each.busy or each.name in touched
-        ]
+        due = touched is None or self._all_at is None or now - self._all_at >= self._rest
+        wanted = {each.name for each in self._subjects if each.busy} | (touched or set())
+        # Whoever wants to know of the same service is told the same at the same time.
+        subjects = [each for each in self._subjects if due or each.name in wanted]
         whole = len(subjects) == len(self._subjects)
         if whole:
             self._all_at = now

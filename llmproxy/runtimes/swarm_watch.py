@@ -193,7 +193,10 @@ class SwarmWatch:
     def _failed_unseen(self, run: str, picture: Picture) -> bool:
         """All its tasks have ended by themselves, and Swarm was quick to put others in their place."""
         ours = [task for task in picture.tasks if self._members.get(task.id) == run]
-        return bool(ours) and all(task.ended_by_itself for task in ours)
+        places = {task.slot for task in ours if task.ended_by_itself}
+        return all(task.ended_by_itself for task in ours) and all(
+            task.slot in places for task in picture.running
+        )
 
     def _over(self, run: str, picture: Picture) -> bool:
         """No task of it runs any more.

@@ -201,6 +201,10 @@ def test_only_those_that_change_are_looked_at_often() -> None:
     assert looks(0.1) == (0, 0)
     monitor.heard(Happening("node", "update", "n"))
     assert looks(0.1) == (1, 1)
+    busy.busy, idle.name = True, "busy"
+    looks(REST_EVERY)
+    often, as_often = looks(3)
+    assert often == as_often > 10, "whoever wants to know of the same service is told the same"
 
 
 def test_a_look_that_takes_long() -> None:

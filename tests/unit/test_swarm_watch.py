@@ -114,6 +114,11 @@ def test_swarm_was_quicker() -> None:
     watched.sees(up("a"), labels=STARTED)
     assert watched.sees(FAILED, up("b", 6), labels=STARTED) == [("gone", "s1:mark", Exit(3))]
     assert watched.finished == ["a"]
+    watched = Watched()
+    watched.sees(up("a"), labels=STARTED)
+    more = watched.sees(FAILED, up("b", 4, slot=2), replicas=2, labels=STARTED)
+    assert more == [("running", "s1:mark", ["b"])], "it has been started beside the one that failed"
+    assert watched.finished == []
 
 
 def test_ended_by_somebody_and_another_runs() -> None:
