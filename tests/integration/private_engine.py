@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,7 +18,7 @@ from attrs import define, field
 from tests.integration.engine import DEMO_IMAGE, TEST_LABEL, docker, require_docker
 from tests.integration.world import until
 
-__all__ = ["PrivateEngine", "require_private_engine"]
+__all__ = ["PrivateEngine", "require_private_engine", "save_image"]
 
 
 def require_private_engine() -> None:
@@ -39,14 +41,19 @@ class PrivateEngine:
     They are two services, as packages install them, so that one outlives the other.  The engine touches
     no firewall rules, which would be the other engine's, too, and has a bridge of its own that nobody uses:
     started with ``--bridge=none`` it would delete the default bridge, which is the other engine's.  Its
-    containers are on the host's network.
+    containers are on the host's network, or on that bridge, where the host reaches them.
+
+    :ivar network: the bridge's address.  Of several engines at a time each needs another one; those that are
+        for documentation (RFC 5737) or for benchmarks (RFC 2544) are nobody else's, most often.
     """
 
     # A socket's path may have 107 bytes; pytest's folders may be deeper.
     folder: Path = field(factory=lambda: Path(tempfile.mkdtemp(prefix="llmproxy-engine-")))
+    network: str = "203.0.113.1/24"
     _bridge: str = field(factory=lambda: f"llmpt{uuid4().hex[:8]}")
     _dockerd: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _containerd: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _reserved: bool = field(default=False, init=False)
 
     @property
     def host(self) -> str:
@@ -56,14 +63,16 @@ class PrivateEngine:
     def start(self, *options: str) -> None:
         """Start it and wait until it answers."""
         folder = self.folder
-        if self._containerd is None:
+        if self._containerd is None or self._containerd.poll() is not None:
             config = folder / "containerd.toml"
             config.write_text(f'disabled_plugins = ["cri"]\n[grpc]\naddress = "{folder}/containerd.sock"\n')
             roots = ("--root", f"{folder}/containerd", "--state", f"{folder}/containerd-state")
             self._containerd = self._spawn("containerd", "--config", str(config), *roots)
             until((folder / "containerd.sock").exists, 30)
+        if not self._reserved:
             option = f"com.docker.network.bridge.name={self._bridge}"
             docker("network", "create", "--label", TEST_LABEL, "--opt", option, self._bridge)
+            self._reserved = True
         (folder / "pid").unlink(missing_ok=True)  # left by one that was killed
         self._make_bridge()
         isolated = (f"--bridge={self.bridge}", "--iptables=false", "--ip-forward=false", "--ip-masq=false")
@@ -104,24 +113,40 @@ class PrivateEngine:
             self.send(number)
             self._dockerd.wait(60)
 
-    def load(self) -> None:
-        """Give it the image of the demo server."""
-        image = self.folder / "image.tar"
-        subprocess.run(["docker", "save", "--output", str(image), DEMO_IMAGE], timeout=120, check=True)
+    def lose(self) -> None:
+        """As if its machine had lost its power: it, and all that it runs, is gone at once."""
+        assert self._dockerd is not None
+        assert self._containerd is not None
+        own = [self._dockerd.pid, self._containerd.pid]
+        shims = [pid for pid in _processes() if f"{self.folder}/containerd.sock" in _command_of(pid)]
+        for pid in (*own, *_below([*own, *shims]), *shims):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._dockerd.wait(30)
+        self._containerd.wait(30)
+
+    def load(self, saved: Path | None = None) -> None:
+        """Give it the image of the demo server.
+
+        :param saved: where that has been saved already.
+        """
+        image = saved or self.folder / "image.tar"
+        if saved is None:
+            save_image(image)
         load = ["docker", "-H", self.host, "load", "--quiet", "--input", str(image)]
-        subprocess.run(load, stdout=subprocess.DEVNULL, timeout=120, check=True)
-        image.unlink()
+        subprocess.run(load, stdout=subprocess.DEVNULL, timeout=240, check=True)
+        if saved is None:
+            image.unlink()
 
     @property
     def bridge(self) -> str:
         """Name of its bridge; an interface's may have 15 bytes."""
-        return f"llmp{os.getpid()}"
+        return f"llmp{os.getpid()}{self.network.split('.')[2]}"
 
     def _make_bridge(self) -> None:
         if not Path(f"/sys/class/net/{self.bridge}").exists():
             _ip("link", "add", self.bridge, "type", "bridge")
-            # One of the addresses that are for documentation (RFC 5737): nobody else has it.
-            _ip("addr", "add", "203.0.113.1/24", "dev", self.bridge)
+            _ip("addr", "add", self.network, "dev", self.bridge)
             _ip("link", "set", self.bridge, "up")
 
     def close(self) -> None:
@@ -140,5 +165,34 @@ class PrivateEngine:
         subprocess.run(["ip", "link", "del", self.bridge], capture_output=True, check=False)
 
 
+def save_image(file: Path) -> None:
+    """Save the image of the demo server, for engines that have not got it."""
+    subprocess.run(["docker", "save", "--output", str(file), DEMO_IMAGE], timeout=240, check=True)
+
+
 def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, timeout=10)
+
+
+def _processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _parent_of(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, IndexError):
+        return 0
+
+
+def _below(parents: Sequence[int]) -> list[int]:
+    """Their children, and those of these."""
+    children = [pid for pid in _processes() if _parent_of(pid) in parents]
+    return [*children, *_below(children)] if children else []
