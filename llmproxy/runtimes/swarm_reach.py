@@ -21,6 +21,8 @@ __all__ = ["Here", "config_of", "task_addresses", "task_port"]
 
 Json = Mapping[str, Any]
 
+_LOOPBACK = ("127.0.0.1", "::1")
+
 
 @frozen
 class Here:
@@ -104,7 +106,9 @@ def _host(picture: Picture, task: SwarmTask, here: Here) -> str:
     """Where published ports of the task's node are reached."""
     node = picture.nodes.get(task.node)
     address = "" if node is None else node.address
-    if task.node == here.node and (address in ("", "127.0.0.1", "::1") or not here.reach.local):
-        # Our own engine's: as for its containers.
-        return here.reach.published
-    return address
+    if task.node != here.node:
+        return address
+    # Our own engine's: as for its containers, unless we are in one that reaches no loopback but its own.
+    told = address not in ("", *_LOOPBACK)
+    inside = here.reach.networks is not None and here.reach.published in _LOOPBACK
+    return address if told and (here.reach.local or inside) else here.reach.published

@@ -43,6 +43,9 @@ def test_by_a_port_of_its_node() -> None:
     assert reached(FAR, networks=OVERLAY, port=32768) == [("published", "10.1.0.2", 32768)]
     assert reached(FAR, port=32768, node="a") == [("published", "192.0.2.1", 32768)]
     assert reached(ON_HOST, port=32768, node="a") == [("published", "10.1.0.1", 32768)]
+    assert reached(INSIDE, port=32768, node="a") == [("published", "172.18.0.1", 32768)]
+    as_a_task = Here(Reach("127.0.0.1", False, {"ov": "n1"}), "a")
+    assert reached(as_a_task, port=32768, node="a") == [("published", "10.1.0.1", 32768)]
     assert reached(FAR, networks=[{"Network": {"ID": "h", "Spec": {"Name": "host"}}}]) == [
         ("published", "10.1.0.2", 8000)
     ]
