@@ -64,6 +64,11 @@ class Places:
         if self.hosts is not None:
             self.hosts.place(backend.spec, host)
 
+    def end_doubles(self) -> None:
+        """Have what runs on a second host end there."""
+        if self.hosts is not None:
+            self.hosts.end_doubles()
+
     def gpus(self, backend: Placed) -> tuple[str, ...]:
         """Its GPUs, where it is; where it is not, those of the first host that it may be on."""
         gpus = backend.needs.gpus

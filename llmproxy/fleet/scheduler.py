@@ -303,6 +303,7 @@ class Scheduler:
 
     def _carry_out(self, found: Plan) -> None:
         now = self._clock.seconds()
+        self.places.end_doubles()
         backends = self._backends()
         self._waits = {wait.name: wait for wait in found.waits}
         for wait in found.waits:

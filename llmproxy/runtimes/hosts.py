@@ -137,7 +137,7 @@ class HostsRuntime:
     def watch(self, spec: BackendSpec, watcher: Watcher) -> Deferred[None]:
         self.unwatch(spec.route)
         hosts = tuple(host for host in self._engines if spec.host in (None, host))
-        route = Route(spec, hosts, watcher, self.is_away, self._end_double)
+        route = Route(spec, hosts, watcher, self.is_away, self._tell)
         self._routes[spec.route] = route
         watches = [self._engines[host].watch(spec, _Listener(route, host)) for host in hosts]
         told = DeferredList(watches, consumeErrors=True)
@@ -281,6 +281,11 @@ class HostsRuntime:
     def doubles(self) -> list[tuple[str, str]]:
         return [(name, host) for name, route in self._routes.items() for host in route.doubles()]
 
+    def end_doubles(self) -> None:
+        for route in list(self._routes.values()):
+            for host in route.doubles():
+                self._end_double(route, host)
+
     def lose(self, spec: BackendSpec) -> None:
         route = self._routes.get(spec.route)
         if route is not None and route.at:
@@ -352,6 +357,9 @@ class HostsRuntime:
         for route in list(self._routes.values()):
             if host in route.hosts:
                 route.settle()
+        self._tell()
+
+    def _tell(self) -> None:
         for listener in list(self._listeners):
             listener()
 
@@ -376,10 +384,16 @@ class HostsRuntime:
 
         def over(result: object) -> None:
             self._ending.pop(key, None)
-            if isinstance(result, Failure) and not result.check(RuntimeUnavailable, CancelledError):
-                self._log.failure("ending {backend} on {host}", result, backend=key[0], host=host)
-            for listener in list(self._listeners):
-                listener()
+            if isinstance(result, Failure):
+                if result.check(RuntimeUnavailable):
+                    self._doubt(host)
+                elif not result.check(CancelledError):
+                    self._log.failure("ending {backend} on {host}", result, backend=key[0], host=host)
+                    return
+            else:
+                # That is told, too, but perhaps only after this.
+                route.runs.pop(host, None)
+            self._tell()
 
         stopping.addBoth(over)
 

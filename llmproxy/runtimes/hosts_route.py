@@ -18,7 +18,7 @@ class Route:
     """Puts together what the runtimes of all hosts tell of one backend.
 
     It is on one host at a time (``at``).  Of any other run the watcher hears nothing: such a double is left
-    from before the host was lost that it is on, and is ended as soon as the one that counts runs.
+    from before the host was lost that it is on, and is to be ended as soon as the one that counts runs.
 
     :ivar hosts: those that it may be on, in their order.
     :ivar at: where it runs or is being started; empty: nowhere.
@@ -33,8 +33,8 @@ class Route:
     _watcher: Watcher
     # Whether nothing is known of that host at present, nor will be soon.
     _away: Callable[[str], bool]
-    # Ends what runs there.
-    _end_double: Callable[[Route, str], None]
+    # Told that it runs on a second host.
+    _doubled: Callable[[], None]
     at: str = ""
     placed: str = ""
     read: str = ""
@@ -140,10 +140,9 @@ class Route:
             self.at = next((host for host in self.hosts if host in self.runs), "")
             if self.at:
                 self._teller.running(self.named(self.runs[self.at]), again=True)
-        if self.at:
-            for host in self.doubles():
-                self._end_double(self, host)
-        elif self._told and all(host in self._told or self._away(host) for host in self.hosts):
+        if self.doubles():
+            self._doubled()
+        elif not self.at and self._told and all(one in self._told or self._away(one) for one in self.hosts):
             self._teller.absent()
 
     def doubles(self) -> list[str]:

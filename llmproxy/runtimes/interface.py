@@ -300,7 +300,8 @@ class IHosts(Protocol):
         """All of them, in the order in which they are tried."""
 
     def on_hosts_change(self, callback: Callable[[], None]) -> None:
-        """Call back when one is away, or there again, and when a backend may be on others than before."""
+        """Call back when one is away or there again, and when a backend is found on a second one, or has
+        ended there."""
 
     def is_away(self, host: str) -> bool:
         """It is known that this one is not there at present."""
@@ -316,8 +317,10 @@ class IHosts(Protocol):
         """Its next start is to be there."""
 
     def doubles(self) -> Sequence[tuple[str, str]]:
-        """Backends that run on a host although they are on another one, by route and host: they are being
-        ended there."""
+        """Backends that run on a host although they are on another one, by route and host."""
+
+    def end_doubles(self) -> None:
+        """Have them end, as far as nobody has yet."""
 
     def lose(self, spec: BackendSpec) -> None:
         """Its host is away, and it answers nobody: take it for ended.  Should it turn up again it is adopted

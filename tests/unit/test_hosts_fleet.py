@@ -352,6 +352,25 @@ class LosingTests(HostsFleet):
         self.wait(2 * REFUSED_FOR)
         self.assertEqual(self.state("a"), "absent")
 
+    def test_a_second_one_is_left_alone_while_another_process_decides(self) -> None:
+        """It is ended as soon as this one does."""
+        self.test_a_lost_one_is_started_elsewhere()
+        self.fleet.scheduler.frozen = True
+        self.hosts.engines["rack"].come_back()
+        self.settle()
+        self.assertEqual(len(self.hosts.running("a")), 2)
+        self.fleet.scheduler.thaw()
+        self.settle()
+        self.assertEqual(self.hosts.running("a"), [self.at("a")])
+
+    def test_another_process_has_taken_over(self) -> None:
+        """What is on a second host is for that one to end."""
+        self.test_a_lost_one_is_started_elsewhere()
+        self.fleet.hand_over(lambda name: None)
+        self.hosts.engines["rack"].come_back()
+        self.settle()
+        self.assertEqual(len(self.hosts.running("a")), 2)
+
     def test_hosts_are_those_of_the_start(self) -> None:
         """Others are known from the next start on, which is said; their GPUs count at once."""
         self.build(a={"host": "tower"})

@@ -41,6 +41,8 @@ class HostsCase(SynchronousTestCase):
     def begin(self, spec: BackendSpec = SPEC) -> None:
         self.spec = spec
         self.runtime.start()
+        # As the scheduler does.
+        self.runtime.on_hosts_change(self.runtime.end_doubles)
         self.addCleanup(self.runtime.close)
         self.successResultOf(self.runtime.watch(spec, self.watcher))
 
@@ -370,6 +372,7 @@ class World(RuleBasedStateMachine):
         self.runtime = self.world.runtime
         self.watcher = RecordingWatcher()
         self.runtime.start()
+        self.runtime.on_hosts_change(self.runtime.end_doubles)
         self.runtime.watch(SPEC, self.watcher)
         self.alive: set[str] = set()
         self.heard = 0
