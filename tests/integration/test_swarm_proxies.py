@@ -18,7 +18,7 @@ from tests.integration.world import until
 
 pytestmark = pytest.mark.docker
 
-SCALING = {"min": 0, "max": 3, "target_in_flight": 2, "out_after": "1s", "in_after": "3s"}
+SCALING = {"min": 0, "max": 3, "target_in_flight": 2, "out_after": "500ms", "in_after": "2s"}
 
 
 def counts(services: Services, route: str, since: float) -> list[int]:
@@ -39,7 +39,7 @@ def test_they_leave_an_idle_service_alone(front: Front) -> None:
     first, second = two(front, replicas=SCALING)
     services = services_of(first)
     version = services.version("a")
-    time.sleep(4)
+    time.sleep(3)
     assert services.version("a") == version
     began = time.time()
     with ExitStack() as stack:
@@ -47,7 +47,7 @@ def test_they_leave_an_idle_service_alone(front: Front) -> None:
             stack.enter_context(first.streaming("a", delay=0.1, words=some_words()))
         services.until_running("a", 2)
         second.until_state("a", "ready")
-        time.sleep(8)
+        time.sleep(5)
         # One start, one more, and a note of use for each of them at the most.
         assert counts(services, "a", began) == [1, 2]
         assert len(services.updates("a", began)) <= 4

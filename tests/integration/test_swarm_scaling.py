@@ -31,7 +31,7 @@ def test_cold_start_and_idle_stop(front: Front, where: str) -> None:
     """A request to a service of no tasks is held until one runs, and answered; unused, it is stopped."""
     # Beside an engine only the tasks of that engine can be reached.
     options = HERE if where == "node" else ()
-    proxy = front({"a": demo("--start-delay", "0.5", idle="2s", options=options)}, where=where)
+    proxy = front({"a": demo("--start-delay", "0.5", idle="1s", options=options)}, where=where)
     services = services_of(proxy)
     assert proxy.state("a") == "absent"
     answer = proxy.chat("a")
@@ -55,7 +55,7 @@ def test_many_at_once_are_one_start(front: Front) -> None:
     assert services_of(proxy).starts("a") == 1
 
 
-SCALING = {"min": 0, "max": 3, "target_in_flight": 2, "out_after": "1s", "in_after": "3s"}
+SCALING = {"min": 0, "max": 3, "target_in_flight": 2, "out_after": "500ms", "in_after": "2s"}
 
 
 def test_out_under_load_and_in_again(front: Front) -> None:
@@ -63,7 +63,7 @@ def test_out_under_load_and_in_again(front: Front) -> None:
     stream that still runs."""
     began = time.time()
     # On this node the proxy can choose which task leaves.
-    proxy = front({"a": demo(replicas=SCALING, options=HERE, idle="3s")})
+    proxy = front({"a": demo(replicas=SCALING, options=HERE, idle="1s")})
     services = services_of(proxy)
     with proxy.streaming("a", delay=0.05) as first, proxy.streaming("a", delay=0.05) as second:
         short = [proxy.wire() for _ in range(4)]
@@ -117,7 +117,7 @@ def test_in_only_when_nothing_is_in_flight_where_swarm_chooses(front: Front) -> 
         for wire in others:
             wire.socket.close()
         until(lambda: proxy.backend("a")["in_flight"] == 1)
-        deadline = time.monotonic() + 6
+        deadline = time.monotonic() + 4
         while time.monotonic() < deadline:
             assert b"error" not in stream.through(b"data: ")
         assert services.replicas("a") == 2
