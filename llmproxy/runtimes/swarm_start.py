@@ -22,10 +22,11 @@ from llmproxy.runtimes.interface import StartRefused, Step
 from llmproxy.runtimes.swarm_arrival import Verdict, judge, no_address_hint, task_hint
 from llmproxy.runtimes.swarm_body import is_outdated, service_body, with_replicas
 from llmproxy.runtimes.swarm_calls import NameTaken, create, find, get, list_tasks, update
+from llmproxy.runtimes.swarm_labels import RUN
 from llmproxy.runtimes.swarm_reach import Here, task_addresses
-from llmproxy.runtimes.swarm_state import Picture, SwarmService, SwarmTask, service_name
+from llmproxy.runtimes.swarm_state import Picture, SwarmService, service_name
 
-__all__ = ["Arrival", "Arrived", "begin", "make_service"]
+__all__ = ["Arrival", "Arrived", "Begun", "begin", "make_service"]
 
 UNREACHED_MOST = 5.0
 """Seconds for which a task may run without an address that leads to it from here."""
@@ -47,19 +48,31 @@ class Arrived:
     here: Here
 
 
+@frozen
+class Begun:
+    """A start that has been written down.
+
+    :ivar known: ids of tasks that had ended before.
+    :ivar ours: it is we who have begun it; otherwise the service was to run already.
+    """
+
+    known: frozenset[str]
+    ours: bool
+
+
 def begin(
     client: APIClient, spec: BackendSpec, backend_key: str | None, settings: DockerSettings
-) -> frozenset[str] | None:
+) -> Begun | None:
     """Have the service have tasks if it has none.
 
-    :return: ids of its tasks that have ended before; None: there is no such service.
+    :return: None: there is no such service.
     :raises StartRefused: it is of a mode that cannot be scaled, or would have what it must not have.
     """
     name = service_name(spec)
-    known: frozenset[str] = frozenset()
+    begun, made = Begun(frozenset(), False), None
 
     def change(service: SwarmService) -> dict[str, Any] | None:
-        nonlocal known
+        nonlocal begun, made
         if service.replicas is None:
             raise StartRefused(
                 f"service {name!r} is of mode {service.mode.lower()}, of which nobody can say how many tasks"
@@ -68,7 +81,7 @@ def begin(
                 " service that is always on take runtime url.",
             )
         tasks = list_tasks(client, [service.id]).get(service.id, ())
-        known = frozenset(task.id for task in tasks if task.over)
+        begun = Begun(frozenset(task.id for task in tasks if task.over), not service.replicas)
         if service.replicas:
             return None
         written: Any = service.spec
@@ -77,7 +90,13 @@ def begin(
             written = {**made, "Labels": {**service.labels, **made["Labels"]}}
         return with_replicas(written, max(1, spec.replicas.min), run=uuid4().hex[:16])
 
-    return None if update(client, name, change) is None else known
+    try:
+        return None if update(client, name, change) is None else begun
+    except APIError as error:
+        if made is None or error.status_code == 503:
+            raise
+        said = describe(error)
+        raise StartRefused(f"service {name!r} cannot be changed: {said}", task_hint(said, name)) from error
 
 
 def make_service(
@@ -139,13 +158,15 @@ class Arrival:
 
     :ivar over: fires with how it has come out; fails with ``StartRefused`` or ``RuntimeUnavailable``.  That
         somebody stops or removes the service is no failure: another try may help.
+    :ivar to_end: mark of the run of which nothing comes, for anybody; None: it may be of use to others.
     """
 
     _reactor: IReactorTime
     spec: BackendSpec
-    _known: frozenset[str]
+    _begun: Begun
     _step: Step
     over: Deferred[Arrived] = field(factory=Deferred, init=False)
+    to_end: str | None = field(default=None, init=False)
     _began: float = field(init=False)
     _placed_at: float | None = field(default=None, init=False)
     _ran_at: float | None = field(default=None, init=False)
@@ -184,10 +205,10 @@ class Arrival:
         if self.over.called:
             return
         verdict = judge(
-            picture, self._known, lambda task: bool(task_addresses(self.spec, picture, task, here))
+            picture, self._begun.known, lambda task: bool(task_addresses(self.spec, picture, task, here))
         )
         if verdict.kind == "refused" and verdict.task is not None:
-            self._refuse(verdict.task.error or verdict.task.state, verdict.task)
+            self._refuse(verdict.task.error or verdict.task.state, picture)
         elif verdict.kind != "waiting":
             self.over.callback(Arrived(verdict, picture, here))
         else:
@@ -204,27 +225,25 @@ class Arrival:
         elif self._ran_at is None:
             self._ran_at = now
         if self._ran_at is not None and now - self._ran_at >= UNREACHED_MOST:
-            self.fail(
-                Failure(
-                    StartRefused(
-                        f"service {self.name!r} runs, but no address leads to it from here",
-                        no_address_hint(self.name),
-                    )
-                )
-            )
+            if self._begun.ours:
+                self._give_up(picture)
+            no_way = f"service {self.name!r} runs, but no address leads to it from here"
+            self.fail(Failure(StartRefused(no_way, no_address_hint(self.name))))
         elif self._placed_at is None and now - self._began >= self.spec.start_timeout:
-            self._refuse(picture.pending or "no node has been found so far", verdict.task)
+            self._refuse(picture.pending or "no node has been found so far", picture)
         elif self._placed_at is not None and now - self._placed_at >= max(
             PREPARED_WITHIN, self.spec.start_timeout
         ):
-            self._refuse(f"it is {verdict.task.state if verdict.task else 'not running'} all the time", None)
+            state = verdict.task.state if verdict.task else "not running"
+            self._refuse(f"it is {state} all the time", picture)
         elif verdict.phase is not None and verdict.phase != self._told:
             self._told = verdict.phase
             self._step(verdict.phase)
 
-    def _refuse(self, why: str, task: SwarmTask | None) -> None:
-        self.fail(
-            Failure(
-                StartRefused(f"service {self.name!r} cannot be started: {why}", task_hint(why, self.name))
-            )
-        )
+    def _refuse(self, why: str, picture: Picture) -> None:
+        self._give_up(picture)
+        refused = StartRefused(f"service {self.name!r} cannot be started: {why}", task_hint(why, self.name))
+        self.fail(Failure(refused))
+
+    def _give_up(self, picture: Picture) -> None:
+        self.to_end = picture.service.labels.get(RUN, "") if picture.service is not None else None

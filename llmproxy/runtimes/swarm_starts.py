@@ -19,8 +19,8 @@ from llmproxy.runtimes.swarm_ends import Ends
 from llmproxy.runtimes.swarm_manager import Manager
 from llmproxy.runtimes.swarm_monitor import Monitor
 from llmproxy.runtimes.swarm_reach import task_port
-from llmproxy.runtimes.swarm_scale import put_out
-from llmproxy.runtimes.swarm_start import Arrival, Arrived, begin, make_service
+from llmproxy.runtimes.swarm_scale import end_run
+from llmproxy.runtimes.swarm_start import Arrival, Arrived, Begun, begin, make_service
 from llmproxy.runtimes.swarm_state import service_name
 from llmproxy.runtimes.swarm_watch import SwarmWatch, instance_of, run_name
 
@@ -88,13 +88,13 @@ class Starts:
 
     async def _start(self, spec: BackendSpec, name: str, step: Step) -> Instance:
         for _ in range(ROUNDS):
-            known = await self._manager.call(
+            begun = await self._manager.call(
                 lambda client: begin(client, spec, self._backend_key, self._settings)
             )
-            if known is None:
+            if begun is None:
                 await self._create(spec, name, step)
                 continue
-            arrived = await self._arrive(spec, known, step)
+            arrived = await self._arrive(spec, begun, step)
             if arrived.verdict.kind in ("runs", "ended"):
                 return await self._begun(spec, arrived)
         raise StartRefused(
@@ -112,16 +112,18 @@ class Starts:
         step(Phase("creating"))
         await self._manager.call(lambda client: make_service(client, spec, self._backend_key, self._settings))
 
-    async def _arrive(self, spec: BackendSpec, known: frozenset[str], step: Step) -> Arrived:
-        arrival = Arrival(self._reactor, spec, known, step)
+    async def _arrive(self, spec: BackendSpec, begun: Begun, step: Step) -> Arrived:
+        arrival = Arrival(self._reactor, spec, begun, step)
         self._arrivals.add(arrival)
         self._monitor.add(arrival)
         try:
             return await arrival.over
         except StartRefused:
-            # Nobody shall try behind our back what has failed.
-            with suppress(RuntimeUnavailable):
-                await self._manager.call(lambda client: put_out(client, service_name(spec)))
+            mark = arrival.to_end
+            if mark is not None:
+                # Nobody shall try behind our back what has failed.
+                with suppress(RuntimeUnavailable):
+                    await self._manager.call(lambda client: end_run(client, arrival.name, mark))
             raise
         finally:
             self._arrivals.discard(arrival)

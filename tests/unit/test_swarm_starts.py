@@ -13,8 +13,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from llmproxy.config.model import BackendSpec
 from llmproxy.engines.phases import Phase
 from llmproxy.runtimes.interface import RuntimeUnavailable, StartRefused
+from llmproxy.runtimes.swarm_labels import RUN
 from llmproxy.runtimes.swarm_scale import Leaving
-from llmproxy.runtimes.swarm_start import AWAY_MOST, PREPARED_WITHIN, UNREACHED_MOST, Arrival
+from llmproxy.runtimes.swarm_start import AWAY_MOST, PREPARED_WITHIN, UNREACHED_MOST, Arrival, Begun
 from llmproxy.runtimes.swarm_state import SwarmTask
 from llmproxy.runtimes.swarm_stop import Ending
 from tests.unit.swarm_cases import FAR, picture, task
@@ -30,10 +31,10 @@ class ArrivalTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.steps: list[Phase] = []
-        self.arrival = Arrival(self.clock, SPEC, frozenset(), self.steps.append)
+        self.arrival = Arrival(self.clock, SPEC, Begun(frozenset(), True), self.steps.append)
 
     def sees(self, *tasks: SwarmTask, replicas: int = 1) -> None:
-        self.arrival.seen(picture(*tasks, replicas=replicas), FAR)
+        self.arrival.seen(picture(*tasks, replicas=replicas, labels={RUN: "mark"}), FAR)
 
     def refused(self) -> str:
         error: Any = self.failureResultOf(self.arrival.over, StartRefused).value
@@ -81,6 +82,16 @@ class ArrivalTests(SynchronousTestCase):
         self.clock.advance(UNREACHED_MOST)
         self.sees(task("a"))
         self.assertIn("no address leads to it", self.refused())
+        self.assertEqual(self.arrival.to_end, "mark")
+
+    def test_no_way_to_what_another_has_started(self) -> None:
+        """It may serve that other proxy, and goes on."""
+        self.arrival = Arrival(self.clock, SPEC, Begun(frozenset(), False), self.steps.append)
+        self.sees(task("a"))
+        self.clock.advance(UNREACHED_MOST)
+        self.sees(task("a"))
+        self.refused()
+        self.assertIsNone(self.arrival.to_end)
 
     def test_the_manager_goes(self) -> None:
         """Another one may take its place; when none does, that is told."""
@@ -100,6 +111,7 @@ class ArrivalTests(SynchronousTestCase):
         """In the words of that node."""
         self.sees(task("a", "rejected", "shutdown", ran=False, error="No such image: i:1"))
         self.assertEqual(self.refused(), "service 'm' cannot be started: No such image: i:1")
+        self.assertEqual(self.arrival.to_end, "mark")
 
 
 class FakeEngine:
