@@ -26,6 +26,8 @@ _CAPACITY = (
     " unit of llmproxy_gpu_memory_claimed."
 )
 
+_HOSTS = "Whether the Docker engine of the host answers; only where there are several hosts."
+
 _BUCKETS = Buckets(0.05, 0.1, 0.25, 0.5, 1, 1.5, 2.5, 5, 7.5, 10, 20, 30, 60, 120)
 
 
@@ -76,6 +78,14 @@ class Sharing:
         yield wakes
         yield self._waiting()
         yield from self._gpus()
+        yield self._hosts()
+
+    def _hosts(self) -> Family:
+        hosts = Family("gauge", "llmproxy_host_up", _HOSTS, ("host",))
+        for host in self._fleet.hosts():
+            if host.expected:
+                hosts.add((host.name,), 0 if host.away else 1)
+        return hosts
 
     def _waiting(self) -> Family:
         waiting = Family(

@@ -12,6 +12,7 @@ import pytest
 from llmproxy.config.model import Gpu, Host
 from llmproxy.runtimes.interface import IRuntime
 from llmproxy.runtimes.url import UrlRuntime
+from llmproxy.web.sharing import Sharing
 from tests.fake_hosts import FakeHosts
 from tests.front import FrontCase
 from tests.openapi import described
@@ -68,6 +69,13 @@ class HostsFrontTests(FrontCase):
         at = self.api(b"/api/backends/coder")["host"]
         self.assertEqual(found[at]["backends"], ["coder"])
         self.assertIn(f"It is on {at}.", self.api(b"/api/backends/coder/why")["why"])
+
+    def test_metrics_tell_which_hosts_answer(self) -> None:
+        """And of GPUs by the names that tell them apart."""
+        self.hosts.engines["rack"].go_away()
+        told = {family.name: dict(family.values) for family in Sharing(self.fleet).collect()}
+        self.assertEqual(told["llmproxy_host_up"], {("local",): 1, ("tower",): 1, ("rack",): 0})
+        self.assertIn(("tower/0",), told["llmproxy_gpu_memory_capacity"])
 
     def test_a_plan_names_the_host(self) -> None:
         """For programs, and in words."""
