@@ -100,15 +100,8 @@ class SwarmWorld:
         self.manager.start()
         self.manager.until_up()
         _load(self.manager)
-        self.manager.stop()  # while it runs its files are on a mount of their own, and cannot be linked
-        for node in self.nodes[1:]:
-            _copy_images(self.manager, node)
-        for node in self.nodes:
-            node.start()
-        for node in self.nodes:
-            node.until_up()
-            if not node.docker("images", "--quiet", DEMO_IMAGE):
-                _load(node)  # an engine that keeps its images elsewhere
+        if self.nodes[1:]:
+            self._spread()
         self._join()
         options = ("--driver", "overlay", "--attachable", "--label", TEST_LABEL)
         self.manager.docker("network", "create", *options, self.network)
@@ -118,6 +111,17 @@ class SwarmWorld:
             *("service", "create", "--quiet", "--detach", "--no-resolve-image", "--name", "keeper", *keeper),
             *("--label", TEST_LABEL, DEMO_IMAGE, "sleep", "infinity"),
         )
+
+    def _spread(self) -> None:
+        self.manager.stop()  # while it runs its files are on a mount of their own, and cannot be linked
+        for node in self.nodes[1:]:
+            _copy_images(self.manager, node)
+        for node in self.nodes:
+            node.start()
+        for node in self.nodes:
+            node.until_up()
+            if not node.docker("images", "--quiet", DEMO_IMAGE):
+                _load(node)  # an engine that keeps its images elsewhere
 
     def _join(self) -> None:
         manager = self.manager
