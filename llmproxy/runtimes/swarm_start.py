@@ -17,6 +17,7 @@ from llmproxy.engines.phases import Phase
 from llmproxy.runtimes.docker_client import describe
 from llmproxy.runtimes.docker_create import has_image
 from llmproxy.runtimes.docker_guard import refusal
+from llmproxy.runtimes.docker_host import docker_host
 from llmproxy.runtimes.docker_reach import find_reach, instance_port
 from llmproxy.runtimes.interface import StartRefused, Step
 from llmproxy.runtimes.swarm_arrival import Verdict, judge, no_address_hint, task_hint
@@ -123,7 +124,7 @@ def make_service(
 def _body(
     client: APIClient, spec: BackendSpec, backend_key: str | None, settings: DockerSettings
 ) -> dict[str, Any]:
-    reach = find_reach(client, docker_host_of(client))
+    reach = find_reach(client, docker_host(settings))
     own = {} if reach.networks is None else reach.networks
     networks = spec.networks or tuple(name for name, id in own.items() if _is_overlay(client, id))
     shared = any(name in own or name in own.values() for name in networks)
@@ -137,11 +138,6 @@ def _body(
     if refused is not None:
         raise StartRefused(str(refused).replace("container", "service", 1), refused.hint)
     return service_body(spec, backend_key=backend_key, networks=networks, port=port)
-
-
-def docker_host_of(client: APIClient) -> str:
-    """Where that client's engine is, as far as it matters from where it is reached."""
-    return "unix://" if client.base_url.startswith("http+docker:") else client.base_url
 
 
 def _is_overlay(client: APIClient, network: str) -> bool:
