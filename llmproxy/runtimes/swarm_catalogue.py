@@ -63,6 +63,10 @@ def read_labelled_services(settings: DockerSettings, timeout: float) -> list[Lab
         raise unavailable(docker_host(settings), error) from error
 
 
+AGAIN_AFTER = 10.0
+"""Seconds until they are read again where they could not be."""
+
+
 @define(eq=False)
 class Labels:
     """Tells when the labels say another thing: most changes of a service are to its count, or our own notes.
@@ -87,8 +91,12 @@ class Labels:
 
     def look(self) -> None:
         """They may have changed."""
-        if self._closed or (self._timer is not None and self._timer.active()):
+        if self._closed:
             return
+        if self._timer is not None and self._timer.active():
+            if self._timer.getTime() <= self._reactor.seconds() + SETTLED:
+                return
+            self._timer.cancel()
         self._timer = self._reactor.callLater(SETTLED, self._begin)
 
     def _begin(self) -> None:
@@ -106,8 +114,10 @@ class Labels:
                 callback()
 
     def _unheard(self, reason: Failure) -> None:
-        # An engine that is away, or manages no Swarm, says nothing of labels; its events tell of its return.
+        # An engine that is away, or whose Swarm has no leader at the moment, says nothing of labels.
         self._over()
+        if not self._closed and not (self._timer is not None and self._timer.active()):
+            self._timer = self._reactor.callLater(AGAIN_AFTER, self._begin)
 
     def _over(self) -> None:
         self._reading = False
