@@ -38,6 +38,9 @@ explore: $(STAMPS)/test ## every order of what may happen to backends on a GPU (
 load: $(STAMPS)/test ## crowds of clients in full: 2,000 streams, 10,000 held, ... (ARGS="streams silent --part 0.1")
 	$(PY) -m tests.load $(ARGS)
 
+chaos: $(STAMPS)/test ## break everything around a proxy at random (ARGS=--seed 7 --seconds 60 --seeds 20 --runtime process)
+	$(PY) -m tests.chaos $(ARGS)
+
 lint: $(STAMPS)/lint ## types, style and format
 	$(PY) -m mypy llmproxy twisted/plugins/llmproxy_plugin.py scripts tests bench
 	$(VENV)/bin/ruff check .

@@ -14,7 +14,7 @@ from tests.chaos.traffic import Client, Exchange
 from tests.chaos.windows import COOLING, Windows
 from tests.integration.proxy import ADMIN, Answer
 
-__all__ = ["RECOVERING", "Footprint", "aftermath", "footprint", "unexcused"]
+__all__ = ["RECOVERING", "Footprint", "aftermath", "excused", "footprint", "unexcused"]
 
 RECOVERY = 100.0
 """Seconds in which each model has to answer: a start that failed again and again is tried again after a time
@@ -54,14 +54,21 @@ def _switches(pid: int) -> int:
     return 0
 
 
+def excused(exchange: Exchange, windows: Windows) -> str | None:
+    """The fault that excuses how it ended, if one does."""
+    verdict, ended = exchange.verdict, exchange.ended or time.monotonic()
+    more = COOLING if verdict.code.startswith("backend_start") else 0.0
+    return windows.excuse(verdict.word, exchange.asked.route, exchange.began, ended, more)
+
+
 def unexcused(exchange: Exchange, windows: Windows) -> str | None:
     """What is wrong with an exchange, if no fault excuses it."""
     asked, verdict = exchange.asked, exchange.verdict
     if asked.ident.startswith(f"{RECOVERING}-") and verdict.word == "refused":
         return None  # that is looked at as a whole
-    began, ended = exchange.began, exchange.ended or time.monotonic()
+    took = (exchange.ended or time.monotonic()) - exchange.began
     told = f"{asked.ident} ({asked.kind}, {asked.route}{', ' + asked.fault if asked.fault else ''}): "
-    told += f"{verdict.word} {verdict.code} after {ended - began:.1f} s"
+    told += f"{verdict.word} {verdict.code} after {took:.1f} s"
     match verdict.word:
         case "right" | "left":
             if (
@@ -75,8 +82,7 @@ def unexcused(exchange: Exchange, windows: Windows) -> str | None:
                 return None
             if verdict.word == "refused" and asked.passive and verdict.code == "backend_unavailable":
                 return None  # it had just ended
-            more = COOLING if verdict.code.startswith("backend_start") else 0.0
-            return None if windows.excuse(verdict.word, asked.route, began, ended, more) else told
+            return None if excused(exchange, windows) else told
         case "late":
             return None if asked.fault in ("stall", "hang") else told
         case _:

@@ -15,6 +15,7 @@ class Report:
     """One seed.
 
     :ivar kinds: requests by their kind; ``outcomes`` by what became of them.
+    :ivar excused: what did not end well, by the fault that excuses it.
     :ivar wrong: what must not be.
     """
 
@@ -24,6 +25,7 @@ class Report:
     kinds: Counter[str] = field(factory=Counter)
     outcomes: Counter[str] = field(factory=Counter)
     faults: Counter[str] = field(factory=Counter)
+    excused: Counter[str] = field(factory=Counter)
     starts: int = 0
     absent: dict[str, str] = field(factory=dict)
     wrong: list[str] = field(factory=list)
@@ -40,6 +42,7 @@ class Report:
             f"  requests: {_counts(self.kinds)}",
             f"  outcomes: {_counts(self.outcomes)}",
             f"  faults: {_counts(self.faults)}",
+            f"  excused: {_counts(self.excused)}",
         ]
         lines += [f"  not done here: {name}, as {why}" for name, why in self.absent.items()]
         lines += [f"  WRONG: {each}" for each in self.wrong[:40]]

@@ -13,6 +13,7 @@ from tests.chaos.aftermath import (
     Footprint,
     aftermath,
     ended_in_flight,
+    excused,
     footprint,
     over_the_budget,
     unexcused,
@@ -133,6 +134,9 @@ def _report(stage: Stage, seed: str, seconds: float, wrong: list[str]) -> Report
         told = unexcused(exchange, stage.windows)
         if told is not None:
             report.wrong.append(told)
+        elif word in ("cut", "refused", "unreachable"):
+            excuse = excused(exchange, stage.windows)
+            report.excused[f"{word} by {excuse or 'what was asked'}"] += 1
     for name, count in stage.windows.faults.items():
         if not name.startswith("("):
             report.faults[name] = count

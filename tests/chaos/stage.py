@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -95,7 +95,8 @@ class Stage:
         self._stack.callback(self._end_all)
         self.proxy.environment = {"TMPDIR": str(folder / "tmp"), **self._clock()}
         self.configure()
-        self.watch = Watch(self.look, self.over)
+        held = {route: share for route, share in SHARES.items() if route != "nap"}  # asleep it holds little
+        self.watch = Watch(self.look, held, self.over)
         self._stack.callback(self.over.set)
 
     def _world(self) -> ProcessWorld | DockerWorld:
@@ -305,8 +306,3 @@ class Stage:
         if self.engine is not None and not self.engine.runs:
             self.engine.start()
         self.proxy.world.close()
-
-
-def told(counts: Mapping[str, int]) -> str:
-    """Names and counts, in words."""
-    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))

@@ -59,11 +59,13 @@ def look(token: str, config: str) -> Seen:
 class Watch(threading.Thread):
     """Looks again and again.
 
+    :ivar shares: of the GPU, by route, of those that hold it for as long as they run.
     :ivar wrong: what must never be.
     :ivar last: what was seen last.
     """
 
     look: Callable[[], Seen]
+    shares: Mapping[str, float]
     over: threading.Event
     wrong: list[str] = field(factory=list)
     last: Seen = field(init=False)
@@ -81,11 +83,18 @@ class Watch(threading.Thread):
         while not self.over.wait(EVERY):
             self.last = seen = self.look()
             self.samples += 1
-            for route, pids in seen.backends.items():
-                # Twice in a row: one that has been killed is there a moment longer.
-                twice = set(pids) & self._before.get(route, set())
+            # Twice in a row: one that has been killed is there a moment longer.
+            both = {
+                route: set(pids) & self._before.get(route, set()) for route, pids in seen.backends.items()
+            }
+            for route, twice in both.items():
                 if len(twice) > 1:
-                    told = f"{route} ran {len(twice)} times at once: {sorted(twice)}"
-                    if told not in self.wrong:
-                        self.wrong.append(told)
+                    self._tell(f"{route} ran {len(twice)} times at once: {sorted(twice)}")
+            held = sorted(route for route, twice in both.items() if twice and route in self.shares)
+            if sum(self.shares[route] for route in held) > 1:
+                self._tell(f"more ran at once than the GPU has room for: {', '.join(held)}")
             self._before = {route: set(pids) for route, pids in seen.backends.items()}
+
+    def _tell(self, what: str) -> None:
+        if what not in self.wrong:
+            self.wrong.append(what)

@@ -1,0 +1,82 @@
+"""A short run of ``make chaos`` with each runtime, and how it reads answers."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.run import run
+from tests.chaos.wire import Conn, read_answer
+from tests.integration.private_engine import PrivateEngine, require_private_engine
+
+SECONDS = 12
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture
+def engine() -> Iterator[PrivateEngine]:
+    """One that may be restarted."""
+    require_private_engine()
+    made = PrivateEngine()
+    try:
+        made.start()
+        made.load()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.timeout(240)
+def test_processes(tmp_path: Path) -> None:
+    """Whatever breaks, each request has one answer, right or visibly not so; in the end all is well."""
+    report = run("process", "7", SECONDS, tmp_path, clients=5)
+    print(report)
+    assert report.wrong == []
+    assert report.outcomes["right"] > 10
+    assert report.faults.total() > 3
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(300)
+def test_containers(engine: PrivateEngine, tmp_path: Path) -> None:
+    """The same of containers, whose engine is broken as well."""
+    tmp_path.chmod(0o755)
+    report = run("docker", "7", SECONDS, tmp_path, engine=engine, clients=5)
+    print(report)
+    assert report.wrong == []
+    assert report.outcomes["right"] > 10
+    assert report.faults.total() > 3
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (OK + b"Content-Length: 3\r\n\r\nabc", (200, b"abc", True, "", False)),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No\r\n\r\n", (204, b"", True, "", False)),
+        (OK + b"Content-Length: 3\r\n\r\nab", (200, b"ab", False, "eof", False)),
+        (CHUNKED + b"1\r\na\r\n0\r\n\r\n", (200, b"a", True, "", False)),
+        (CHUNKED + b"1\r\na\r\n", (200, b"a", False, "eof", False)),
+        (CHUNKED + b"1\r\nab\r\n", (200, b"a", False, "", True)),
+        (b"ICY 200 OK\r\n\r\n", (None, b"", False, "", True)),
+        (b"", (None, b"", False, "eof", False)),
+    ],
+)
+def test_reading(raw: bytes, told: tuple[int | None, bytes, bool, str, bool]) -> None:
+    """An answer is whole when its framing says so, and only then."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with server.accept()[0] as client:
+                client.sendall(raw)
+
+        threading.Thread(target=serve).start()
+        conn = Conn(server.getsockname()[1], time.monotonic() + 5)
+        read = read_answer(conn)
+        conn.close()
+    assert (read.status, read.body, read.whole, read.end, bool(read.malformed)) == told
