@@ -54,9 +54,9 @@ ENTRYPOINT ["vllm", "serve"]
 # ---- the launcher -----------------------------------------------------------------------------------------------
 FROM ${BASE_IMAGE}
 # Compose creates the containers that the compose file names and that are missing. docker-cli is a package of its
-# own from trixie on; bookworm's docker-compose needs none.
+# own from trixie on; bookworm's docker-compose needs none. Other hosts' engines are reached by ssh (docs/hosts.md).
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends docker-compose $(apt-cache show docker-cli >/dev/null 2>&1 && echo docker-cli) \
+    && apt-get install -y --no-install-recommends docker-compose openssh-client $(apt-cache show docker-cli >/dev/null 2>&1 && echo docker-cli) \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 1000 llmproxy \
     && useradd --uid 1000 --gid 1000 --create-home --shell /usr/sbin/nologin llmproxy \

@@ -187,6 +187,7 @@ class _Assembly:
         self._docker: DockerWhenNeeded | HostsRuntime | None = None
         self._swarm: SwarmWhenNeeded | None = None
         self._labelled: list[LabelledContainer] = []
+        self._hosts_away: dict[str, str] = {}
         self._services: list[LabelledContainer] = []
         self._starting = True
         self._stopping = False
@@ -263,7 +264,7 @@ class _Assembly:
         if bare.hosts:
             from llmproxy.runtimes.hosts_later import read_all_labels
 
-            found = read_all_labels(bare, LABELS_LIMIT)
+            found, self._hosts_away = read_all_labels(bare, LABELS_LIMIT)
         else:
             try:
                 found = read_labels(bare.docker, LABELS_LIMIT)
@@ -296,7 +297,7 @@ class _Assembly:
                 from llmproxy.runtimes.hosts_later import hosts_runtime
 
                 self._docker = hosts_runtime(
-                    self._reactor, config, lambda: self._loader.compose, self._labelled
+                    self._reactor, config, lambda: self._loader.compose, self._labelled, self._hosts_away
                 )
             else:
                 self._docker = DockerWhenNeeded(

@@ -30,7 +30,7 @@ SILENT_FOR = 30.0
 """Seconds for which one has to be silent, as a machine without power is: one that is busy may be silent for a
 while, and a switch that is restarted takes half a minute."""
 
-_RUNS = ("ready", "draining")
+_RUNS = ("starting", "ready", "draining")
 
 
 @define(eq=False)
@@ -112,7 +112,8 @@ class Lookout:
         else:
             self._refuses.setdefault(backend, now)
         self._silent.setdefault(backend, now)
-        refused = now - self._refuses.get(backend, now) >= REFUSED_FOR
+        # One that starts refuses until it has started.
+        refused = backend.state != "starting" and now - self._refuses.get(backend, now) >= REFUSED_FOR
         if refused or now - self._silent[backend] >= SILENT_FOR:
             self._lose(backend, now)
 

@@ -80,13 +80,14 @@ class HostsRuntime:
     :param engines: by the name of their host, the local one first.
     :param compose: services from which containers are created, on the local host.
     :param labelled: containers with route labels as they were found before the start.
+    :param away: hosts that did not answer then, and why.
     """
 
     _engines: Mapping[str, IEngine]
     _compose: Callable[[], Sequence[ComposeService]] = field(default=lambda: ())
     _labelled: Mapping[str, list[LabelledContainer]] = field(factory=dict)
     # Why a host is away; empty: it is there.  What is not in it is not known yet.
-    _away: dict[str, str] = field(factory=dict, init=False)
+    _away: dict[str, str] = field(factory=dict)
     _routes: dict[str, Route] = field(factory=dict, init=False)
     _ending: dict[tuple[str, str], Deferred[None]] = field(factory=dict, init=False)
     _listeners: list[Callable[[], None]] = field(factory=list, init=False)
@@ -139,8 +140,9 @@ class HostsRuntime:
         hosts = tuple(host for host in self._engines if spec.host in (None, host))
         route = Route(spec, hosts, watcher, self.is_away, self._tell)
         self._routes[spec.route] = route
-        watches = [self._engines[host].watch(spec, _Listener(route, host)) for host in hosts]
-        told = DeferredList(watches, consumeErrors=True)
+        watches = {host: self._engines[host].watch(spec, _Listener(route, host)) for host in hosts}
+        # Nobody waits for one that hangs.
+        told = DeferredList([watches[host] for host in hosts if not self.is_away(host)], consumeErrors=True)
 
         def settled(_: object) -> None:
             if self._routes.get(spec.route) is route:
@@ -309,8 +311,9 @@ class HostsRuntime:
 
         asked = []
         for host, engine in self._engines.items():
-            if self.is_away(host) and host != LOCAL:
-                asked.append(fail(RuntimeUnavailable(self._away[host])))
+            if self._away.get(host) != "" and host != LOCAL:
+                # When it is there its catalogue is asked for, too.
+                asked.append(fail(RuntimeUnavailable(self._away.get(host, "it has not answered yet"))))
             else:
                 asked.append(engine.catalogue().addCallback(heard, host))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from attrs import evolve
@@ -36,10 +36,12 @@ def hosts_runtime(
     config: Config,
     compose: Callable[[], Sequence[ComposeService]],
     labelled: Sequence[LabelledContainer],
+    away: Mapping[str, str],
 ) -> HostsRuntime:
     """The runtime over all hosts.
 
     :param labelled: containers with labels of routes, as they were found before.
+    :param away: hosts that did not answer then, and why.
     """
     engines = {
         name: DockerWhenNeeded(
@@ -51,30 +53,39 @@ def hosts_runtime(
         for name, settings in engines_of(config).items()
     }
     found = {name: [one for one in labelled if one.host == name] for name in engines}
-    return HostsRuntime(engines, compose, found)
+    return HostsRuntime(engines, compose, found, dict(away))
 
 
-def read_all_labels(config: Config, timeout: float) -> list[LabelledContainer]:
-    """All containers with a route label on all hosts, for the start of the process.  All are asked at once;
-    one that does not answer within ``timeout`` seconds is left out.  Blocks for as long at most.
+def read_all_labels(config: Config, timeout: float) -> tuple[list[LabelledContainer], dict[str, str]]:
+    """All containers with a route label on all hosts, for the start of the process; and the hosts that do not
+    answer within ``timeout`` seconds, with the reason.  All are asked at once.  Blocks for as long at most.
 
     :param config: it may be without routes.
     """
     found: dict[str, list[LabelledContainer]] = {}
+    away: dict[str, str] = {}
 
     def read(name: str, settings: DockerSettings) -> None:
         try:
             found[name] = [evolve(one, host=name) for one in read_labels(settings, timeout)]
         except RuntimeUnavailable as cause:
-            _log.info("labels of {host} will be read when it answers: {cause}", host=name, cause=str(cause))
+            away[name] = str(cause)
 
-    threads = [
-        threading.Thread(target=read, args=each, name=f"llmproxy-labels-{each[0]}", daemon=True)
-        for each in engines_of(config).items()
-    ]
-    for thread in threads:
+    engines = engines_of(config)
+    threads = {
+        name: threading.Thread(target=read, args=(name, each), name=f"llmproxy-labels-{name}", daemon=True)
+        for name, each in engines.items()
+    }
+    for thread in threads.values():
         thread.start()
     end = time.monotonic() + timeout
-    for thread in threads:
+    for thread in threads.values():
         thread.join(max(0.0, end - time.monotonic()))
-    return [one for name in engines_of(config) for one in found.get(name, ())]
+    told = {
+        name: away.get(name, f"it did not answer within {timeout:g} s")
+        for name in engines
+        if name not in found
+    }
+    for name, reason in told.items():
+        _log.info("labels of {host} will be read when it answers: {reason}", host=name, reason=reason)
+    return [one for name in engines for one in found.get(name, ())], told

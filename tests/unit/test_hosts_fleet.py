@@ -246,6 +246,22 @@ class LosingTests(HostsFleet):
         self.wait(15)
         self.assertEqual(self.state("a"), "absent")
 
+    def test_a_start_on_a_host_that_goes_away(self) -> None:
+        """It refuses as every start does, and is given half a minute; the next one is elsewhere."""
+        self.build(a={"host": None})
+        self.servers.mode = "refuse"
+        waiting = self.ask("a")
+        host = self.at("a")
+        self.hosts.engines[host].go_away()
+        self.wait(SILENT_FOR - 5)
+        self.assertEqual((self.state("a"), waiting.refusals), ("starting", []))
+        self.wait(10)
+        self.assertEqual((self.state("a"), len(waiting.refusals)), ("failed", 1))
+        self.servers.mode = "healthy"
+        self.wait(10)
+        self.serve("a")
+        self.assertNotEqual(self.at("a"), host)
+
     def test_one_that_is_seen_in_between_is_not_lost(self) -> None:
         """Only who refuses all the time is."""
         self.begin()

@@ -83,6 +83,14 @@ class WhereTests(HostsCase):
         self.world.engines["rack"].go_away()
         self.assertEqual(self.watcher.kinds(), ["gone"])
 
+    def test_a_host_that_hangs_is_not_waited_for(self) -> None:
+        """It was away before the start, and is asked all the same."""
+        self.world.worlds["rack"]._away = "slow"
+        self.runtime = HostsRuntime(self.world.engines, away={"rack": "slow"})
+        self.begin()
+        self.assertEqual(self.watcher.kinds(), ["gone"])
+        self.assertIn(("watch", "chat"), self.world.worlds["rack"].calls)
+
     def test_what_runs_is_found_wherever_it_is(self) -> None:
         """Its host is known by that."""
         instance = self.world.worlds["rack"].become_running("chat")
