@@ -18,7 +18,7 @@ from pathlib import Path
 from attrs import frozen
 
 from tests.chaos.stage import GPU_ROUTES, ROUTES, Stage
-from tests.chaos.windows import ALL
+from tests.chaos.windows import ALL, BACKEND
 from tests.integration.docker_world import DockerWorld
 from tests.integration.proxy import ADMIN
 
@@ -84,7 +84,7 @@ def kill(stage: Stage, random: random.Random) -> None:
     """KILL, from outside."""
     route = random.choice(ROUTES)
     with (
-        stage.windows.open("killed", ALL, (route,)),
+        stage.windows.open("killed", BACKEND, (route,)),
         stage.windows.open("(killed)", {"refused"}, _with(route)),
     ):
         _send(stage, route, signal.SIGKILL)
@@ -95,7 +95,7 @@ def stop(stage: Stage, random: random.Random) -> None:
     """TERM, from outside: ``docker stop`` by somebody."""
     route = random.choice(ROUTES)
     with (
-        stage.windows.open("stopped", ALL, (route,)),
+        stage.windows.open("stopped", BACKEND, (route,)),
         stage.windows.open("(stopped)", {"refused"}, _with(route)),
     ):
         _send(stage, route, signal.SIGTERM)
@@ -119,7 +119,7 @@ def remove(stage: Stage, random: random.Random) -> None:
     world = stage.proxy.world
     assert isinstance(world, DockerWorld)
     with (
-        stage.windows.open("removed", ALL, (route,)),
+        stage.windows.open("removed", BACKEND, (route,)),
         stage.windows.open("(removed)", {"refused"}, _with(route)),
     ):
         world.docker("rm", "-f", world.name(route), check=False)
@@ -370,7 +370,7 @@ def short_memory(stage: Stage, random: random.Random) -> None:
 def restart_engine(stage: Stage, random: random.Random) -> None:
     """The engine ends, by TERM or KILL, with all of its containers, and comes again."""
     assert stage.engine is not None
-    with stage.windows.open("engine restarted", ALL, after=6):
+    with stage.windows.open("engine restarted", BACKEND, after=6):
         stage.engine.end(random.choice((signal.SIGTERM, signal.SIGKILL)))
         time.sleep(random.uniform(0, 2))
         stage.engine.start()

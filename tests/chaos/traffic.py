@@ -16,7 +16,7 @@ from attrs import define, field
 from tests.chaos import expected
 from tests.chaos.expected import Asked
 from tests.chaos.judge import Verdict, judge
-from tests.chaos.windows import ALL, Windows
+from tests.chaos.windows import BACKEND, Windows
 from tests.chaos.wire import Conn, Reading, read_answer
 from tests.integration.proxy import head
 
@@ -113,6 +113,7 @@ class Client(threading.Thread):
         except OSError as wrong:
             for exchange in exchanges:
                 self.records.end(exchange, Verdict("unreachable", type(wrong).__name__))
+            self.over.wait(1)  # or it would ask for nothing else
             return None
 
     def _once(
@@ -174,7 +175,7 @@ class Client(threading.Thread):
         if not fault:
             return self._once(asked, data, **options)
         # It may take others along with it that are answered by the same process.
-        others = ALL if "exit" in fault else ()
+        others = BACKEND if "exit" in fault else ()
         with self.windows.open(f"request: {fault.partition('=')[0]}", others, (route,)):
             return self._once(asked, data, **options)
 

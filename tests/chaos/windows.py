@@ -10,11 +10,14 @@ from contextlib import contextmanager
 
 from attrs import define, field
 
-__all__ = ["ALL", "COOLING", "Window", "Windows"]
+__all__ = ["ALL", "BACKEND", "COOLING", "Window", "Windows"]
 
 ALL = frozenset({"cut", "refused", "unreachable", "term"})
-"""Everything that may be excused: an answer that ended early; a refusal; a connection that was not taken, or
-ended before its answer; a TERM to a backend with requests in flight."""
+"""Everything that may be excused, as by a proxy that is killed: an answer that ended early; a refusal; a
+connection that was not taken, or ended before its answer; a TERM to a backend with requests in flight."""
+
+BACKEND = ALL - {"unreachable"}
+"""What a backend's end excuses: the proxy is there, and says so."""
 
 COOLING = 60.0
 """Seconds after a fault in which a start that it made fail may still be held against a backend."""
