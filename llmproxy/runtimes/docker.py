@@ -45,6 +45,7 @@ from llmproxy.runtimes.docker_watch import Watch
 from llmproxy.runtimes.interface import (
     Facts,
     Instance,
+    RuntimeFaulty,
     RuntimeUnavailable,
     StartRefused,
     Step,
@@ -324,7 +325,7 @@ class DockerRuntime:
             error = reason.value
             if not isinstance(error, APIError):
                 reason.raiseException()
-            raise RuntimeUnavailable(
+            raise RuntimeFaulty(
                 f"the Docker engine at {self._engine.host} says: {describe(error)}"
             ) from error
 

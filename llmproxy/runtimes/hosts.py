@@ -8,9 +8,7 @@ takes nothing with it but what runs there, and that only when it answers nobody 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 from attrs import define, evolve, field
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail, succeed
@@ -19,15 +17,14 @@ from twisted.python.failure import Failure
 
 from llmproxy.config.compose import ComposeService
 from llmproxy.config.labels import LabelledContainer
-from llmproxy.config.model import LOCAL, BackendSpec, DockerSettings
-from llmproxy.runtimes.docker_host import docker_host
+from llmproxy.config.model import LOCAL, BackendSpec
 from llmproxy.runtimes.hosts_route import Route
+from llmproxy.runtimes.hosts_standing import IEngine, Standing
 from llmproxy.runtimes.interface import (
     Exit,
     Facts,
     HostState,
     Instance,
-    IRuntime,
     RuntimeUnavailable,
     StartRefused,
     Step,
@@ -35,25 +32,7 @@ from llmproxy.runtimes.interface import (
     unheard,
 )
 
-__all__ = ["HostsRuntime", "IEngine"]
-
-
-class IEngine(IRuntime, Protocol):
-    """One host's runtime (:class:`~llmproxy.runtimes.docker_later.DockerWhenNeeded`)."""
-
-    settings: DockerSettings
-
-    def catalogue(self) -> Deferred[list[LabelledContainer]]: ...
-
-    def on_catalogue_change(self, callback: Callable[[], None]) -> None: ...
-
-    def on_standing(self, callback: Callable[[str], None]) -> None: ...
-
-    def settled(self) -> Deferred[None]: ...
-
-    def doubt(self) -> None: ...
-
-    def has_container(self, route: str) -> bool: ...
+__all__ = ["HostsRuntime"]
 
 
 @define(eq=False)
@@ -86,22 +65,18 @@ class HostsRuntime:
     _engines: Mapping[str, IEngine]
     _compose: Callable[[], Sequence[ComposeService]] = field(default=lambda: ())
     _labelled: Mapping[str, list[LabelledContainer]] = field(factory=dict)
-    # Why a host is away; empty: it is there.  What is not in it is not known yet.
-    _away: dict[str, str] = field(factory=dict)
+    _away: Mapping[str, str] = field(factory=dict)
+    _standing: Standing = field(init=False)
     _routes: dict[str, Route] = field(factory=dict, init=False)
     _ending: dict[tuple[str, str], Deferred[None]] = field(factory=dict, init=False)
     _listeners: list[Callable[[], None]] = field(factory=list, init=False)
     _catalogues: dict[str, list[LabelledContainer]] = field(factory=dict, init=False)
-    _seen: set[str] = field(factory=set, init=False)
-    # How often each host has come or gone, so that old news is known for such.
-    _changes: dict[str, int] = field(factory=dict, init=False)
     _closed: bool = field(default=False, init=False)
     _log = Logger()
 
     def __attrs_post_init__(self) -> None:
         self._catalogues.update(self._labelled)
-        for host, engine in self._engines.items():
-            engine.on_standing(lambda reason, host=host: self._standing(host, reason))  # type: ignore[misc]
+        self._standing = Standing(self._engines, self._away, self._changed)
 
     # -- IRuntime ------------------------------------------------------------------------------------------
 
@@ -111,6 +86,7 @@ class HostsRuntime:
 
     def close(self) -> Deferred[None]:
         self._closed = True
+        self._standing.close()
         ending, self._ending = self._ending, {}
         for stop in ending.values():
             stop.cancel()
@@ -119,9 +95,7 @@ class HostsRuntime:
     def ping(self) -> Deferred[None]:
         """Fires as soon as one of them answers: with it there is something to serve from."""
         pings = [
-            fail(RuntimeUnavailable(f"host {host} is away: {self._away[host]}"))
-            if self.is_away(host) and host != LOCAL
-            else engine.ping()
+            fail(self._standing.unavailable(host)) if self._standing.refuses(host) else engine.ping()
             for host, engine in self._engines.items()
         ]
         first = DeferredList(pings, fireOnOneCallback=True, consumeErrors=True)
@@ -165,9 +139,8 @@ class HostsRuntime:
                     "New hosts are known from the next start on: llmproxy upgrade",
                 )
             )
-        if self.is_away(host) and host != LOCAL:
-            # The event stream tries all the time; each try of ours may take half a minute.
-            return fail(RuntimeUnavailable(f"host {host} is away: {self._away[host]}"))
+        if self._standing.refuses(host):
+            return fail(self._standing.unavailable(host))
         if route is not None:
             route.begin(host)
 
@@ -176,8 +149,7 @@ class HostsRuntime:
             return instance if route is None or current is not route else route.started(host, instance)
 
         def not_started(failure: Failure) -> Failure:
-            if failure.check(RuntimeUnavailable):
-                self._doubt(host)
+            self._standing.failed(host, failure)
             if route is not None and not failure.check(CancelledError):
                 route.not_started()
             return failure
@@ -189,20 +161,19 @@ class HostsRuntime:
         host = self._home(spec, route)
         if host is None:
             return succeed(None)
-        if self.is_away(host) and host != LOCAL:
+        if self._standing.refuses(host):
             if route is not None:
                 route.lose(host)
-            return fail(RuntimeUnavailable(f"host {host} is away: {self._away[host]}"))
+            return fail(self._standing.unavailable(host))
 
         def stopped(_: None) -> None:
             if route is not None:
                 route.stopped(host)
 
         def not_stopped(failure: Failure) -> Failure:
-            if failure.check(RuntimeUnavailable):
-                self._doubt(host)
-                if route is not None:
-                    route.lose(host)
+            self._standing.failed(host, failure)
+            if failure.check(RuntimeUnavailable) and route is not None:
+                route.lose(host)
             return failure
 
         return self._engines[host].stop(spec, grace).addCallbacks(stopped, not_stopped)
@@ -227,26 +198,13 @@ class HostsRuntime:
     # -- IHosts --------------------------------------------------------------------------------------------
 
     def hosts(self) -> list[HostState]:
-        bound = {route.spec.host for route in self._routes.values()}
-        return [
-            HostState(
-                name,
-                docker_host(engine.settings),
-                self._away.get(name, "it has not answered yet"),
-                expected=name != LOCAL
-                or name in self._seen
-                or name in bound
-                or engine.settings.host is not None
-                or "DOCKER_HOST" in os.environ,
-            )
-            for name, engine in self._engines.items()
-        ]
+        return self._standing.states({route.spec.host for route in self._routes.values()})
 
     def on_hosts_change(self, callback: Callable[[], None]) -> None:
         self._listeners.append(callback)
 
     def is_away(self, host: str) -> bool:
-        return bool(self._away.get(host))
+        return self._standing.is_away(host)
 
     def host_of(self, spec: BackendSpec) -> str:
         route = self._routes.get(spec.route)
@@ -261,7 +219,7 @@ class HostsRuntime:
         found = {
             host: self._engines[host].has_container(spec.route)
             for host in route.hosts
-            if self._away.get(host) == ""
+            if self._standing.is_there(host)
         }
         composed = any(service.container_name == spec.container for service in self._compose())
         possible = {
@@ -309,15 +267,15 @@ class HostsRuntime:
         def heard(found: list[LabelledContainer], host: str) -> None:
             self._catalogues[host] = [evolve(one, host=host) for one in found]
 
-        asked = []
+        asked: list[Deferred[None]] = []
         for host, engine in self._engines.items():
-            if self._away.get(host) != "" and host != LOCAL:
-                # When it is there its catalogue is asked for, too.
-                asked.append(fail(RuntimeUnavailable(self._away.get(host, "it has not answered yet"))))
-            else:
+            if host == LOCAL or self._standing.is_there(host):
                 asked.append(engine.catalogue().addCallback(heard, host))
+            else:
+                # When it is there, all are asked again.
+                asked.append(fail(self._standing.unavailable(host)))
 
-        def all_heard(answers: list[tuple[bool, object]]) -> list[LabelledContainer]:
+        def all_heard(answers: list[tuple[bool, None]]) -> list[LabelledContainer]:
             if not any(answered for answered, _ in answers):
                 raise RuntimeUnavailable("no host answers")
             return [one for host in self._engines for one in self._catalogues.get(host, ())]
@@ -331,32 +289,7 @@ class HostsRuntime:
 
     # -- hosts that come and go ----------------------------------------------------------------------------
 
-    def _standing(self, host: str, reason: str) -> None:
-        now = self._changes[host] = self._changes.get(host, 0) + 1
-        if reason:
-            self._note(host, reason)
-            return
-
-        def settled(_: None) -> None:
-            if self._changes[host] == now:
-                self._note(host, "")
-
-        # Before it is known what runs there its GPUs look empty.
-        self._engines[host].settled().addCallback(settled)
-
-    def _note(self, host: str, reason: str) -> None:
-        if self._closed:
-            return
-        if not reason:
-            self._seen.add(host)
-        before = self._away.get(host)
-        self._away[host] = reason
-        if bool(before) == bool(reason) and before is not None:
-            return
-        if reason:
-            self._log.warn("host {host} is away: {reason}", host=host, reason=reason)
-        else:
-            self._log.info("host {host} is there", host=host)
+    def _changed(self, host: str) -> None:
         for route in list(self._routes.values()):
             if host in route.hosts:
                 route.settle()
@@ -365,13 +298,6 @@ class HostsRuntime:
     def _tell(self) -> None:
         for listener in list(self._listeners):
             listener()
-
-    def _doubt(self, host: str) -> None:
-        """A call to it has failed: nothing more is asked of it until it is there again."""
-        if not self.is_away(host):
-            self._changes[host] = self._changes.get(host, 0) + 1
-            self._note(host, "it did not answer")
-            self._engines[host].doubt()
 
     def _end_double(self, route: Route, host: str) -> None:
         key = (route.spec.route, host)
@@ -388,10 +314,11 @@ class HostsRuntime:
         def over(result: object) -> None:
             self._ending.pop(key, None)
             if isinstance(result, Failure):
-                if result.check(RuntimeUnavailable):
-                    self._doubt(host)
-                elif not result.check(CancelledError):
+                self._standing.failed(host, result)
+                if not result.check(RuntimeUnavailable, CancelledError):
                     self._log.failure("ending {backend} on {host}", result, backend=key[0], host=host)
+                if not self.is_away(host):
+                    # It is tried again when something has changed.
                     return
             else:
                 # That is told, too, but perhaps only after this.

@@ -28,6 +28,7 @@ __all__ = [
     "IRuntime",
     "Instance",
     "Reservations",
+    "RuntimeFaulty",
     "RuntimeUnavailable",
     "StartRefused",
     "Step",
@@ -47,6 +48,10 @@ def unheard(phase: Phase) -> None:
 
 class RuntimeUnavailable(Exception):
     """The runtime itself (the Docker engine) does not answer.  ``str()`` says what was tried."""
+
+
+class RuntimeFaulty(RuntimeUnavailable):
+    """It answers, and says that something is wrong with it."""
 
 
 class StartRefused(Exception):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -273,3 +276,36 @@ def test_labels_make_routes_on_all_hosts(hosts: Hosts, launch: Launch) -> None:
     proxy.hang_up()
     assert answered(proxy, "early")
     assert {one["name"] for one in api(proxy, "/backends")["backends"]} == {"early", "late"}
+
+
+def test_the_command_tells_which_hosts_are_away(hosts: Hosts, launch: Launch) -> None:
+    """By status, hosts and doctor; the last one asks each engine itself, and says what to try."""
+    proxy = launch({"a": model("a"), "b": model("b", host="rack")})
+    hosts.cable.cut()
+    until(lambda: "rack" in away(proxy))
+
+    def command(*words: str) -> str:
+        environment = {
+            **proxy.environ(),
+            "LLMPROXY_URL": f"http://127.0.0.1:{proxy.port}",
+            "LLMPROXY_ADMIN_KEY": ADMIN,
+            "LLMPROXY_CONFIG": str(proxy.file),
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "llmproxy", *words],
+            env=environment,
+            cwd=proxy.folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.stdout
+
+    assert "host rack is away: " in command("status")
+    shown = {line.split()[0]: line.split()[1] for line in command("hosts").splitlines()[:4]}
+    assert shown == {"HOST": "STATE", "local": "there", "rack": "away", "tower": "there"}
+    found = {one["check"]: one for one in json.loads(command("doctor", "--json"))["findings"]}
+    assert (found["docker.host.rack"]["status"], found["docker.host.tower"]["status"]) == ("fail", "ok")
+    assert "refused" in found["docker.host.rack"]["finding"]
+    assert "--tlsverify" in found["docker.host.rack"]["fix"]

@@ -21,6 +21,7 @@ from llmproxy.runtimes.interface import (
     IHosts,
     Instance,
     IRuntime,
+    RuntimeFaulty,
     RuntimeUnavailable,
     StartRefused,
 )
@@ -77,7 +78,7 @@ class WhereTests(HostsCase):
         self.world.worlds["rack"]._away = "slow"
         self.runtime.start()
         self.addCleanup(self.runtime.close)
-        self.runtime._away.pop("rack")
+        self.runtime._standing._away.pop("rack")
         self.successResultOf(self.runtime.watch(SPEC, self.watcher))
         self.assertEqual(self.watcher.events, [])
         self.world.engines["rack"].go_away()
@@ -288,6 +289,17 @@ class AwayTests(HostsCase):
         self.failureResultOf(self.runtime.stop(SPEC, 1), RuntimeUnavailable)
         self.assertEqual(list(self.runtime.places(SPEC)), ["local", "tower"])
         self.assertEqual(self.world.engines["rack"].doubted, 1)
+
+    def test_an_engine_that_complains_is_there(self) -> None:
+        """It cannot do this one thing; its host is not away for that."""
+        self.begin()
+        self.world.worlds["rack"].hold_starts = True
+        self.runtime.place(SPEC, "rack")
+        starting = self.runtime.ensure_started(SPEC)
+        self.world.worlds["rack"].fail_start("chat", RuntimeFaulty("no registry"))
+        self.failureResultOf(starting, RuntimeUnavailable)
+        self.assertIn("rack", self.runtime.places(SPEC))
+        self.assertEqual(self.world.engines["rack"].doubted, 0)
 
     def test_old_news_of_a_host_is_dropped(self) -> None:
         """It came back, and went away before it was known what runs there."""
