@@ -12,6 +12,9 @@ from llmproxy.runtimes.telling import Teller
 
 __all__ = ["Route"]
 
+MOST_LOSSES = 16
+"""Runs that are remembered to have been taken for ended: one may turn up for as long as its host is away."""
+
 
 @define(eq=False)
 class Route:
@@ -98,7 +101,6 @@ class Route:
         early = self._early.get(instance.run)
         if early is None:
             self.runs[host] = instance
-        self._losses = {run: count for run, count in self._losses.items() if run == instance.run}
         named = self.named(instance)
         self._teller.answered(named)
         if early is not None:
@@ -129,7 +131,9 @@ class Route:
         self.at = ""
         if instance is not None:
             self._teller.ended(self.named(instance).run, Exit())
-            self._losses[instance.run] = self._losses.get(instance.run, 0) + 1
+            self._losses[instance.run] = self._losses.pop(instance.run, 0) + 1
+            while len(self._losses) > MOST_LOSSES:
+                del self._losses[next(iter(self._losses))]
         self.settle()
 
     def settle(self) -> None:

@@ -242,6 +242,13 @@ class AwayTests(HostsCase):
         self.world.worlds["rack"].exit("chat", 3)
         self.assertEqual(self.watcher.events[-1], ("gone", f"{run}+1", Exit(3)))
 
+    def test_it_is_adopted_however_long_it_was_away(self) -> None:
+        """Another one was started meanwhile, and has ended by itself."""
+        self.test_what_was_lost_may_be_started_elsewhere()
+        self.world.worlds["tower"].exit("chat")
+        self.world.engines["rack"].come_back()
+        self.assertEqual((self.at, self.watcher.kinds()[-1]), ("rack", "running"))
+
     def test_it_comes_back_while_another_one_starts(self) -> None:
         """The start is not disturbed; when it fails, the one that is there counts."""
         self.begin()
@@ -461,5 +468,5 @@ class World(RuleBasedStateMachine):
         assert bool(at) == bool(self.alive)
 
 
-World.TestCase.settings = hypothesis_settings(max_examples=150, stateful_step_count=30, deadline=None)
+World.TestCase.settings = hypothesis_settings(max_examples=200, stateful_step_count=40, deadline=None)
 TestWorld = World.TestCase
