@@ -14,7 +14,7 @@ export VENV PORT LISTEN
 # A plain editable install hides the twisted/plugins folder from Twisted; "compat" shows it.
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat
 
-.PHONY: help run env test fuzz explore load lint format bench test-vllm image wheelhouse lock audit sbom secrets clean docs \
+.PHONY: help run env test fuzz explore load chaos soak lint format bench test-vllm image wheelhouse lock audit sbom secrets clean docs \
     up-coder up-chat up-qwen7b logs stop-all
 
 help: ## this list
@@ -40,6 +40,9 @@ load: $(STAMPS)/test ## crowds of clients in full: 2,000 streams, 10,000 held, .
 
 chaos: $(STAMPS)/test ## break everything around a proxy at random (ARGS=--seed 7 --seconds 60 --seeds 20 --runtime process)
 	$(PY) -m tests.chaos $(ARGS)
+
+soak: $(STAMPS)/test ## two hours of all kinds of clients: memory, files, timers, latency (ARGS="--minutes 10 --plot FILE")
+	$(PY) -m tests.soak $(ARGS)
 
 lint: $(STAMPS)/lint ## types, style and format
 	$(PY) -m mypy llmproxy twisted/plugins/llmproxy_plugin.py scripts tests bench

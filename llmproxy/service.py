@@ -19,6 +19,7 @@ from llmproxy.errors import ConfigError
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.listening.listen import listen
 from llmproxy.reactors.descriptors import accept_gently, room_for
+from llmproxy.web.family import Family
 from llmproxy.web.site import ProxySite
 
 if TYPE_CHECKING:
@@ -131,7 +132,11 @@ class ProxyService(Service):
 
     def collect(self) -> Iterator[Family]:
         """What metrics tell of that which is served: see :class:`~llmproxy.web.family.Collector`."""
-        return iter(()) if self._certificates is None else self._certificates.collect()
+        timers = Family("gauge", "llmproxy_timers", "Calls that the reactor has planned.", ())
+        timers.add((), len(self._reactor.getDelayedCalls()))
+        yield timers
+        if self._certificates is not None:
+            yield from self._certificates.collect()
 
     def _bound(self) -> None:
         """Serve no more connections than there are file descriptors for, and say so."""

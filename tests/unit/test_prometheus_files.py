@@ -25,8 +25,8 @@ def exported() -> set[str]:
     spec = BackendSpec(route="a", container="a", models=("a",))
     config = Config(backends={"a": spec}, gpus={"0": Gpu(memory=1)})
     fleet = Fleet(Clock(), Servers().connect, {"docker": FakeRuntime(FakeController())}, config)
-    # The second one comes from what serves TLS, where anything does.
-    found = {"llmproxy_build_info", "llmproxy_tls_certificate_expiry_seconds"}
+    # The last two come from what serves.
+    found = {"llmproxy_build_info", "llmproxy_tls_certificate_expiry_seconds", "llmproxy_timers"}
     for collector in Metrics(fleet, "1")._collectors:
         for family in collector.collect():
             found.add(f"{family.name}_total" if family.kind == "counter" else family.name)

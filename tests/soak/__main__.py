@@ -1,0 +1,134 @@
+"""``python -m tests.soak``: two hours of all kinds of clients, and what the proxy takes meanwhile."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from tests.chaos.stage import ROUTES, Stage
+from tests.chaos.traffic import Client
+from tests.integration.proxy import ADMIN
+from tests.soak.plot import draw
+from tests.soak.samples import Sample, judge, save
+
+EVERY = 10.0
+"""Seconds between samples."""
+
+PACE = 0.25
+"""Seconds between two requests of one client, more or less."""
+
+
+class Small(threading.Thread):
+    """Asks a model that always runs for something small each half second, and notes how long it takes."""
+
+    def __init__(self, stage: Stage, over: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self.taken: list[float] = []
+        self._stage = stage
+        self._over = over
+
+    def run(self) -> None:
+        while not self._over.wait(0.5):
+            began = time.monotonic()
+            answer = self._stage.proxy.chat("pin", max_tokens=1)
+            if answer.status == 200:
+                self.taken.append(time.monotonic() - began)
+            else:
+                self._stage.records.wrong.append(f"a small request was answered {answer.status}")
+
+
+def sample(stage: Stage, began: float, small: Small, asked: int) -> Sample:
+    """How it is now."""
+    pid = stage.proxy.pid
+    told = stage.proxy.ask("GET", "/metrics", key=ADMIN).body.decode()
+    timers = re.search(r"^llmproxy_timers (\d+)", told, re.MULTILINE)
+    assert timers is not None, "the metrics tell of timers"
+    taken, small.taken = small.taken, []
+    return Sample(
+        time.monotonic() - began,
+        stage.proxy.resident(),
+        len(os.listdir(f"/proc/{pid}/fd")),
+        len(os.listdir(f"/proc/{pid}/task")),
+        int(timers[1]),
+        tuple(taken),
+        asked,
+    )
+
+
+def soak(seconds: float, clients: int, seed: str, folder: Path) -> tuple[list[Sample], list[str]]:
+    """Have clients of all kinds ask for so long.
+
+    :return: the samples; and what went wrong.
+    """
+    stage = Stage("process", folder, f"soak{os.getpid()}")
+    samples: list[Sample] = []
+    wrong: list[str] = []
+    with stage.set_up():
+        stage.start_proxy()
+        over = threading.Event()
+        crowd = [
+            Client(f"s{number}", seed, stage.proxy.port, ROUTES, stage.records, stage.windows, over, PACE)
+            for number in range(clients)
+        ]
+        small = Small(stage, over)
+        for thread in (*crowd, small):
+            thread.start()
+        began = time.monotonic()
+        while time.monotonic() - began < seconds:
+            time.sleep(min(EVERY, seconds))
+            # What is over is judged, counted and forgotten: the clients' memory is not what is looked at.
+            done = {
+                ident: one for ident, one in list(stage.records.exchanges.items()) if one.ended is not None
+            }
+            for ident, one in done.items():
+                del stage.records.exchanges[ident]
+                if (
+                    one.verdict.word not in ("right", "left")
+                    and not one.asked.fault
+                    and not one.asked.passive
+                ):
+                    wrong.append(f"{ident} ({one.asked.kind}): {one.verdict.word} {one.verdict.code}")
+            samples.append(sample(stage, began, small, len(done)))
+        over.set()
+        for thread in (*crowd, small):
+            thread.join(70)
+        wrong += stage.records.wrong
+    return samples, wrong
+
+
+def main() -> int:
+    """Soak, and tell what came of it.
+
+    :return: 1 when something is wrong, else 0.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=120.0, help="how long [120]")
+    parser.add_argument(
+        "--clients", type=int, default=8, help="of all kinds, each with one request at a time [8]"
+    )
+    parser.add_argument("--seed", default="1", help="what they ask follows from it [1]")
+    parser.add_argument("--samples", type=Path, help="write what was measured there, as JSON lines")
+    parser.add_argument("--plot", type=Path, help="write a picture of it there, as SVG")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        samples, wrong = soak(options.minutes * 60, options.clients, options.seed, Path(folder))
+    if options.samples:
+        save(samples, options.samples)
+    if options.plot:
+        options.plot.write_text(draw(samples, f"{options.minutes:g} minutes, {options.clients} clients"))
+    verdict = judge(samples)
+    for name, told in verdict.figures.items():
+        sys.stdout.write(f"{name:18} {told}\n")
+    for what in (*verdict.wrong, *wrong[:20]):
+        sys.stdout.write(f"WRONG: {what}\n")
+    return 1 if wrong or verdict.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""What is measured while it lasts, and whether that is flat.  Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from attrs import asdict, frozen
+
+__all__ = ["Sample", "Verdict", "judge", "load", "quantile", "save", "slope"]
+
+WARM_UP = 0.15
+"""Part of the time that is not looked at: caches fill, and the allocator finds its size."""
+
+GROWTH = 2.0
+"""Megabytes an hour that memory may seem to grow by: what is measured of a process whose use is steady goes
+up and down by some."""
+
+SLOWER = 1.5
+"""How many times as long the last part's requests may take as the first one's, at the median and at the 95th
+percentile.  On a machine of its own they take as long; what else runs there moves them by this."""
+
+ENOUGH = 100
+"""Requests of each part from which on they can be compared."""
+
+PARTS = 12
+"""The first and the last of so many parts are compared: ten minutes of two hours."""
+
+
+@frozen
+class Sample:
+    """One moment.
+
+    :ivar at: seconds since the beginning.
+    :ivar resident: bytes.
+    :ivar timers: calls that the proxy's reactor has planned.
+    :ivar latencies: seconds of the small requests since the last sample.
+    :ivar requests: that the crowd has asked since the last sample.
+    """
+
+    at: float
+    resident: int
+    files: int
+    threads: int
+    timers: int
+    latencies: tuple[float, ...] = ()
+    requests: int = 0
+
+
+@frozen
+class Verdict:
+    """What came of it: figures to be told, and what is wrong."""
+
+    figures: dict[str, str]
+    wrong: tuple[str, ...]
+
+
+def quantile(values: Iterable[float], part: float) -> float:
+    """The value below which that part of them is; 0 when there are none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else 0.0
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """By how much they rise for each unit, by least squares."""
+    count = len(points)
+    if count < 2:
+        return 0.0
+    middle = sum(x for x, _ in points) / count
+    height = sum(y for _, y in points) / count
+    spread = sum((x - middle) ** 2 for x, _ in points)
+    return sum((x - middle) * (y - height) for x, y in points) / spread if spread else 0.0
+
+
+def judge(samples: Sequence[Sample]) -> Verdict:
+    """See whether all of it is flat."""
+    whole = samples[-1].at
+    steady = [sample for sample in samples if sample.at >= WARM_UP * whole] or list(samples)
+    growth = slope([(sample.at / 3600, sample.resident / 1e6) for sample in steady])
+    part = whole / PARTS
+    first = [each for sample in samples if sample.at <= part for each in sample.latencies]
+    last = [each for sample in samples if sample.at > whole - part for each in sample.latencies]
+    wrong = []
+    if growth > GROWTH and whole >= 3600:
+        wrong.append(f"memory grows by {growth:.1f} MB an hour")
+    figures = {
+        "hours": f"{whole / 3600:.2f}",
+        "requests": str(sum(sample.requests + len(sample.latencies) for sample in samples)),
+        "memory": (
+            f"{steady[0].resident / 1e6:.1f} to {steady[-1].resident / 1e6:.1f} MB, {growth:+.2f} MB an hour"
+        ),
+    }
+    for name in ("files", "threads", "timers"):
+        values = [getattr(sample, name) for sample in steady]
+        half = len(values) // 2
+        before, after = quantile(values[:half], 0.5), quantile(values[half:], 0.5)
+        figures[name] = f"median {before:.0f}, then {after:.0f}; at most {max(values)}"
+        if after > 1.3 * before + 5:
+            wrong.append(f"{name} grow from {before:.0f} to {after:.0f}")
+    for name, at in (("median", 0.5), ("p95", 0.95)):
+        begin, end = quantile(first, at), quantile(last, at)
+        told = f"{begin * 1000:.1f} ms in the first {part / 60:.0f} min, {end * 1000:.1f} ms in the last"
+        figures[f"latency, {name}"] = told
+        if min(len(first), len(last)) >= ENOUGH and end > SLOWER * begin + 0.002:
+            wrong.append(f"the {name} of small requests went from {begin * 1000:.1f} to {end * 1000:.1f} ms")
+    return Verdict(figures, tuple(wrong))
+
+
+def save(samples: Iterable[Sample], file: Path) -> None:
+    """One JSON object a line."""
+    file.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
+
+
+def load(file: Path) -> list[Sample]:
+    """What :func:`save` has written."""
+    lines = map(json.loads, file.read_text().splitlines())
+    return [Sample(**{**line, "latencies": tuple(line["latencies"])}) for line in lines]
