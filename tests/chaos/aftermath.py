@@ -186,7 +186,7 @@ def _left(stage: Stage, before: Footprint) -> list[str]:
             wrong.append(f"{count} processes of {route}, which is to have {wanted}")
     if stage.kind == "docker":
         names = stage.containers()
-        if len(names) > len(ROUTES) + 1:  # one of a configuration before
+        if len(names) > len(ROUTES) + stage.generation:  # a reload names another one
             wrong.append(f"containers: {names}")
     left = [each.name for each in (stage.folder / "tmp").iterdir()]
     if left:

@@ -1,8 +1,8 @@
 """What goes wrong: each fault is begun, goes on for a moment, and is over when its function returns.
 
 A window (:mod:`tests.chaos.windows`) tells what it excuses.  What is meant to be unseen by clients excuses
-nothing: an upgrade, a reload with a good or a bad file, a proxy that stands still for a moment, a clock that
-is stepped, a disk that is full, an engine's API that is slow.
+nothing: a backend or a proxy that stands still for a moment, an upgrade, a reload with a good or a bad file, a
+clock that is stepped, an engine's API that is slow.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def stop(stage: Stage, random: random.Random) -> None:
 def pause(stage: Stage, random: random.Random) -> None:
     """It stands still for a moment: it hangs before the head, and in mid-stream.  Nobody is cut for it."""
     route = random.choice(ROUTES)
-    with stage.windows.open("paused", {"refused"}, _with(route)):
+    with stage.windows.open("paused", (), (route,)):
         _send(stage, route, signal.SIGSTOP)
         time.sleep(random.uniform(0.3, 4))
         _send(stage, route, signal.SIGCONT)
@@ -127,9 +127,9 @@ def remove(stage: Stage, random: random.Random) -> None:
 
 @_fault(BACKEND_FAULTS, "unhealthy", 2)
 def unhealthy(stage: Stage, random: random.Random) -> None:
-    """Its health path fails, or never answers; its answers are as good as ever."""
+    """Its health path fails, or never answers; its answers are as good as ever, and come as ever."""
     route, seconds = random.choice(ROUTES), random.uniform(0.5, 4)
-    with stage.windows.open("unhealthy", {"refused"}, _with(route)):
+    with stage.windows.open("unhealthy", (), (route,)):
         stage.ail(route, seconds=seconds, health=random.choice(("503", "hang")))
         time.sleep(seconds)
 

@@ -51,6 +51,8 @@ def judge(asked: Asked, read: Reading) -> Verdict:
         return _stream(asked, read) if asked.stream else _plain(asked, read)
     if not read.whole:
         return Verdict({"left": "left", "late": "late"}.get(read.end, "cut"))
+    if asked.passive and (read.status, read.body) == (503, b""):
+        return Verdict("right")  # the backend's own word of its health
     return _refusal(asked, read)
 
 
@@ -112,6 +114,8 @@ def _error(said: bytes) -> tuple[bytes, str, bool] | None:
 
 
 def _refusal(asked: Asked, read: Reading) -> Verdict:
+    if asked.method == "HEAD" and read.status in CODES.values():
+        return Verdict("refused", f"HEAD {read.status}")
     try:
         told = json.loads(read.body)
         error = told["error"]
