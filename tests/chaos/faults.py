@@ -1,8 +1,8 @@
 """What goes wrong: each fault is begun, goes on for a moment, and is over when its function returns.
 
 A window (:mod:`tests.chaos.windows`) tells what it excuses.  What is meant to be unseen by clients excuses
-nothing: a backend or a proxy that stands still for a moment, an upgrade, a reload with a good or a bad file, a
-clock that is stepped, an engine's API that is slow.
+nothing: a backend or a proxy that stands still for a moment, an upgrade, a reload with a good or a bad file,
+a clock that is stepped, an engine's API that is slow.
 """
 
 from __future__ import annotations
