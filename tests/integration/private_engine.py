@@ -44,12 +44,12 @@ class PrivateEngine:
     containers are on the host's network, or on that bridge, where the host reaches them.
 
     :ivar network: the bridge's address.  Of several engines at a time each needs another one; those that are
-        for documentation (RFC 5737) or for benchmarks (RFC 2544) are nobody else's, most often.
+        for benchmarks (RFC 2544) are nobody else's, while those for documentation have been seen in use.
     """
 
     # A socket's path may have 107 bytes; pytest's folders may be deeper.
     folder: Path = field(factory=lambda: Path(tempfile.mkdtemp(prefix="llmproxy-engine-")))
-    network: str = "203.0.113.1/24"
+    network: str = "198.18.19.1/24"
     _bridge: str = field(factory=lambda: f"llmpt{uuid4().hex[:8]}")
     _dockerd: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _containerd: subprocess.Popen[bytes] | None = field(default=None, init=False)
