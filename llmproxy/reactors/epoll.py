@@ -44,7 +44,8 @@ class LeanEPollReactor(SteadyTime, EPollReactor):
         """Wait for events, ``timeout`` seconds at most, and carry them to whom they are for."""
         selectables = self._selectables
         events = self._poller.poll(-1 if timeout is None else timeout, len(selectables))
-        self.follow()
+        if not events:
+            self.follow()
         if len(events) >= CROWD:
             self.outbox = {}
         for fd, event in events:

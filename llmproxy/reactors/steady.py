@@ -10,8 +10,7 @@ time of day, follows it where that is set forward, with every timer moved along,
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from time import monotonic, time
 from typing import Any
 
 __all__ = ["STEP", "SteadyTime"]
@@ -27,8 +26,6 @@ class SteadyTime:
     :ivar ahead: seconds that POSIX time is ahead of the monotonic clock.
     """
 
-    wall: Callable[[], float] = staticmethod(time.time)
-    monotonic: Callable[[], float] = staticmethod(time.monotonic)
     ahead: float
 
     # Twisted's own, of which it says nothing to type checkers.
@@ -36,16 +33,19 @@ class SteadyTime:
     _newTimedCalls: list[Any]
 
     def __init__(self, *arguments: Any) -> None:
-        self.ahead = self.wall() - self.monotonic()
+        self.ahead = time() - monotonic()
         super().__init__(*arguments)
 
     def seconds(self) -> float:
         """POSIX seconds that never make a step back."""
-        return self.monotonic() + self.ahead
+        return monotonic() + self.ahead
 
     def follow(self) -> None:
-        """Look whether the time of day is ahead, and go along.  Cheap enough for each turn."""
-        ahead = self.wall() - self.monotonic()
+        """Look whether the time of day is ahead, and go along.
+
+        No timer depends on it, so that any moment will do in which there is nothing else to do.
+        """
+        ahead = time() - monotonic()
         step = ahead - self.ahead
         if step > STEP:
             self.ahead = ahead

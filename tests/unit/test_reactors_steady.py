@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 if not hasattr(select, "epoll"):
     pytest.skip("this system has no epoll", allow_module_level=True)
 
+from llmproxy.reactors import steady
 from llmproxy.reactors.epoll import LeanEPollReactor
 from llmproxy.reactors.steady import STEP
 
@@ -25,12 +26,6 @@ class Stepped(LeanEPollReactor):
 
     day, up = 1_000_000.0, 50.0
 
-    def wall(self) -> float:
-        return self.day
-
-    def monotonic(self) -> float:
-        return self.up
-
     def go_on(self, seconds: float, step: float = 0.0) -> None:
         """Time goes on, and the time of day makes a step besides."""
         self.up += seconds
@@ -40,9 +35,13 @@ class Stepped(LeanEPollReactor):
 
 
 @pytest.fixture
-def reactor() -> Iterator[Stepped]:
+def reactor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stepped]:
     """One that is not installed, its descriptors closed at the end."""
+    known: list[Stepped] = []  # it reads the clocks before it is there
+    monkeypatch.setattr(steady, "time", lambda: known[0].day if known else Stepped.day)
+    monkeypatch.setattr(steady, "monotonic", lambda: known[0].up if known else Stepped.up)
     made: Any = Stepped()
+    known.append(made)
     yield made
     for reader in made.removeAll():
         reader.connectionLost(Failure(ConnectionDone()))
