@@ -24,7 +24,7 @@ RECOVERING = "last"
 """The client that asks then."""
 
 _REST = 30.0
-"""Seconds for what nobody uses to be stopped: it is idle after 3 s, put to sleep, and stopped 4 s later."""
+"""Seconds for what nobody uses to be stopped: it is idle after 2 s, put to sleep, and stopped 2 s later."""
 
 
 @frozen

@@ -150,15 +150,15 @@ class Stage:
             arguments = ["--start-delay", "0.3", f"--chaos={self.token}", "--keep-alive", "5"]
             environment = {"LLMPROXY_DEMO_JOURNAL": f"{shared}/journal", "LD_PRELOAD": ""}
             settings: dict[str, Any] = {
-                "idle": "3s",
+                "idle": "2s",
                 "min_residency": "1s",
                 "stop_grace": "6s",
                 "start_timeout": "30s",
                 "max_wait": "40s",
                 "heartbeat_after": "1s",
                 "heartbeat_every": "0.5s",
-                "sleep_idle": "4s",
-                "abandon_idle": "3s",
+                "sleep_idle": "2s",
+                "abandon_idle": "2s",
             }
             if self.kind == "docker":
                 settings |= {"created": True, "plain": True}
@@ -238,6 +238,8 @@ class Stage:
     def start_proxy(self, seconds: float = 40.0) -> None:
         """Start it where none runs, and wait until it answers."""
         with self.starting:
+            if self.proxy.process is not None:
+                self.proxy.process.wait(10)
             with open(self.proxy.log_file, "ab") as log:
                 self.proxy.process = subprocess.Popen(
                     self.proxy.command(),
