@@ -57,6 +57,7 @@ PURE = (
     "runtimes.swarm_reach",
     "runtimes.swarm_room",
     "runtimes.swarm_state",
+    "runtimes.swarm_task",
     "backend.admission",
     "backend.diary",
     "backend.effects",
