@@ -134,7 +134,7 @@ class Backend(Conduct):
             if (self._timers.left("drain") or 0.0) > self.surroundings.drain:
                 # It has been leaving for another one so far, and may have had minutes for that.
                 self.arm("drain")
-            self.surroundings.scheduler.look()
+            self.surroundings.scheduler.look(self)
 
     def sleep_wanted(self, cause: str) -> None:
         """Put it to sleep when it has drained, and nobody starts beside it.
@@ -149,7 +149,7 @@ class Backend(Conduct):
             self.lifecycle.drain(cause)
         elif self.state == "ready":
             self.wishes.sleep = cause
-            self.surroundings.scheduler.look()
+            self.surroundings.scheduler.look(self)
 
     def carry_out(self, leave: Leave) -> None:
         """The scheduler has decided that it leaves."""

@@ -131,7 +131,6 @@ class Conduct(Timed):
         tasks = Tasks(
             around.clock,
             around.connect,
-            around.knock_at,
             self.gate,
             lambda: self.spec.health,
             lambda: self.spec.max_in_flight,

@@ -74,8 +74,8 @@ class IScheduler(Protocol):
     def idle(self, backend: Conduct) -> None:
         """Nothing is in flight there any more."""
 
-    def look(self) -> None:
-        """Something else has changed."""
+    def look(self, at: Makeup | None = None) -> None:
+        """Something else has changed: of this one, or anything."""
 
     def room_for(self, backend: Makeup) -> tuple[str, float | None] | None:
         """What it waits for: why, and for how many seconds as far as that is known; None: it does not."""

@@ -9,7 +9,6 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from llmproxy.backend.gate import Gate
-from llmproxy.backend.knock import Knock
 from llmproxy.backend.probe import Connect, Prober, Verdict, probe_once
 from llmproxy.backend.replica import Replica
 from llmproxy.backend.serving import TaskState
@@ -24,7 +23,8 @@ container whose engine has died ends within a few, and its end says more."""
 
 
 class Tasks:
-    """Asks each task for its health, and keeps those in the gate that are healthy.
+    """Asks each task for its health, and keeps those in the gate that are healthy. Nobody knocks first: tasks
+    may be on other machines, where a knock waits for the network.
 
     :param health: the path that is asked.
     :param limit: requests handed to one task at once at most.
@@ -36,7 +36,6 @@ class Tasks:
         self,
         clock: IReactorTime,
         connect: Connect,
-        knock_at: Callable[[Address], Knock | None],
         gate: Gate,
         health: Callable[[], str],
         limit: Callable[[], int | None],
@@ -45,7 +44,6 @@ class Tasks:
     ) -> None:
         self._clock = clock
         self._connect = connect
-        self._knock_at = knock_at
         self._gate = gate
         self._health = health
         self._limit = limit
@@ -153,7 +151,6 @@ class Tasks:
             task.addresses,
             self._health(),
             lambda address: self._is_healthy(task.id, address),
-            knock_at=self._knock_at,
             patient=self._patient,
         )
 

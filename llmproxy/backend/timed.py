@@ -62,12 +62,12 @@ class Timed(Makeup):
         if timer == "idle":
             # It is not moved with each request; when it turns out to be early it is armed again.
             if self.due:
-                self.surroundings.scheduler.look()
+                self.surroundings.scheduler.look(self)
             left = self._idle_left()
             if self.state == "ready" and left is not None:
                 self._timers.arm(timer, left or IDLE_AGAIN)
         elif timer == "sleep_idle":
-            self.surroundings.scheduler.look()
+            self.surroundings.scheduler.look(self)
             if self.state == "sleeping":
                 self._timers.arm(timer, IDLE_AGAIN)
         elif timer == "start" and self._serving.patient:

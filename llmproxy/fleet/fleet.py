@@ -21,7 +21,7 @@ from llmproxy.fleet.names import index_names
 from llmproxy.fleet.scheduler import Scheduler
 from llmproxy.runtimes.interface import Address, HostState, ICluster, IHosts, IRuntime
 from llmproxy.scheduling.history import History
-from llmproxy.scheduling.learned import Learned
+from llmproxy.scheduling.learned import MOST, Learned
 
 if TYPE_CHECKING:
     from llmproxy.fleet.lookout import Lookout
@@ -107,7 +107,7 @@ class Fleet:
         self.backends: dict[str, Backend] = {}
         self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self.closing = False
-        self.learned = Learned()
+        self.learned = Learned(most=_remembered(config))
         self.history = History()
         self.scheduler = Scheduler(
             clock,
@@ -335,6 +335,7 @@ class Fleet:
             backend_key=config.backend_key,
             secrets=_secrets(config),
         )
+        self.learned.most = _remembered(config)
         self.scheduler.reload(config)
         done: list[str] = []
         fresh: list[Backend] = []
@@ -381,12 +382,13 @@ class Fleet:
         # Few have one.
         from llmproxy.fleet.pressure import Pressure
 
+        runtime: object = cluster
         self._pressure = Pressure(
             self._clock,
             cluster,
             self.scheduler,
             self.learned,
-            lambda: {name: one for name, one in self.backends.items() if isinstance(one.runtime, ICluster)},
+            lambda: {name: one for name, one in self.backends.items() if one.runtime is runtime},
             lambda: self.config.scheduler.max_wait_before_drain,
         )
         self._pressure.start()
@@ -472,3 +474,8 @@ def _secrets(config: Config) -> tuple[str, ...]:
     keys = tuple(key.secret for key in config.keys if key.secret)
     keys = keys if config.backend_key is None else (*keys, config.backend_key)
     return tuple(dict.fromkeys((*keys, *config.secrets)))
+
+
+def _remembered(config: Config) -> int:
+    """How many configurations are remembered: those of each backend before and after a change, at least."""
+    return max(MOST, 2 * len(config.backends))

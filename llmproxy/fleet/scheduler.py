@@ -3,6 +3,9 @@
 It looks at the whole fleet whenever something has changed, and when time alone may have changed something;
 :mod:`llmproxy.scheduling.placement` says what is to be done.  A request to a backend that is ready never
 comes here.
+
+A backend that claims no GPU of ours (of a Swarm, of a ``url``) is in nobody's way, and nobody in its: it is
+looked at by itself.  With thousands of them the plan of all, at each step of each, would be all that is done.
 """
 
 from __future__ import annotations
@@ -107,6 +110,9 @@ class Scheduler:
         self._told: dict[str, Decision] = {}
         self._looking = False
         self._again = False
+        # What is to be looked at soon: these by themselves, or all.
+        self._apart: set[Makeup] = set()
+        self._all = False
         self._soon: IDelayedCall | None = None
         self._later: IDelayedCall | None = None
         self._closed = False
@@ -121,7 +127,7 @@ class Scheduler:
             # A thousand who wait for the same are one demand.
             return
         self._ranks[backend] = rank
-        self.look()
+        self.look(backend)
 
     def moved(self, backend: Conduct) -> None:
         """See :class:`~llmproxy.backend.surroundings.IScheduler`."""
@@ -129,26 +135,42 @@ class Scheduler:
             self._granted.discard(backend)
             self._ranks.pop(backend, None)
             self._waits.pop(backend.name, None)
-        if self._looking or self._unsettled or self._granted or _has_wishes(backend):
+        if self._is_apart(backend):
+            if backend in self._granted or _has_wishes(backend):
+                self.soon(backend)
+        elif self._looking or self._unsettled or self._granted or _has_wishes(backend):
             # What happens in the middle of carrying out a plan may be what the rest of it waits for.
             self.soon()
 
     def idle(self, backend: Conduct) -> None:
         """See :class:`~llmproxy.backend.surroundings.IScheduler`."""
         if backend.state == "draining":
-            self.look()
-        elif self._waits or backend.wishes.any:
-            self.soon()
+            self.look(backend)
+        elif backend.wishes.any or (self._waits and not self._is_apart(backend)):
+            self.soon(backend)
 
-    def soon(self) -> None:
-        """Look when what happens at present is over."""
+    def soon(self, at: Makeup | None = None) -> None:
+        """Look when what happens at present is over.
+
+        :param at: the only one of which something has changed; None: anything may have.
+        """
+        if at is not None and self._is_apart(at):
+            self._apart.add(at)
+        else:
+            self._all = True
         if self._soon is None and not self._closed:
             self._soon = self._clock.callLater(0, self._look_now)
 
     def _look_now(self) -> None:
         self._soon = None
+        apart, self._apart = self._apart, set()
+        everything, self._all = self._all, False
         self._forget_grants()
-        self.look()
+        if everything:
+            self.look()
+            return
+        for backend in sorted(apart, key=lambda one: one.name):
+            self.look(backend)
 
     def _forget_grants(self) -> None:
         # What was begun and came to nothing, now that the steps in which it was begun are over.
@@ -158,8 +180,11 @@ class Scheduler:
             if backend in self._settling or backend.state not in ("absent", "sleeping", "failed")
         }
 
-    def look(self) -> None:
+    def look(self, at: Makeup | None = None) -> None:
         """See :class:`~llmproxy.backend.surroundings.IScheduler`."""
+        if at is not None and self._is_apart(at):
+            self._look_at(at)
+            return
         if self._looking:
             self._again = True
             return
@@ -179,6 +204,44 @@ class Scheduler:
             self._log.failure("scheduling")
             self.sound = False
             self._look_later(self._clock.seconds() + TRY_AGAIN, self._clock.seconds())
+        finally:
+            self._looking = False
+
+    def _is_apart(self, backend: Makeup) -> bool:
+        """It claims no GPU of ours, and needs no host."""
+        runtime: object = backend.runtime
+        return not backend.needs.gpus and runtime is not self.places.hosts
+
+    def _look_at(self, backend: Makeup) -> None:
+        """Look at one that nobody is in the way of."""
+        assert isinstance(backend, Backend), "there are no others"
+        if self._looking:
+            self.soon(backend)
+            return
+        if self.frozen or self._closed:
+            return
+        self._looking = True
+        now = self._clock.seconds()
+        try:
+            granted = backend in self._granted
+            seen = model_of(backend, backend.name, {}, self._learned, self.places, granted=granted)
+            found = plan([seen], {}, self.rules(), now)
+            self._waits.pop(backend.name, None)
+            for wait in found.waits:
+                self._waits[wait.name] = wait
+                self._tell(Decision(now, wait.name, "wait", wait.why))
+            for leave in found.leaves:
+                self._leave(leave, backend, {}, now)
+            for start in found.starts:
+                self._start(start, backend, now)
+            if self._again:
+                self._again = False
+                self.soon(backend)
+            self.sound = True
+        except Exception:
+            self._log.failure("scheduling")
+            self.sound = False
+            self._look_later(now + TRY_AGAIN, now)
         finally:
             self._looking = False
 
@@ -337,7 +400,8 @@ class Scheduler:
             self.places.put(backend, start.host)
         if backend.needs.gpus or start.host:
             self._tell(Decision(now, start.name, "start", start.why))
-        rooms, gpus = self.rooms(), self.places.gpus(backend)
+        rooms = {} if self._is_apart(backend) else self.rooms()
+        gpus = self.places.gpus(backend)
         wanted = {
             gpu: rooms[gpu].units(backend.needs.memory) for gpu in gpus if rooms[gpu].known and is_here(gpu)
         }
@@ -361,7 +425,7 @@ class Scheduler:
         if backend.state in ("absent", "sleeping"):
             backend.granted()
         # It may be started only when the present step of its lifecycle is over, or not at all.
-        self.soon()
+        self.soon(backend)
 
     def _leave(self, leave: Leave, backend: Backend, backends: Mapping[str, Backend], now: float) -> None:
         if backend.gate.busy and not leave.drain:

@@ -108,8 +108,8 @@ def find(client: APIClient, name: str) -> SwarmService | None:
 
 def list_services(client: APIClient, names: Iterable[str]) -> dict[str, SwarmService]:
     """The services of these names."""
-    wanted = sorted(names)
-    filters = {"name": wanted} if len(wanted) <= NAMES_MOST else None
+    wanted = set(names)
+    filters = {"name": sorted(wanted)} if len(wanted) <= NAMES_MOST else None
     # The engine takes names for beginnings of names.
     found = (read_service(each) for each in get(client, "services", filters=filters) or ())
     return {each.name: each for each in found if each.name in wanted}
@@ -124,9 +124,12 @@ def list_tasks(client: APIClient, services: Iterable[str]) -> dict[str, tuple[Sw
     if not wanted:
         return {}
     found: dict[str, list[SwarmTask]] = {service: [] for service in wanted}
-    for each in get(client, "tasks", filters={"service": wanted}) or ():
+    # The engine looks each service up, so that many cost more than all.
+    filters = {"service": wanted} if len(wanted) <= NAMES_MOST else None
+    for each in get(client, "tasks", filters=filters) or ():
         task = read_task(each)
-        found.setdefault(task.service, []).append(task)
+        if task.service in found:
+            found[task.service].append(task)
     return {service: tuple(tasks) for service, tasks in found.items()}
 
 

@@ -21,7 +21,8 @@ KEEP = 5
 is outvoted after two others and forgotten after five; a lasting change (another disk) counts after three."""
 
 MOST = 200
-"""Configurations that are remembered: far more than models on one machine, and about 100 KiB."""
+"""Configurations that are remembered where nobody says how many: far more than models on one machine, and
+about 100 KiB."""
 
 MOST_PHASES = 16
 """Phases of a start that are remembered; vLLM has seven."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from unittest.mock import Mock
 
@@ -18,8 +18,11 @@ from llmproxy.backend.gate import Lease
 from llmproxy.backend.surroundings import Decision, Event
 from llmproxy.config.model import BackendSpec, Config, Gpu, Scheduler
 from llmproxy.errors import Refusal
+from llmproxy.fleet import scheduler
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.runtimes.interface import Facts
+from llmproxy.scheduling.outlook import Model, Plan
+from llmproxy.scheduling.placement import plan
 from tests.fakes import FakeController, FakeRuntime
 from tests.inmemory import Servers
 
@@ -364,7 +367,7 @@ class SchedulerTests(SynchronousTestCase):
 
         scheduler = self.fleet.scheduler
         look = scheduler.look
-        self.patch(scheduler, "look", lambda: None)
+        self.patch(scheduler, "look", lambda *_: None)
         self.fleet.backends["x"].enter(Pipelining())
         waiting = self.ask("y")
         self.patch(scheduler, "look", look)
@@ -375,6 +378,33 @@ class SchedulerTests(SynchronousTestCase):
         next_one.done()
         self.settle()
         self.assertTrue(waiting.served)
+
+    def test_those_that_need_no_gpu_are_looked_at_by_themselves(self) -> None:
+        """A step of one is not weighed with all others; all the same it is started, drained and reaped."""
+        crowd = {f"n{each}": {"gpu_memory": 0.0, "idle": 5.0} for each in range(20)}
+        self.build(g={}, **crowd)
+        sizes: list[int] = []
+
+        def counted(models: Iterable[Model], *rest: Any) -> Plan:
+            seen = list(models)
+            sizes.append(len(seen))
+            return plan(seen, *rest)
+
+        self.settle()
+        self.patch(scheduler, "plan", counted)
+        for name in crowd:
+            self.serve(name)
+        busy = self.ask("n3")
+        self.fleet.backends["n3"].stop_wanted("asked to")
+        self.settle()
+        self.assertEqual(self.fleet.backends["n3"].state, "draining")
+        busy.done()
+        self.settle()
+        self.assertEqual(self.fleet.backends["n3"].state, "absent")
+        self.clock.advance(5.0)
+        self.settle()
+        self.assertEqual({self.fleet.backends[name].state for name in crowd}, {"absent"})
+        self.assertEqual(set(sizes), {1})
 
     def test_sizes_and_reserves(self) -> None:
         """Sizes count where the GPU's size is known."""
