@@ -104,6 +104,11 @@ class FakeReplicator(FakeRuntime):
         super().__init__(swarm)
         self.swarm = swarm
 
+    def stop(self, spec: BackendSpec, grace: float) -> Deferred[None]:
+        if spec.route in self.swarm.starting():
+            self.swarm.refuse_start(spec.route, "it was stopped before it ran")
+        return super().stop(spec, grace)
+
     def scale(self, spec: BackendSpec, replicas: int) -> Deferred[None]:
         self.swarm.calls.append(("scale", spec.route, replicas))
         away = self._unavailable()

@@ -10,7 +10,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llmproxy.config.model import BackendSpec
-from llmproxy.runtimes.interface import Instance, IRuntime, RuntimeUnavailable, StartRefused, Step
+from llmproxy.runtimes.interface import (
+    Instance,
+    IReplicator,
+    IRuntime,
+    RuntimeUnavailable,
+    StartRefused,
+    Step,
+)
 
 __all__ = ["Launcher"]
 
@@ -32,6 +39,7 @@ class Launcher:
         self.launching = False
         self.stop_seconds: float | None = None
         self._given_up = False
+        self._asked = False
         self._after: list[Callable[[], None]] = []
 
     def give_up(self) -> None:
@@ -48,8 +56,9 @@ class Launcher:
         """Have it started; one of the last two is called."""
         self.launching = True
         before, self._predecessor = self._predecessor, None
+        self._asked = False
         if before is None:
-            launched = self._runtime.ensure_started(spec, step)
+            launched = self._ask(spec, step)
         else:
             launched = before.addCallback(lambda _: self._start_after(spec, step))
 
@@ -79,6 +88,10 @@ class Launcher:
         if self._given_up:
             # Its turn has come too late: what would be started now would only be ended again.
             return fail(StartRefused("It is not wanted any more."))
+        return self._ask(spec, step)
+
+    def _ask(self, spec: BackendSpec, step: Step) -> Deferred[Instance]:
+        self._asked = True
         return self._runtime.ensure_started(spec, step)
 
     def _over(self) -> None:
@@ -103,8 +116,8 @@ class Launcher:
             stopping.addCallbacks(seen, failed)
             stopping.addCallback(lambda _: ended())
 
-        if self.launching:
-            # What is being started cannot be stopped yet.
+        if self.launching and not (self._asked and isinstance(self._runtime, IReplicator)):
+            # What is being started cannot be stopped yet; but a task may wait for a node for ever.
             self._after.append(end)
         else:
             end()

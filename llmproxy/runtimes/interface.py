@@ -225,8 +225,9 @@ class IRuntime(Protocol):
 
 @runtime_checkable
 class IReplicator(Protocol):
-    """What a runtime has besides that may run several tasks of one backend.  Its watchers hear ``running`` of
-    the same run again whenever its tasks are others, and ``gone`` when the last one has ended."""
+    """What a runtime has besides that may run several tasks of one backend. Its watchers hear ``running`` of
+    the same run again whenever its tasks are others, and ``gone`` when the last one has ended. Its ``stop``
+    also ends a start that waits, which then fails with :class:`StartRefused`."""
 
     def scale(self, spec: BackendSpec, replicas: int) -> Deferred[None]:
         """Have at least so many tasks of what runs; never fewer than there are, and none of what is ended.

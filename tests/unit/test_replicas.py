@@ -377,6 +377,19 @@ class SeveralTests(SynchronousTestCase):
         rig.clock.advance(1)
         self.assertEqual((rig.world.count("ensure_started"), rig.where(waits)), (2, ["t3"]))
 
+    def test_stopped_while_it_waits_for_a_node(self) -> None:
+        """A start that waits for a node for ever can be stopped, and those who wait are told so at once."""
+        rig = SeveralRig()
+        rig.world.hold_starts = True
+        waits = rig.request()
+        rig.backend.stop_wanted("by hand", force=True)
+        self.assertEqual(rig.backend.state, "absent")
+        self.assertEqual([refusal.code for refusal in waits.refusals], ["not_running"])
+        again = rig.request()
+        rig.world.finish_start("m")
+        rig.ready()
+        self.assertEqual(rig.where(again), ["t1"])
+
     def test_another_address(self) -> None:
         """A task that turns out to answer elsewhere is asked there."""
         rig = SeveralRig()
