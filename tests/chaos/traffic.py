@@ -75,6 +75,7 @@ class Client(threading.Thread):
     windows: Windows
     over: threading.Event
     pace: float = 0.3
+    _choose: random.Random = field(init=False)
     _random: random.Random = field(init=False)
     count: int = field(init=False, default=0)
 
@@ -82,18 +83,21 @@ class Client(threading.Thread):
         super().__init__(daemon=True)
 
     def __attrs_post_init__(self) -> None:
-        self._random = random.Random(f"{self.seed}/{self.label}")
+        self._choose = random.Random(f"{self.seed}/{self.label}")
+        self._random = random.Random(self._choose.random())
 
     def run(self) -> None:
         """Go on; whatever is raised here is a fault of the test, and told."""
         kinds = [kind for kind, weight in KINDS for _ in range(weight)]
         while not self.over.is_set():
-            kind = self._random.choice(kinds)
+            kind, pause = self._choose.choice(kinds), self._choose.expovariate(1 / self.pace)
+            # How much chance one of them takes is nothing to the next.
+            self._random = random.Random(self._choose.random())
             try:
                 kind(self)
             except Exception as cause:
                 self.records.wrong.append(f"client {self.label}, {kind.__name__}: {cause!r}")
-            self.over.wait(self._random.expovariate(1 / self.pace))
+            self.over.wait(pause)
 
     # -- what they have in common -----------------------------------------------------------------
 

@@ -35,7 +35,7 @@ def engine() -> Iterator[PrivateEngine]:
 @pytest.mark.timeout(240)
 def test_processes(tmp_path: Path) -> None:
     """Whatever breaks, each request has one answer, right or visibly not so; in the end all is well."""
-    report = run("process", "7", SECONDS, tmp_path, clients=5)
+    report = run("process", "5", SECONDS, tmp_path, clients=5)
     print(report)
     assert report.wrong == []
     assert report.outcomes["right"] > 10
