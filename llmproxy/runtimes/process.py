@@ -174,6 +174,8 @@ class ProcessRuntime:
     _logs: dict[str, LogFile] = field(factory=dict, init=False)
     _ending: list[Group] = field(factory=list, init=False)
     _closed: bool = field(default=False, init=False)
+    # Why nothing can be kept in the state folder.
+    _unkept: str = field(default="", init=False)
 
     def __attrs_post_init__(self) -> None:
         self._records = Records(os.path.abspath(os.path.join(self.state_dir, "processes")))
@@ -184,7 +186,12 @@ class ProcessRuntime:
         for name in ("processes", "logs"):
             # One after the other: the mode is that of the last one only.
             for folder in (self.state_dir, os.path.join(self.state_dir, name)):
-                os.makedirs(folder, mode=0o700, exist_ok=True)
+                try:
+                    os.makedirs(folder, mode=0o700, exist_ok=True)
+                except OSError as error:
+                    # Others need none of it.
+                    self._unkept = f"{folder} cannot be made: {error.strerror}"
+                    return
 
     def close(self) -> Deferred[None]:
         self._closed = True
@@ -336,6 +343,11 @@ class ProcessRuntime:
             teller.running(run.instance)
 
     def _spawn(self, spec: BackendSpec) -> _Run:
+        if self._unkept:
+            raise StartRefused(
+                f"backend {spec.route!r} cannot be started: {self._unkept}",
+                "Have state_dir (LLMPROXY_STATE_DIR) name a folder that llmproxy's user may write to.",
+            )
         port = spec.port or self._free_port()
         environment = child_environment(os.environ, spec, port, self._backend_key, self._secret_names)
         executable = _find_command(spec, environment)

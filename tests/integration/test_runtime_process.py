@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 
 from llmproxy.config.model import BackendSpec
 from llmproxy.runtimes import process_logs
-from llmproxy.runtimes.interface import Exit
+from llmproxy.runtimes.interface import Exit, StartRefused
 from llmproxy.runtimes.process import ProcessRuntime, _Child
 from llmproxy.runtimes.process_group import read_process
 from tests.contract_runtimes import Reactor, Rig, RuntimeContract, eventually, gone, on_reactor, pause, runs
@@ -186,6 +186,18 @@ async def test_dead_before_it_is_known(
     again = await rig.runtime.ensure_started(spec)
     assert again.run != instance.run
     await eventually(rig.reactor, lambda: again.run in dict(gone(watcher)))
+
+
+@on_reactor
+async def test_no_place_for_its_state(tmp_path: Path) -> None:
+    """Where the state folder cannot be made, only what needs it is refused, with what is to be done."""
+    (tmp_path / "file").touch()
+    runtime = ProcessRuntime(REACTOR, str(tmp_path / "file" / "state"))
+    runtime.start()
+    with pytest.raises(StartRefused, match="Not a directory") as refused:
+        await runtime.ensure_started(shell("a", "exit 3"))
+    assert "state_dir" in str(refused.value.hint)
+    await runtime.close()
 
 
 @on_reactor
