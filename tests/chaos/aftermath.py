@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,12 +32,18 @@ _REST = 30.0
 class Footprint:
     """What a proxy with nothing to do takes.
 
+    :ivar kinds: descriptors by what they are.
     :ivar wakes: how often it wakes in a second.
     """
 
-    descriptors: int
+    kinds: Counter[str]
     threads: int
     wakes: float
+
+    @property
+    def descriptors(self) -> int:
+        """How many there are."""
+        return self.kinds.total()
 
 
 def footprint(pid: int, seconds: float) -> Footprint:
@@ -44,7 +51,22 @@ def footprint(pid: int, seconds: float) -> Footprint:
     began = _switches(pid)
     time.sleep(seconds)
     wakes = (_switches(pid) - began) / seconds
-    return Footprint(len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task")), wakes)
+    return Footprint(_descriptors(pid), len(os.listdir(f"/proc/{pid}/task")), wakes)
+
+
+def _descriptors(pid: int) -> Counter[str]:
+    kinds: Counter[str] = Counter()
+    sockets: dict[str, str] = {}
+    for name in ("tcp", "tcp6", "unix"):
+        for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
+            words = line.split()
+            inode = words[6] if name == "unix" else words[9]
+            sockets[f"socket:[{inode}]"] = name if name == "unix" else f"{name} in state {words[3]}"
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            what = os.readlink(each)
+            kinds[sockets.get(what, what.partition(":")[0])] += 1
+    return kinds
 
 
 def _switches(pid: int) -> int:
@@ -59,6 +81,10 @@ def excused(exchange: Exchange, windows: Windows) -> str | None:
     verdict, ended = exchange.verdict, exchange.ended or time.monotonic()
     more = COOLING if verdict.code.startswith("backend_start") else 0.0
     return windows.excuse(verdict.word, exchange.asked.route, exchange.began, ended, more)
+
+
+def _told(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
 
 
 def unexcused(exchange: Exchange, windows: Windows) -> str | None:
@@ -195,7 +221,7 @@ def _left(stage: Stage, before: Footprint) -> list[str]:
         after = footprint(seen.proxies[-1], 3.0)
         # A pool of threads keeps what it has had: twisted's ten, and those of the Docker SDK.
         if after.descriptors > before.descriptors + 12:
-            wrong.append(f"descriptors: {before.descriptors} before, {after.descriptors} after")
+            wrong.append(f"descriptors: {_told(before.kinds)} before, {_told(after.kinds)} after")
         if after.threads > before.threads + 24:
             wrong.append(f"threads: {before.threads} before, {after.threads} after")
         if after.wakes > before.wakes + 30:

@@ -21,7 +21,7 @@ __all__ = ["Asked", "big", "chat", "echo", "fixed", "upload"]
 Bodies = Callable[[bytes], tuple[bytes, bool]]
 """From what has come: what the whole body is, and whether what has come is a part of it as far as it goes."""
 
-_CREATED = re.compile(rb'"created": ?(\d+)')
+_CREATED = re.compile(rb'"created": ?(\d+),')
 
 
 @frozen

@@ -13,7 +13,7 @@ from tests.chaos.wire import Reading
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "stream": True}
 STREAM = Asked("i", "stream", "a", expected.chat(CHAT, "i"), stream=True)
-WHOLE = STREAM.body(b'"created":7')[0]
+WHOLE = STREAM.body(b'"created":7,')[0]
 EVENTS = {"content-type": "text/event-stream"}
 BYTES = Asked("i", "bytes", "a", expected.big(1000), method="GET")
 REFUSAL = {"message": "", "type": "", "param": None, "backend": "a", "state": "failed", "hint": ""}
