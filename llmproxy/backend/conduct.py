@@ -43,6 +43,7 @@ from llmproxy.errors import Refusal
 from llmproxy.runtimes.interface import (
     Exit,
     Facts,
+    IHosts,
     Instance,
     IReplicator,
     IRuntime,
@@ -298,6 +299,11 @@ class Conduct(Timed):
             self.lifecycle.launched(attempt)
 
     def _launch_failed(self, failure: Failure, attempt: int) -> None:
+        elsewhere = isinstance(self.runtime, IHosts) and bool(self.runtime.places(self.spec))
+        if failure.check(RuntimeUnavailable) and elsewhere and attempt == self.lifecycle.attempt:
+            # Its host was lost in the middle of it, and those who wait are served from another one.
+            self.lifecycle.died(f"its start was lost: {self.redacted(str(failure.value))}")
+            return
         if failure.check(RuntimeUnavailable, StartRefused) is None:
             self._log.failure("starting {backend}", failure, backend=self.name)
         told = launch_failure(failure)

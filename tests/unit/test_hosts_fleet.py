@@ -262,6 +262,37 @@ class LosingTests(HostsFleet):
         self.serve("a")
         self.assertNotEqual(self.at("a"), host)
 
+    def test_a_host_that_is_lost_in_the_middle_of_a_start(self) -> None:
+        """Its engine never answers: those who wait are served from another host while there is one."""
+        self.build(a={"host": None})
+        for world in self.hosts.worlds.values():
+            world.hold_starts = True
+        waiting = self.ask("a")
+        lost: list[str] = []
+        for _ in range(2):
+            lost.append(self.at("a"))
+            self.hosts.engines[lost[-1]].go_away()
+            self.settle()
+            self.assertEqual((self.state("a"), waiting.refusals), ("starting", []))
+        last = self.at("a")
+        self.assertEqual({*lost, last}, {"local", "tower", "rack"})
+        self.hosts.worlds[last].finish_start("a")
+        self.settle()
+        self.assertTrue(waiting.served)
+        waiting.done()
+
+    def test_every_host_is_lost_in_the_middle_of_a_start(self) -> None:
+        """Then it is told so."""
+        self.build(a={"host": None})
+        for world in self.hosts.worlds.values():
+            world.hold_starts = True
+        waiting = self.ask("a")
+        for _ in range(3):
+            self.hosts.engines[self.at("a")].go_away()
+            self.settle()
+        (refusal,) = waiting.refusals
+        self.assertEqual((refusal.status, refusal.code), (503, "runtime_unavailable"))
+
     def test_one_that_is_seen_in_between_is_not_lost(self) -> None:
         """Only who refuses all the time is."""
         self.begin()
