@@ -16,9 +16,10 @@ from twisted.internet.interfaces import IDelayedCall
 
 from llmproxy.config.compose import ComposeService
 from llmproxy.config.labels import LabelledContainer
-from llmproxy.config.model import BackendSpec, DockerSettings
+from llmproxy.config.model import DockerSettings
 from llmproxy.runtimes.docker_host import docker_host, require_socket
-from llmproxy.runtimes.interface import Facts, Instance, RuntimeUnavailable, Step, Watcher, unheard
+from llmproxy.runtimes.interface import RuntimeUnavailable
+from llmproxy.runtimes.later import Later
 
 if TYPE_CHECKING:
     from llmproxy.runtimes.docker import DockerReactor, DockerRuntime
@@ -41,8 +42,8 @@ def read_labels(settings: DockerSettings, timeout: float) -> list[LabelledContai
     return read_labelled_containers(settings, timeout)
 
 
-@define(eq=False)
-class DockerWhenNeeded:
+@define(eq=False, slots=False)
+class DockerWhenNeeded(Later["DockerRuntime"]):
     """See :class:`llmproxy.runtimes.interface.IRuntime`; made like
     :class:`~llmproxy.runtimes.docker.DockerRuntime`, which does all the work once there is any."""
 
@@ -50,11 +51,9 @@ class DockerWhenNeeded:
     settings: DockerSettings
     _compose: Callable[[], Sequence[ComposeService]] = field(default=lambda: (), kw_only=True)
     _backend_key: str | None = field(default=None, kw_only=True, repr=False)
-    _real: DockerRuntime | None = field(default=None, init=False)
     _started: bool = field(default=False, init=False)
     _closed: bool = field(default=False, init=False)
     _look: IDelayedCall | None = field(default=None, init=False)
-    _catalogue_changed: list[Callable[[], None]] = field(factory=list, init=False)
     _standing: list[Callable[[str], None]] = field(factory=list, init=False)
 
     # -- IRuntime ------------------------------------------------------------------------------------------
@@ -71,31 +70,6 @@ class DockerWhenNeeded:
         self._forget_look()
         return succeed(None) if self._real is None else self._real.close()
 
-    def ping(self) -> Deferred[None]:
-        return self._runtime().ping()
-
-    def watch(self, spec: BackendSpec, watcher: Watcher) -> Deferred[None]:
-        return self._runtime().watch(spec, watcher)
-
-    def unwatch(self, route: str) -> None:
-        if self._real is not None:
-            self._real.unwatch(route)
-
-    def ensure_started(self, spec: BackendSpec, step: Step = unheard) -> Deferred[Instance]:
-        return self._runtime().ensure_started(spec, step)
-
-    def stop(self, spec: BackendSpec, grace: float) -> Deferred[None]:
-        return self._runtime().stop(spec, grace)
-
-    def facts(self, spec: BackendSpec) -> Deferred[Facts]:
-        return self._runtime().facts(spec)
-
-    def logs(self, spec: BackendSpec, tail: int) -> Deferred[str]:
-        return self._runtime().logs(spec, tail)
-
-    def follow_logs(self, spec: BackendSpec, tail: int, line: Callable[[str], None]) -> Deferred[None]:
-        return self._runtime().follow_logs(spec, tail, line)
-
     # -- Routes by label -----------------------------------------------------------------------------------
 
     def catalogue(self) -> Deferred[list[LabelledContainer]]:
@@ -108,12 +82,6 @@ class DockerWhenNeeded:
             except RuntimeUnavailable:
                 return fail()
         return self._runtime().catalogue()
-
-    def on_catalogue_change(self, callback: Callable[[], None]) -> None:
-        """See :meth:`~llmproxy.runtimes.docker.DockerRuntime.on_catalogue_change`."""
-        self._catalogue_changed.append(callback)
-        if self._real is not None:
-            self._real.on_catalogue_change(callback)
 
     # -- One host of several -------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ See :mod:`llmproxy.runtimes.docker_later`: the Docker SDK stays away for as long
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attrs import define, field
@@ -17,14 +16,10 @@ from llmproxy.config.model import BackendSpec, DockerSettings
 from llmproxy.runtimes.docker_host import docker_host, require_socket
 from llmproxy.runtimes.docker_threads import Lane
 from llmproxy.runtimes.interface import (
-    Facts,
-    Instance,
     Reservations,
     RuntimeUnavailable,
-    Step,
-    Watcher,
-    unheard,
 )
+from llmproxy.runtimes.later import Later
 
 if TYPE_CHECKING:
     from llmproxy.runtimes.docker import DockerReactor
@@ -50,8 +45,8 @@ def read_service_labels(settings: DockerSettings, timeout: float) -> list[Labell
     return read_labelled_services(settings, timeout) or []
 
 
-@define(eq=False)
-class SwarmWhenNeeded:
+@define(eq=False, slots=False)
+class SwarmWhenNeeded(Later["SwarmRuntime"]):
     """See :class:`llmproxy.runtimes.interface.IRuntime` and
     :class:`~llmproxy.runtimes.interface.IReplicator`; made like
     :class:`~llmproxy.runtimes.swarm.SwarmRuntime`, which does all the work once there is any."""
@@ -59,12 +54,10 @@ class SwarmWhenNeeded:
     _reactor: DockerReactor
     settings: DockerSettings
     _backend_key: str | None = field(default=None, kw_only=True, repr=False)
-    _real: SwarmRuntime | None = field(default=None, init=False)
     _lane: Lane = field(init=False)
     _started: bool = field(default=False, init=False)
     _closed: bool = field(default=False, init=False)
     _next: IDelayedCall | None = field(default=None, init=False)
-    _catalogue_changed: list[Callable[[], None]] = field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._lane = Lane(self._reactor, "llmproxy-swarm", 1)
@@ -83,31 +76,6 @@ class SwarmWhenNeeded:
         self._forget()
         self._lane.close()
         return succeed(None) if self._real is None else self._real.close()
-
-    def ping(self) -> Deferred[None]:
-        return self._runtime().ping()
-
-    def watch(self, spec: BackendSpec, watcher: Watcher) -> Deferred[None]:
-        return self._runtime().watch(spec, watcher)
-
-    def unwatch(self, route: str) -> None:
-        if self._real is not None:
-            self._real.unwatch(route)
-
-    def ensure_started(self, spec: BackendSpec, step: Step = unheard) -> Deferred[Instance]:
-        return self._runtime().ensure_started(spec, step)
-
-    def stop(self, spec: BackendSpec, grace: float) -> Deferred[None]:
-        return self._runtime().stop(spec, grace)
-
-    def facts(self, spec: BackendSpec) -> Deferred[Facts]:
-        return self._runtime().facts(spec)
-
-    def logs(self, spec: BackendSpec, tail: int) -> Deferred[str]:
-        return self._runtime().logs(spec, tail)
-
-    def follow_logs(self, spec: BackendSpec, tail: int, line: Callable[[str], None]) -> Deferred[None]:
-        return self._runtime().follow_logs(spec, tail, line)
 
     # -- IReplicator ---------------------------------------------------------------------------------------
 
@@ -138,12 +106,6 @@ class SwarmWhenNeeded:
         if self._real is None or self._closed:
             return fail(RuntimeUnavailable("no engine that manages a Swarm has been found"))
         return self._real.catalogue()
-
-    def on_catalogue_change(self, callback: Callable[[], None]) -> None:
-        """See :meth:`~llmproxy.runtimes.swarm.SwarmRuntime.on_catalogue_change`."""
-        self._catalogue_changed.append(callback)
-        if self._real is not None:
-            self._real.on_catalogue_change(callback)
 
     # -- The real one --------------------------------------------------------------------------------------
 
