@@ -7,6 +7,7 @@ machine.  The machine itself has one more cable to that bridge, by which the cli
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from attrs import define
@@ -30,6 +32,7 @@ HEARTBEAT = 2.0
 """Seconds between two signs of life of a node.  One without any is ``down`` 5 to 7 s after the last, and 1 to
 3 s later others run in place of its tasks; with the default, 5 s, that takes 12 to 17 s."""
 
+KEEPER = "keeper"
 _PLACES = Path("/var/tmp")
 _PREFIX = "llmps"
 _LETTERS = iter(ascii_lowercase)
@@ -105,12 +108,20 @@ class SwarmWorld:
         self._join()
         options = ("--driver", "overlay", "--attachable", "--label", TEST_LABEL)
         self.manager.docker("network", "create", *options, self.network)
-        # A node that has nobody on a network takes 10 s to join it while another one is lost.
+        # A node that has nobody on a network takes up to 30 s to join it while another one is lost: it waits
+        # for that one's part of what is known of the network.
         keeper = ("--mode", "global", "--network", self.network, "--stop-signal", "KILL")
         self.manager.docker(
-            *("service", "create", "--quiet", "--detach", "--no-resolve-image", "--name", "keeper", *keeper),
-            *("--label", TEST_LABEL, DEMO_IMAGE, "sleep", "infinity"),
+            *("service", "create", "--quiet", "--detach", "--no-resolve-image", "--name", KEEPER, *keeper),
+            *("--restart-delay", "100ms", "--label", TEST_LABEL, DEMO_IMAGE, "sleep", "infinity"),
         )
+        until(self._joined, 60, 0.2)
+
+    def _joined(self) -> bool:
+        """Whether all nodes are on the network."""
+        filters = json.dumps({"service": [KEEPER], "desired-state": ["running"]})
+        tasks = ask(self.manager.socket, "GET", f"/tasks?{urlencode({'filters': filters})}")
+        return sum(task["Status"]["State"] == "running" for task in tasks) == len(self.nodes)
 
     def _spread(self) -> None:
         self.manager.stop()  # while it runs its files are on a mount of their own, and cannot be linked
@@ -169,23 +180,44 @@ class SwarmWorld:
         self.change(node, "--availability", how)
 
     def change(self, node: Node, *options: str) -> None:
-        """``docker node update``, again where a node has just changed by itself."""
+        """``docker node update``, again where a node has just changed by itself or the managers vote."""
         update = ("node", "update", *options, self.id_of(node))
 
         def changed() -> bool:
             try:
                 self.manager.docker(*update)
             except AssertionError as refused:
-                if "out of sequence" not in str(refused):
+                if "rpc error" not in str(refused):
                     raise
                 return False
             return True
 
-        until(changed, 20, 0.2)
+        until(changed, 30, 0.3)
+
+    def make_managers(self, count: int) -> None:
+        """Have so many managers, :attr:`manager` among them, and wait until they agree."""
+        for node in self.nodes[1:]:
+            wanted = self.nodes.index(node) < count
+            if (node in until(self._managers, 60, 0.3)) != wanted:
+                self.change(node, "--role", "manager" if wanted else "worker")
+                self._until_manager(node, wanted)
+
+    def _until_manager(self, node: Node, wanted: bool) -> None:
+        until(lambda: (found := self._managers()) and (node in found) == wanted, 60, 0.3)
+
+    def _managers(self) -> list[Node]:
+        """Those that the others reach; none while they agree on nothing."""
+        try:
+            listed = self.nodes_listed()
+        except (AssertionError, OSError):
+            return []
+        found = [each["ManagerStatus"] for each in listed if "ManagerStatus" in each]
+        reached = {each["Addr"].rpartition(":")[0] for each in found if each["Reachability"] == "reachable"}
+        return [node for node in self.nodes if node.address in reached]
 
     def until_ready(self) -> None:
         """Wait until the manager says of every node that it is."""
-        until(lambda: all(self.status(each)[0] == "ready" for each in self.nodes), 60, 0.2)
+        until(lambda: all(each["Status"]["State"] == "ready" for each in self.nodes_listed()), 60, 0.2)
 
     def recover(self) -> None:
         """Make it whole again after whatever a test did."""
@@ -196,10 +228,12 @@ class SwarmWorld:
                 node.start()
         for node in self.nodes:
             node.until_up()
+        self.make_managers(1)
         self.until_ready()
         for node in self.nodes:
             if self.status(node)[1] != "active":
                 self.make_available(node)
+        until(self._joined, 60, 0.2)
 
     # -- its end ---------------------------------------------------------------------------------------------
 

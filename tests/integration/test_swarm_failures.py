@@ -157,9 +157,7 @@ def test_a_manager_is_restarted(front: Front, swarm: SwarmWorld, stack: ExitStac
     """While the manager that the proxy asks is away, what runs goes on and is used; then all is as before."""
     # Outside of the Swarm, as the containers of an engine that is restarted end with it.
     proxy = front({"a": demo(options=ON_WORKERS), "b": demo(options=ON_WORKERS)}, where="outside")
-    for node in swarm.nodes[1:managers]:
-        swarm.change(node, "--role", "manager")
-        stack.callback(swarm.change, node, "--role", "worker")
+    swarm.make_managers(managers)
     assert proxy.chat("a").status == 200
     (stream,) = Stream.open(stack, proxy, "a", 1)
     swarm.manager.stop()
