@@ -121,7 +121,8 @@ class SwarmWorld:
         """Whether all nodes are on the network."""
         filters = json.dumps({"service": [KEEPER], "desired-state": ["running"]})
         tasks = ask(self.manager.socket, "GET", f"/tasks?{urlencode({'filters': filters})}")
-        return sum(task["Status"]["State"] == "running" for task in tasks) == len(self.nodes)
+        running = [task for task in tasks if task["Status"]["State"] == "running"]
+        return len(running) == len(self.nodes)
 
     def _spread(self) -> None:
         self.manager.stop()  # while it runs its files are on a mount of their own, and cannot be linked
