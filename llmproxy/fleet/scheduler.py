@@ -235,8 +235,9 @@ class Scheduler:
             for start in found.starts:
                 self._start(start, backend, now)
             if self._again:
+                # Whoever has asked for that may be another one, which is looked at with all.
                 self._again = False
-                self.soon(backend)
+                self.soon()
             self.sound = True
         except Exception:
             self._log.failure("scheduling")

@@ -406,6 +406,24 @@ class SchedulerTests(SynchronousTestCase):
         self.assertEqual({self.fleet.backends[name].state for name in crowd}, {"absent"})
         self.assertEqual(set(sizes), {1})
 
+    def test_who_asks_in_the_middle_of_a_look_at_one_by_itself(self) -> None:
+        """A model that needs a GPU, and is asked for just then, is started all the same."""
+        self.build(g={}, n={"gpu_memory": 0.0})
+        following: list[Client] = []
+
+        class Pipelining(Client):
+            def cut(client, reason: str) -> None:
+                super().cut(reason)
+                following.append(self.ask("g"))
+
+        self.serve("n")
+        looker = Pipelining()
+        self.assertTrue(self.fleet.backends["n"].visit(looker))
+        self.fleet.backends["n"].stop_wanted("asked to")
+        self.settle()
+        (next_one,) = following
+        self.assertTrue(next_one.served)
+
     def test_sizes_and_reserves(self) -> None:
         """Sizes count where the GPU's size is known."""
         self.build(a={"gpu_memory": 14 * GIB}, b={"gpu_memory": 8 * GIB}, c={"gpu_memory": 23 * GIB + 1})
