@@ -99,6 +99,8 @@ class Pressure:
                 yield backend, known.since
 
     def _relieve(self, found: Reservations) -> None:
+        if self._scheduler.frozen:
+            return
         now = self._clock.seconds()
         stuck, names = [], {}
         for backend, since in self._pending():

@@ -70,7 +70,7 @@ class PressureTests(SynchronousTestCase):
         specs["a"] = evolve(specs["a"], **fields)
         self.nodes.needs = {f"llmproxy-{name}": {VRAM: 16} for name in specs}
         config = Config(backends=specs, scheduler=Scheduler(max_wait_before_drain=30))
-        runtime = FakeCluster(self.world, self.nodes)
+        runtime = self.cluster = FakeCluster(self.world, self.nodes)
         self.fleet = Fleet(self.clock, self.servers.connect, {"swarm": runtime}, config)
         self.fleet.start()
         self.first = self.ask("a")
@@ -206,4 +206,17 @@ class PressureTests(SynchronousTestCase):
         self.fleet.scheduler.frozen = True
         self.wait(10)
         self.assertEqual((self.backend("a").state, self.nodes.asked), ("ready", 0))
+        self.fleet.scheduler.thaw()
+
+    def test_another_process_decides_meanwhile(self) -> None:
+        """Nobody leaves by what was asked before an upgrade began."""
+        self.first.done()
+        self.pend()
+        asked: Deferred[Reservations] = Deferred()
+        found: Any = self.successResultOf(self.cluster.reservations())
+        self.patch(self.cluster, "reservations", lambda: asked)
+        self.wait(AFTER + 1)
+        self.fleet.scheduler.frozen = True
+        asked.callback(found)
+        self.assertEqual(self.backend("a").state, "ready")
         self.fleet.scheduler.thaw()
