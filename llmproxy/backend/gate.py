@@ -167,22 +167,32 @@ class Gate:
         self.roster.add(replica)
         self._settle()
 
-    def rest(self, id: str, resting: bool) -> None:
-        """Hand that one nothing new, or do so again; what is in flight there goes on."""
+    def rest(self, id: str, ailing: bool) -> None:
+        """Hand that one nothing new as long as it is not well; what is in flight there goes on."""
         replica = self.roster.get(id)
-        if replica is not None and replica.resting is not resting:
-            replica.resting = resting
+        if replica is not None and replica.ailing is not ailing:
+            replica.ailing = ailing
             self.roster.sort_out()
             self._settle()
 
-    def lose(self, id: str, reason: str) -> None:
-        """That one is gone: break off what is in flight there, also where the gate is closed."""
-        replica = self.roster.remove(id)
-        if replica is not None:
-            replica.pool.close()
+    def spare(self, id: str, going: bool) -> None:
+        """Hand that one nothing new as long as it is to leave, however well it is."""
+        replica = self.roster.get(id)
+        if replica is not None and replica.going is not going:
+            replica.going = going
+            self.roster.sort_out()
+            self._settle()
+
+    def lose(self, reason: str, *ids: str) -> None:
+        """Those are gone: break off what is in flight there, also where the gate is closed."""
+        # All of them before anything goes on, which would go on to the next one that is gone.
+        for id in ids:
+            replica = self.roster.remove(id)
+            if replica is not None:
+                replica.pool.close()
         self._settle()
         for lease in list(self._leases):
-            if lease.replica.id == id:
+            if lease in self._leases and lease.replica.id in ids:
                 lease.replica.lost = True
                 self.cuts += lease.counted
                 lease.waiter.cut(reason)
@@ -226,6 +236,8 @@ class Gate:
     def occupy(self) -> Occupation:
         """Count one more in flight, whatever state the backend is in: somebody else has brought it there."""
         self.admission.in_flight += 1
+        if self.busied is not None and self.admission.in_flight == 1:
+            self.busied()
         return Occupation(self)
 
     def advance(self) -> None:

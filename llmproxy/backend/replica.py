@@ -21,7 +21,8 @@ class Replica:
     :ivar address: where it answers.
     :ivar pool: connections to it.
     :ivar in_flight: requests that it has, those that count.
-    :ivar resting: it gets nothing new; what is in flight goes on.
+    :ivar ailing: it is not known to be healthy at present, or is being ended.
+    :ivar going: there shall be one fewer, and that is this one.
     :ivar lost: it is gone, and so is what was in flight.
     """
 
@@ -29,8 +30,14 @@ class Replica:
     address: Address
     pool: ConnectionPool
     in_flight: int = 0
-    resting: bool = False
+    ailing: bool = False
+    going: bool = False
     lost: bool = False
+
+    @property
+    def resting(self) -> bool:
+        """It gets nothing new; what is in flight goes on."""
+        return self.ailing or self.going
 
 
 @define(eq=False)

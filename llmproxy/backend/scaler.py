@@ -54,7 +54,10 @@ class Scaler:
         self._changing = False
         # The one that shall leave, and gets nothing new until it has nothing any more.
         self._leaver: str | None = None
-        gate.busied = self.look
+        # Those that are being ended, and until when that may take: another one may go in their place.
+        self._going: dict[str, float] = {}
+        self._used = False
+        gate.busied = self._busied
 
     def begin(self) -> None:
         """It is ready."""
@@ -65,9 +68,15 @@ class Scaler:
         """It is not ready any more."""
         self._policy = None
         self._leaver = None
+        self._going.clear()
         if self._ticking is not None:
             self._ticking.cancel()
             self._ticking = None
+
+    def _busied(self) -> None:
+        # It may be over before the next look.
+        self._used = True
+        self.look()
 
     def look(self) -> None:
         """Something may be another way now."""
@@ -81,8 +90,10 @@ class Scaler:
             return
         spec, admission = self._spec(), self._gate.admission
         load = admission.in_flight + admission.waiting
-        if load:
+        if load or self._used:
             self._runtime.note_use(spec, needed(load, spec.replicas))
+        self._used = False
+        self._see_going()
         if not self._changing:
             takers = len(self._gate.roster.takers) + (self._leaver is not None)
             now = Load(load, instance.replicas, takers, instance.needed_at)
@@ -93,7 +104,8 @@ class Scaler:
                 self._keep()
             if step > 0:
                 self._grow(spec, instance, load)
-        going_on = load or instance.replicas > max(1, spec.replicas.min) or self._changing
+        more = instance.replicas > max(1, spec.replicas.min)
+        going_on = load or more or self._changing or self._going
         # What was done may have been told already, and have it look again.
         if going_on and self._ticking is None and self._policy is not None:
             self._ticking = self._clock.callLater(TICK, self._tick)
@@ -116,7 +128,7 @@ class Scaler:
             # One that does not even run is the first that goes.
             self._retire(spec, instance, "")
             return
-        replica = self._candidate(spec)
+        replica = self._candidate(spec, staying)
         if replica is None:
             if not (self._gate.busy or self._gate.admission.waiting):
                 self._gate.pause(True)
@@ -125,18 +137,25 @@ class Scaler:
         if replica.id != self._leaver:
             self._keep()
             self._leaver = replica.id
-            self._gate.rest(replica.id, True)
+            self._gate.spare(replica.id, True)
         if not replica.in_flight:
             self._retire(spec, instance, replica.id)
 
-    def _candidate(self, spec: BackendSpec) -> Replica | None:
+    def _candidate(self, spec: BackendSpec, staying: list[str]) -> Replica | None:
         """The one that is to leave; None: that is not ours to choose."""
         roster = self._gate.roster
         leaver = None if self._leaver is None else roster.get(self._leaver)
-        if leaver is not None:
+        if leaver is not None and leaver.id in staying:
             return leaver
-        ours = [replica for replica in roster.takers if self._runtime.can_choose(spec, replica.id)]
-        return min(ours, key=lambda replica: replica.in_flight, default=None) if len(roster) > 1 else None
+        # One that is not well before one that is, and never the last that gets requests.
+        spare = len(roster.takers) > 1
+        ours = [
+            replica
+            for replica in map(roster.get, staying)
+            if replica is not None and (replica.ailing or spare) and not replica.going
+            if self._runtime.can_choose(spec, replica.id)
+        ]
+        return min(ours, key=lambda replica: (not replica.ailing, replica.in_flight), default=None)
 
     def _retire(self, spec: BackendSpec, instance: Instance, task: str) -> None:
         fewer = instance.replicas - 1
@@ -150,7 +169,16 @@ class Scaler:
         """None leaves."""
         leaver, self._leaver = self._leaver, None
         if leaver is not None:
-            self._gate.rest(leaver, False)
+            self._gate.spare(leaver, False)
+
+    def _see_going(self) -> None:
+        """Those that should have ended, and have not, get requests again."""
+        now = self._clock.seconds()
+        for id, until in list(self._going.items()):
+            there = self._gate.roster.get(id) is not None
+            if not there or now >= until:
+                del self._going[id]
+                self._gate.spare(id, False)
 
     def _change(self, changing: Deferred[None]) -> None:
         self._changing = True
@@ -158,7 +186,10 @@ class Scaler:
         changing.addTimeout(LONGEST, self._clock)
 
         def changed(_: None) -> None:
-            self._leaver = None
+            leaver, self._leaver = self._leaver, None
+            if leaver is not None and self._gate.roster.get(leaver) is not None:
+                self._going[leaver] = self._clock.seconds() + self._spec().stop_grace + LONGEST
+                self.look()
             if self._policy is not None:
                 self._policy.done()
 

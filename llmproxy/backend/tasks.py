@@ -75,17 +75,18 @@ class Tasks:
         present = {task.id: task for task in tasks}
         gone = self._there.keys() - present.keys()
         before, self._there = self._there, present
-        for id in gone:
+        leaving = [task.id for task in present.values() if task.leaving]
+        # What is broken off below goes on to others, and to none of these.
+        for id in leaving:
+            self._gate.rest(id, True)
+        for id in [*gone, *leaving]:
             self._forget(id)
-            self._gate.lose(id, "the task that answered has ended")
+        if gone:
+            self._gate.lose("the task that answered has ended", *gone)
         if self._first is None:
             return
         for task in present.values():
-            if task.leaving:
-                self._ask_no_more(task.id)
-                self._gate.rest(task.id, True)
-                self._healthy.pop(task.id, None)
-            elif task.id not in self._healthy:
+            if not task.leaving and task.id not in self._healthy:
                 known = before.get(task.id)
                 if known is not None and known.addresses != task.addresses:
                     self._ask_no_more(task.id)
@@ -193,7 +194,7 @@ class Tasks:
             return
         del self._healthy[id]
         if verdict != "silent":
-            self._gate.lose(id, f"the health path of the task that answered is {verdict}")
+            self._gate.lose(f"the health path of the task that answered is {verdict}", id)
         self._resize()
         if id in self._there:
             self._probe(self._there[id])

@@ -224,6 +224,15 @@ class Belonging(Request):
         return self.key
 
 
+class Moving(Request):
+    """A request that goes on to another task when its own is lost."""
+
+    def cut(self, reason: str) -> None:
+        self.cuts.append(reason)
+        self.leases[-1].release()
+        self.backend.enter(self)
+
+
 class SeveralTests(SynchronousTestCase):
     """A backend of several tasks, one story each."""
 
@@ -315,6 +324,34 @@ class SeveralTests(SynchronousTestCase):
         self.assertTrue(all(request.leases[0].replica.lost for request in cut))
         self.assertEqual(rig.where(rig.request()), ["t1"])
         self.assertEqual(rig.backend.state, "ready")
+
+    def moving(self, *ids: str) -> tuple[SeveralRig, list[Moving]]:
+        """Three tasks, and requests that go on from each of these."""
+        rig, requests = self.busy(6, 3)
+        for request in requests:
+            request.leases[0].release()
+        moving = [Moving(rig.backend) for _ in range(3)]
+        for each in moving:
+            rig.backend.enter(each)
+        return rig, [each for each in moving if rig.where(each)[0] in ids]
+
+    def test_several_that_end_at_once(self) -> None:
+        """What was in flight at one of them goes on to none of the others that have ended."""
+        rig, moving = self.moving("t1", "t2")
+        instance = rig.world.instance("m")
+        assert instance is not None
+        rig.swarm.say("m", tasks=instance.tasks[2:])
+        went = [[lease.replica.id for lease in request.leases[1:]] for request in moving]
+        self.assertEqual(went, [["t3"], ["t3"]])
+
+    def test_one_that_ends_as_another_leaves(self) -> None:
+        """What goes on goes to none that is told to be leaving at the same time."""
+        rig, moving = self.moving("t3")
+        instance = rig.world.instance("m")
+        assert instance is not None
+        first, second, _ = instance.tasks
+        rig.swarm.say("m", tasks=(evolve(first, leaving=True), second))
+        self.assertEqual(rig.where(*moving), ["t2"])
 
     def test_the_last_one_ends(self) -> None:
         """With its last task the backend ends; the next request starts it."""
@@ -479,6 +516,62 @@ class SeveralTests(SynchronousTestCase):
         self.assertEqual(sum(replica.resting for replica in rig.backend.gate.roster), 0)
         self.assertEqual((len(rig.tasks()), second.cuts), (2, []))
 
+    def chosen(self) -> tuple[SeveralRig, list[Request], str]:
+        """Two tasks with a request each, of which one shall leave when that is over."""
+        rig, requests = self.busy(8, 2, replicas=evolve(QUICK, target_in_flight=4))
+        requests.append(rig.request())
+        for request in requests[:7]:
+            request.leases[0].release()
+        rig.run(21)
+        (leaver,) = [replica.id for replica in rig.backend.gate.roster if replica.resting]
+        self.assertEqual(len(rig.tasks()), 2)
+        return rig, requests[7:], leaver
+
+    def test_one_that_shall_leave_and_is_well(self) -> None:
+        """That its health is asked after a broken answer, and is good, gives it nothing new."""
+        rig, requests, leaver = self.chosen()
+        (ours,) = [request for request in requests if rig.where(request) == [leaver]]
+        ours.leases[0].release(suspicious=True)
+        rig.clock.advance(0.1)
+        self.assertNotEqual(rig.where(rig.request()), [leaver])
+
+    def test_one_that_is_told_to_leave_stays_so(self) -> None:
+        """What shall leave, and is being ended by whoever runs it, gets nothing even when it may stay."""
+        rig, _, leaver = self.chosen()
+        rig.swarm.leave_task("m", leaver)
+        rush = [rig.request() for _ in range(6)]
+        rig.run(1)
+        self.assertNotIn(leaver, rig.where(*rush, *(rig.request() for _ in range(6))))
+
+    def test_one_that_was_not_ended(self) -> None:
+        """Where another proxy has changed their number just then nothing is done, and it is used again."""
+        rig, requests, leaver = self.chosen()
+        rig.swarm._change("m", replicas=3)
+        for request in requests:
+            if rig.where(request) == [leaver]:
+                request.leases[0].release()
+        rig.clock.advance(TICK)
+        self.assertEqual(rig.world.count("retire"), 1)
+        rig.swarm.say("m", replicas=2)
+        self.assertNotIn(leaver, rig.where(rig.request()))
+        more = [rig.request() for _ in range(2)]
+        rig.run(rig.spec.stop_grace + 2 * LONGEST)
+        more += [rig.request() for _ in range(4)]
+        self.assertIn(leaver, rig.where(*more))
+
+    def test_one_that_is_not_well_leaves_first(self) -> None:
+        """Never the last one that gets requests, however little it has."""
+        rig, requests = self.busy(4, 2)
+        rig.servers.modes["10.0.0.2"] = "hang"
+        broken = rig.request()
+        self.assertEqual(rig.where(broken), ["t2"])
+        broken.leases[0].release(suspicious=True)
+        for request in requests[:3]:
+            request.leases[0].release()
+        rig.run(21)
+        self.assertEqual(rig.where(rig.request()), ["t1"])
+        self.assertEqual(rig.tasks(), ["t1"])
+
     def test_whom_others_choose(self) -> None:
         """Where somebody else chooses which one leaves, nothing is in flight at any of them when it does."""
         rig, requests = self.busy(4, 2)
@@ -550,6 +643,30 @@ class SeveralTests(SynchronousTestCase):
         rig.world.calls.clear()
         rig.run(60)
         self.assertEqual(rig.world.count("note_use"), 0)
+
+    def test_short_use_is_noted(self) -> None:
+        """Also what is over before the next look, where there are more tasks than must be."""
+        rig, requests = self.busy(3, 2)
+        for request in requests:
+            request.leases[0].release()
+        rig.run(1)
+        rig.world.calls.clear()
+        rig.clock.advance(TICK / 2)
+        rig.request().leases[0].release()
+        rig.clock.advance(TICK)
+        rig.clock.advance(TICK)
+        self.assertEqual(rig.world.count("note_use"), 1)
+
+    def test_what_another_process_carries_is_noted(self) -> None:
+        """It is in use, whoever has brought it there."""
+        rig, requests = self.busy(1, 1)
+        requests[0].leases[0].release()
+        rig.run(1)
+        rig.world.calls.clear()
+        occupied = rig.backend.gate.occupy()
+        rig.run(1)
+        self.assertGreater(rig.world.count("note_use"), 0)
+        occupied.release()
 
     def test_settings_that_change(self) -> None:
         """More tasks may be wanted, or fewer, without a restart."""
