@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import closing
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -16,6 +16,7 @@ from attrs import define, field
 from docker.api.client import APIClient
 from docker.errors import APIError, DockerException, NotFound
 from docker.tls import TLSConfig
+from docker.transport import UnixHTTPAdapter
 from docker.utils import kwargs_from_env
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
@@ -32,6 +33,17 @@ T = TypeVar("T")
 
 CALL_TIMEOUT = 30.0
 """Seconds for one call: an engine under load has been seen to stall for 20 s and then to answer."""
+
+
+class _Adapter(UnixHTTPAdapter):
+    """The SDK's own, but that a connection which is kept is one for all calls.
+
+    It keeps them by URL: 25 for each client, so for each of our threads, of which hardly one is used again.
+    """
+
+    def get_connection(self, url: Any, proxies: Any = None) -> Any:
+        """The connections that are kept."""
+        return super().get_connection("http+docker://localhost", proxies)
 
 
 def make_client(settings: DockerSettings, timeout: float = CALL_TIMEOUT) -> APIClient:
@@ -51,9 +63,13 @@ def make_client(settings: DockerSettings, timeout: float = CALL_TIMEOUT) -> APIC
         from llmproxy.runtimes.docker_ssh import ssh_client
 
         return ssh_client(host, timeout)
-    return APIClient(
-        base_url=host, version="auto", timeout=max(1, round(timeout)), tls=_tls_for(settings, host)
-    )
+    seconds = max(1, round(timeout))
+    client = APIClient(base_url=host, version="auto", timeout=seconds, tls=_tls_for(settings, host))
+    if host.startswith("unix:"):
+        theirs = client.get_adapter(client.base_url)
+        client.mount("http+docker://", _Adapter(f"http+{host}", seconds))
+        theirs.close()
+    return client
 
 
 def _tls_for(settings: DockerSettings, host: str) -> bool | TLSConfig:

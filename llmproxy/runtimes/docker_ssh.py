@@ -152,11 +152,11 @@ class _Adapter(UnixHTTPAdapter):
         super().__init__("http+unix:///ssh", timeout)
 
     def get_connection(self, url: Any, proxies: Any = None) -> Any:
-        """The connections that are kept for an address."""
+        """The connections that are kept: one for all calls, where the SDK has one for each URL."""
         with self.pools.lock:
-            pool = self.pools.get(url)
+            pool = self.pools.get("")
             if pool is None:
-                pool = self.pools[url] = _Pool(self._command, self.timeout, self.max_pool_size)
+                pool = self.pools[""] = _Pool(self._command, self.timeout, self.max_pool_size)
         return pool
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from llmproxy.config.compose import ComposeService
 from llmproxy.config.model import BackendSpec, DockerSettings
 from llmproxy.runtimes.docker import DockerRuntime
 from llmproxy.runtimes.docker_catalogue import read_labelled_containers
+from llmproxy.runtimes.docker_client import find_container, make_client
 from llmproxy.runtimes.interface import Exit, IRuntime, RuntimeUnavailable, StartRefused
 from tests.contract_runtimes import Reactor, Rig, RuntimeContract, eventually, gone, on_reactor, pause, runs
 from tests.fakes import RecordingWatcher
@@ -40,6 +43,26 @@ pytestmark = pytest.mark.docker
 # As process 1 a shell gets TERM only if it asks for it; `wait` returns at once when a signal comes.
 WELL_BEHAVED = "trap 'exit 143' TERM; echo hello; while :; do sleep 60 & wait $!; done"
 STUBBORN = "trap '' TERM; echo hello; while :; do sleep 60; done"
+
+
+def test_one_connection_for_all_calls() -> None:
+    """A client keeps one connection, whatever it asks for; the SDK would keep one for each URL."""
+    require_docker()
+
+    def sockets() -> int:
+        found = 0
+        for each in os.listdir("/proc/self/fd"):
+            with suppress(OSError):  # the folder itself, which is closed by now
+                found += os.readlink(f"/proc/self/fd/{each}").startswith("socket:")
+        return found
+
+    before = sockets()
+    client = make_client(DockerSettings())
+    for number in range(8):
+        assert find_container(client, unique(str(number))) is None
+    assert sockets() <= before + 1
+    client.close()
+    assert sockets() == before
 
 
 @define
