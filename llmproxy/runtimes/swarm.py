@@ -134,8 +134,9 @@ class SwarmRuntime:
 
     def stop(self, spec: BackendSpec, grace: float) -> Deferred[None]:
         name = service_name(spec)
-        self._starts.stop(name)
-        stopped = Deferred.fromCoroutine(self._ends.stop(name, grace))
+        # A start that has asked the manager for tasks would get them behind our back.
+        ready = self._starts.stop(name)
+        stopped = ready.addCallback(lambda _: Deferred.fromCoroutine(self._ends.stop(name, grace)))
         answer = shielded(stopped)
         stopped.addErrback(lambda _: None)  # told to the one who still waits
         return answer

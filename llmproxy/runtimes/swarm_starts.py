@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from attrs import define, field
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
@@ -50,6 +50,8 @@ class Starts:
     _watch: Callable[[str], SwarmWatch | None]
     _starts: dict[str, Deferred[Instance]] = field(factory=dict, init=False)
     _arrivals: set[Arrival] = field(factory=set, init=False)
+    # Those that are to be given up as soon as what has been asked of the manager is done.
+    _stopped: set[str] = field(factory=set, init=False)
 
     def close(self) -> None:
         """Give up all of them; what is being started goes on."""
@@ -75,15 +77,23 @@ class Starts:
         started.addErrback(lambda _: None)  # told to those who still wait
         return answer
 
-    def stop(self, name: str) -> None:
-        """That service is not to run: nobody needs to wait for its first task."""
+    def stop(self, name: str) -> Deferred[None]:
+        """That service is not to run: nobody needs to wait for its first task.
+
+        :return: fires when no start of it is under way, and all that one has asked for has been done.
+        """
+        started = self._starts.get(name)
+        if started is None:
+            return succeed(None)
+        self._stopped.add(name)
         for arrival in list(self._arrivals):
             if arrival.name == name:
-                refused = StartRefused(f"service {name!r} was stopped before it ran", "Start it again.")
-                arrival.fail(Failure(refused))
+                arrival.fail(Failure(_stopped(name)))
+        return shielded(started).addBoth(lambda _: None)
 
     def _over(self, result: T, name: str) -> T:
         self._starts.pop(name, None)
+        self._stopped.discard(name)
         return result
 
     async def _start(self, spec: BackendSpec, name: str, step: Step) -> Instance:
@@ -91,8 +101,11 @@ class Starts:
             begun = await self._manager.call(
                 lambda client: begin(client, spec, self._backend_key, self._settings)
             )
-            if begun is None:
+            if begun is None and name not in self._stopped:
                 await self._create(spec, name, step)
+            if name in self._stopped:
+                raise _stopped(name)
+            if begun is None:
                 continue
             arrived = await self._arrive(spec, begun, step)
             if arrived.verdict.kind in ("runs", "ended"):
@@ -150,3 +163,7 @@ class Starts:
             # It may have ended since that look.
             self._monitor.look(service_name(spec))
         return instance
+
+
+def _stopped(name: str) -> StartRefused:
+    return StartRefused(f"service {name!r} was stopped before it ran", "Start it again.")

@@ -10,12 +10,13 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from llmproxy.config.model import BackendSpec
+from llmproxy.config.model import BackendSpec, DockerSettings
 from llmproxy.engines.phases import Phase
-from llmproxy.runtimes.interface import RuntimeUnavailable, StartRefused
+from llmproxy.runtimes.interface import RuntimeUnavailable, StartRefused, unheard
 from llmproxy.runtimes.swarm_labels import RUN
 from llmproxy.runtimes.swarm_scale import Leaving
 from llmproxy.runtimes.swarm_start import AWAY_MOST, PREPARED_WITHIN, UNREACHED_MOST, Arrival, Begun
+from llmproxy.runtimes.swarm_starts import Starts
 from llmproxy.runtimes.swarm_state import SwarmTask
 from llmproxy.runtimes.swarm_stop import Ending
 from tests.unit.swarm_cases import FAR, picture, task
@@ -112,6 +113,73 @@ class ArrivalTests(SynchronousTestCase):
         self.sees(task("a", "rejected", "shutdown", ran=False, error="No such image: i:1"))
         self.assertEqual(self.refused(), "service 'm' cannot be started: No such image: i:1")
         self.assertEqual(self.arrival.to_end, "mark")
+
+
+class FakeManager:
+    """Answers when the test says so.  Also a monitor, of which nobody is told anything."""
+
+    def __init__(self) -> None:
+        self.calls: list[Deferred[Any]] = []
+        self.subjects: list[object] = []
+
+    def call(self, job: object) -> Deferred[Any]:
+        self.calls.append(Deferred())
+        return self.calls[-1]
+
+    def add(self, subject: object) -> None:
+        self.subjects.append(subject)
+
+    def remove(self, subject: object) -> None:
+        self.subjects.remove(subject)
+
+
+class StoppedStartTests(SynchronousTestCase):
+    """A start that is stopped before its first task runs."""
+
+    def setUp(self) -> None:
+        manager: Any = FakeManager()
+        ends: Any = None
+        self.manager: FakeManager = manager
+        self.starts = Starts(
+            Clock(), manager, manager, ends, DockerSettings(), None, "me", lambda route: None
+        )
+        self.started = self.starts.start(SPEC, unheard)
+
+    def test_while_it_is_written_down(self) -> None:
+        """What is asked of the manager already is waited for, so that the stop ends that, too."""
+        stopped = self.starts.stop("m")
+        self.assertNoResult(stopped)
+        self.manager.calls[0].callback(Begun(frozenset(), True))
+        self.failureResultOf(self.started, StartRefused)
+        self.successResultOf(stopped)
+        self.assertEqual(self.manager.subjects, [])
+
+    def test_before_its_service_is_there(self) -> None:
+        """It does not go on to start what it has just created."""
+        self.manager.calls[0].callback(None)
+        self.failureResultOf(self.started, StartRefused)
+        self.started = self.starts.start(evolve(SPEC, image="i"), unheard)
+        self.manager.calls[1].callback(None)
+        stopped = self.starts.stop("m")
+        self.assertNoResult(stopped)
+        self.manager.calls[2].callback(None)
+        self.failureResultOf(self.started, StartRefused)
+        self.successResultOf(stopped)
+        self.assertEqual(len(self.manager.calls), 3)
+
+    def test_while_it_waits_for_a_node(self) -> None:
+        """It is over at once, and another start after that is one of its own."""
+        self.manager.calls[0].callback(Begun(frozenset(), True))
+        self.assertEqual(len(self.manager.subjects), 1)
+        self.successResultOf(self.starts.stop("m"))
+        self.failureResultOf(self.started, StartRefused)
+        self.starts.start(SPEC, unheard)
+        self.manager.calls[1].callback(Begun(frozenset(), True))
+        self.assertEqual(len(self.manager.subjects), 1)
+
+    def test_what_does_not_start(self) -> None:
+        """There is nothing to wait for."""
+        self.successResultOf(self.starts.stop("other"))
 
 
 class FakeEngine:
