@@ -10,6 +10,7 @@ from attrs import define, field
 from docker.api.client import APIClient
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.model import BackendSpec, DockerSettings
@@ -37,9 +38,12 @@ from llmproxy.runtimes.swarm_starts import Starts
 from llmproxy.runtimes.swarm_state import service_name
 from llmproxy.runtimes.swarm_watch import SwarmWatch
 
-__all__ = ["SwarmRuntime"]
+__all__ = ["NOTE_AGAIN", "SwarmRuntime"]
 
 T = TypeVar("T")
+
+NOTE_AGAIN = 5.0
+"""Seconds after which a note that could not be written down is tried again."""
 
 
 @define(eq=False)
@@ -130,6 +134,8 @@ class SwarmRuntime:
             watch.close()
 
     def ensure_started(self, spec: BackendSpec, step: Step = unheard) -> Deferred[Instance]:
+        # A note may have come to what had just been put out.
+        self._noted.pop(service_name(spec), None)
         return self._starts.start(spec, step)
 
     def stop(self, spec: BackendSpec, grace: float) -> Deferred[None]:
@@ -190,8 +196,13 @@ class SwarmRuntime:
         if last is not None and now - last < NOTE_EVERY:
             return
         self._noted[name] = now
+
+        def failed(reason: Failure) -> None:
+            self._log.debug("not noted: {why}", why=reason.value)
+            self._noted[name] = now - NOTE_EVERY + NOTE_AGAIN
+
         noted = self._manager.call(lambda client: note_used(client, name, self._me, now, replicas))
-        noted.addErrback(lambda reason: self._log.debug("not noted: {why}", why=reason.value))
+        noted.addErrback(failed)
 
     # -- ICluster ------------------------------------------------------------------------------------------
 
