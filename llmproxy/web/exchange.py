@@ -87,6 +87,8 @@ class Exchange:
         self._up: UpstreamConnection | None = None
         self._held = False
         self._hold_seconds = 0.0
+        # For how long it was with tasks that were lost before they answered, and since when with this one.
+        self._in_vain = self._handed_at = 0.0
         self._timers: dict[str, IDelayedCall | Staying] = {}
         self._retried = False
         self._moves = 0
@@ -137,7 +139,7 @@ class Exchange:
             site.tracer.held(self._request, self.backend.name)
         spec, hints = self.backend.spec, self._hints
         # Before this one, another process or a backend of an earlier configuration may have held it.
-        waited = self._clock.seconds() - self._request.arrived
+        waited = self._waited()
         limit = hints.longest(spec.max_wait)
         if limit is not None:
             left = max(0.0, limit - waited)
@@ -147,6 +149,10 @@ class Exchange:
         if self._wants_stream():
             first = max(0.0, spec.heartbeat_after - waited)
             self._timers["heartbeat"] = self._clock.callLater(first, self._heartbeat)
+
+    def _waited(self) -> float:
+        waited: float = self._clock.seconds() - self._request.arrived - self._in_vain
+        return waited
 
     def _wants_stream(self) -> bool:
         request = self._request
@@ -176,7 +182,7 @@ class Exchange:
         self._timers.clear()
         self._held = False
         self._request.site.held -= 1
-        self._hold_seconds = self._clock.seconds() - self._request.arrived
+        self._hold_seconds = self._waited()
         if self._request.entry is not None:
             self._request.entry.held = self._hold_seconds
 
@@ -200,6 +206,8 @@ class Exchange:
         """See :class:`~llmproxy.backend.gate.Waiter`."""
         self._hold_over()
         self._lease = lease
+        if lease.movable:
+            self._handed_at = self._clock.seconds()
         if self._request.entry is not None:
             self._request.entry.handed = True
         self._connect(fresh=False)
@@ -271,6 +279,9 @@ class Exchange:
         if lease is None or not lease.movable or self._head is not None or self._moves >= MOVES:
             return False
         self._moves += 1
+        self._in_vain += self._clock.seconds() - self._handed_at
+        if self._request.entry is not None:
+            self._request.entry.handed = False
         self._retried = False
         self._lease = None
         lease.release(suspicious=suspicious)
@@ -314,7 +325,7 @@ class Exchange:
         hands_on = self.backend.hands_on
         if hands_on is not None and self._head is not None:
             return hands_on.lines(self._head.fields)
-        held = self._clock.seconds() - self._request.arrived if self._held else self._hold_seconds
+        held = self._waited() if self._held else self._hold_seconds
         own = b"X-LLMProxy-Backend: %b\r\nX-LLMProxy-Cold-Start: %.3f\r\nX-Request-ID: %b\r\n" % (
             self.backend.name.encode("utf-8"),
             held,

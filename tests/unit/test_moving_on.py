@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from attrs import evolve
 from twisted.internet.error import ConnectionLost
 
 from llmproxy.config.model import BackendSpec, Replicas
 from llmproxy.runtimes.interface import IRuntime
 from llmproxy.web.exchange import MOVES
+from llmproxy.web.underway import open_requests
 from tests.fake_swarm import FakeReplicator, FakeSwarm
 from tests.front import FrontCase
 from tests.inmemory import Far
@@ -104,6 +106,23 @@ class MovingOnTests(FrontCase):
         self.clock.advance(1)
         self.far().send(ANSWER)
         self.assertEqual((client.answer()[0], self.task(self.far())), (200, "t3"))
+
+    def test_what_it_was_in_flight_for_is_no_wait(self) -> None:
+        """One that was in flight for longer than it may be held is held again all the same."""
+        self.backend("many").retune(evolve(MANY, max_wait=10.0))
+        client = self.client().post(b"/v1/chat/completions", ASKED)
+        self.clock.advance(20)
+        self.servers.mode = "refuse"
+        for task in self.swarm.tasks("many"):
+            self.swarm.end_task("many", task)
+        self.assertEqual(client.take(), b"")
+        ((_, entry),) = open_requests(self.site)
+        self.assertFalse(entry.handed)
+        self.servers.mode = "healthy"
+        self.clock.advance(1)
+        self.far().send(ANSWER)
+        self.assertEqual(client.answer()[0], 200)
+        self.assertLess(self.log.entries[-1].held or 0.0, 5.0)
 
     def test_a_body_in_a_file(self) -> None:
         """A body that is kept in a file is sent from its beginning again."""
