@@ -731,6 +731,21 @@ class SeveralMachine(RuleBasedStateMachine):
     def run_one(self) -> None:
         self.rig.swarm.run_task("m")
 
+    @precondition(lambda self: self.rig.world.is_running("m"))
+    @rule(replicas=st.integers(1, 4), heard=st.booleans())
+    def another_proxy(self, replicas: int, heard: bool) -> None:
+        self.rig.swarm._change("m", replicas=replicas)
+        if heard:
+            self.rig.swarm.say("m", used_at=self.rig.clock.seconds())
+
+    @precondition(lambda self: self.rig.world.is_running("m"))
+    @rule(count=st.integers(1, 3))
+    def lose_several(self, count: int) -> None:
+        instance = self.rig.world.instance("m")
+        assert instance is not None
+        if instance.tasks[count:]:
+            self.rig.swarm.say("m", tasks=instance.tasks[count:])
+
     @rule(choosable=st.booleans(), at_once=st.booleans())
     def swarm(self, choosable: bool, at_once: bool) -> None:
         self.rig.swarm.choosable, self.rig.swarm.at_once = choosable, at_once
@@ -759,7 +774,7 @@ class SeveralMachine(RuleBasedStateMachine):
         there = {} if instance is None else {task.id: task for task in instance.tasks}
         for replica in self.rig.backend.gate.roster:
             assert replica.id in there
-            assert replica.resting or not there[replica.id].leaving
+            assert replica.ailing or not there[replica.id].leaving
 
     @invariant()
     def each_is_told_once(self) -> None:
