@@ -14,7 +14,7 @@ from tests.chaos.run import run
 from tests.chaos.wire import Conn, read_answer
 from tests.integration.private_engine import PrivateEngine, require_private_engine
 
-SECONDS = 12
+SECONDS = 10
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
@@ -47,7 +47,7 @@ def test_processes(tmp_path: Path) -> None:
 def test_containers(engine: PrivateEngine, tmp_path: Path) -> None:
     """The same of containers, whose engine is broken as well."""
     tmp_path.chmod(0o755)
-    report = run("docker", "7", SECONDS, tmp_path, engine=engine, clients=5)
+    report = run("docker", "15", SECONDS, tmp_path, engine=engine, clients=5)
     print(report)
     assert report.wrong == []
     assert report.outcomes["right"] > 10
