@@ -126,10 +126,10 @@ class Monitor:
 
     def heard(self, event: Happening) -> None:
         """Our own engine has told of something."""
-        self.deaths.heard(event)
         if event.type == "node":
             self.look(nodes=True)
         elif any(subject.name == event.service for subject in self._subjects):
+            self.deaths.heard(event)
             self.look(event.service)
 
     def _after(self, seconds: float) -> None:

@@ -173,6 +173,14 @@ def test_what_our_own_engine_tells() -> None:
     assert len(monitor.deaths) == 0
 
 
+def test_containers_of_nobody() -> None:
+    """Of services that nobody wants to know of nothing is kept: no look would ever forget it."""
+    _, _, monitor = watched()
+    for each in range(100):
+        monitor.heard(Happening("container", "die", f"c{each}", 1, 5, "x"))
+    assert len(monitor.deaths) == 0
+
+
 def test_only_those_that_change_are_looked_at_often() -> None:
     """Of many services the few that are busy, or of which something was heard; all of them now and then."""
     busy, idle = Who("busy", busy=True), Who("idle")
