@@ -73,13 +73,16 @@ class Admission(Generic[W]):
         """Whether one may go on at once."""
         return self.open and not self.waiting and self._has_room()
 
-    def hold(self, waiter: W, now: float, *, priority: int = 0, may_evict: bool = True) -> None:
+    def hold(
+        self, waiter: W, now: float, *, priority: int = 0, may_evict: bool = True, bounded: bool = True
+    ) -> None:
         """Give a place in the queue to one that may not.
 
         :param now: since when it waits (seconds).
+        :param bounded: it gets none beyond ``max_waiting``.
         :raises llmproxy.errors.Refusal: ``queue_full``.
         """
-        if self.waiting >= self.max_waiting:
+        if bounded and self.waiting >= self.max_waiting:
             raise queue_full(self.max_waiting, RETRY_AFTER)
         if self._wanted_since is None or (not self.waiting and now - self._left_at > STILL):
             self._wanted_since = now

@@ -29,9 +29,10 @@ class Backend(Conduct):
 
     # -- requests -----------------------------------------------------------------------------------
 
-    def enter(self, waiter: Waiter) -> bool:
+    def enter(self, waiter: Waiter, *, again: bool = False) -> bool:
         """Ask for the backend on behalf of a request; starts it when it is absent.
 
+        :param again: it was admitted before, see :meth:`llmproxy.backend.gate.Gate.enter`.
         :return: True when the waiter is held now; False when it has been told already.
         """
         refusal = self.refusal
@@ -43,7 +44,7 @@ class Backend(Conduct):
             waiter.refused(refusal)
             return False
         try:
-            held = self.gate.enter(waiter)
+            held = self.gate.enter(waiter, again=again)
         except Refusal as full:
             told = evolve(full, retry_after=self.retry_after(full.retry_after or 1.0))
             waiter.refused(told.about(self.name, self.state))

@@ -207,9 +207,10 @@ class Gate:
         if self.admission.open:
             self.advance()
 
-    def enter(self, waiter: Waiter) -> bool:
+    def enter(self, waiter: Waiter, *, again: bool = False) -> bool:
         """Ask to go through.
 
+        :param again: it had gone through before, and is not refused for want of places to wait at.
         :return: False when it has gone through at once; True when it is held.
         :raises llmproxy.errors.Refusal: too many are held.
         """
@@ -217,7 +218,9 @@ class Gate:
             self._admit(waiter)
             return False
         now = self._clock.seconds()
-        self.admission.hold(waiter, now, priority=waiter.priority, may_evict=waiter.may_evict)
+        self.admission.hold(
+            waiter, now, priority=waiter.priority, may_evict=waiter.may_evict, bounded=not again
+        )
         return True
 
     def visit(self, waiter: Waiter) -> bool:

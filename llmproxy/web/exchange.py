@@ -285,7 +285,13 @@ class Exchange:
         self._retried = False
         self._lease = None
         lease.release(suspicious=suspicious)
-        self.begin()
+        heir = self._fleet.heir(self.backend.name)
+        if heir is not None and heir is not self.backend:
+            # It is configured anew, or another process has it now.
+            self.backend = heir
+            self.begin()
+        elif self.backend.enter(self, again=True):
+            self._hold()
         return True
 
     def _failed(self, failure: Failure) -> None:

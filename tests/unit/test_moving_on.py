@@ -21,6 +21,20 @@ EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: {}\n\
 ASKED = {"model": "model", "messages": [{"role": "user", "content": "hi"}]}
 
 
+class Other:
+    """Stands for a backend that another process has."""
+
+    name = "many"
+    state = "ready"
+
+    def __init__(self) -> None:
+        self.entered: list[object] = []
+
+    def enter(self, waiter: object) -> bool:
+        self.entered.append(waiter)
+        return False
+
+
 class MovingOnTests(FrontCase):
     """A backend of two tasks, one story each."""
 
@@ -123,6 +137,31 @@ class MovingOnTests(FrontCase):
         self.far().send(ANSWER)
         self.assertEqual(client.answer()[0], 200)
         self.assertLess(self.log.entries[-1].held or 0.0, 5.0)
+
+    def test_a_full_queue(self) -> None:
+        """What has been admitted before is not refused for want of places to wait at."""
+        self.backend("many").retune(evolve(MANY, max_waiting=1))
+        clients = [self.client().post(b"/v1/chat/completions", ASKED) for _ in range(3)]
+        self.swarm.hold_starts = True
+        for task in self.swarm.tasks("many"):
+            self.swarm.end_task("many", task)
+        self.assertEqual([client.take() for client in clients], [b""] * 3)
+        self.assertEqual(self.client().post(b"/v1/chat/completions", ASKED).error()[0], 429)
+        self.swarm.finish_start("many")
+        self.clock.advance(1)
+        for far in [self.far(-3), self.far(-2), self.far(-1)]:
+            far.send(ANSWER)
+        self.assertEqual([client.answer()[0] for client in clients], [200] * 3)
+
+    def test_after_the_hand_over(self) -> None:
+        """Once another process decides, it is that one which is asked again."""
+        client = self.client().post(b"/v1/chat/completions", ASKED)
+        first, backend = self.far(), self.backend("many")
+        other = Other()
+        self.patch(self.fleet, "heir", lambda route: other)
+        backend.hand_over()
+        first.close(ConnectionLost())
+        self.assertEqual((len(other.entered), client.take()), (1, b""))
 
     def test_a_body_in_a_file(self) -> None:
         """A body that is kept in a file is sent from its beginning again."""
