@@ -238,9 +238,13 @@ class Conduct(Timed):
 
     def _ended(self, exit: Exit) -> None:
         self._present.known = None
-        if self.state == "starting" and self.spec.runtime == "swarm" and exit == Exit():
+        swarm = self.spec.runtime == "swarm"
+        if self.state == "starting" and swarm and exit == Exit():
             # Nobody says that it failed: its node was lost or drained, and another one gets it.
             self.lifecycle.died("its task was taken away while it started")
+        elif self.state == "starting" and swarm and self._found:
+            # No start of ours: it may have served for long, and its other tasks have ended before it.
+            self.lifecycle.died(f"its last task ended with {describe_exit(exit)}")
         elif self.state == "starting":
             self._serving.ask_no_more()
             attempt, changes = self.lifecycle.attempt, self._present.changes

@@ -401,6 +401,19 @@ class SeveralTests(SynchronousTestCase):
         rig.ready()
         self.assertEqual(rig.where(waits), ["t2"])
 
+    def test_those_that_are_left_end_unwell(self) -> None:
+        """That they end while their health is asked is no failed start; the next one may be."""
+        rig, _ = self.busy(1, 1)
+        rig.servers.mode = "refuse"
+        rig.swarm.end_and_replace("m", "t1")
+        waits = rig.request()
+        self.assertEqual(rig.backend.state, "starting")
+        rig.swarm.end_task("m", "t2", 1)
+        self.assertEqual((rig.backend.state, waits.refusals), ("starting", []))
+        self.assertEqual(rig.world.count("ensure_started"), 2)
+        rig.swarm.end_task("m", "t3", 1)
+        self.assertEqual((rig.backend.state, len(waits.refusals)), ("failed", 1))
+
     def test_the_last_one_ends_beside_one_that_leaves(self) -> None:
         """What only leaves is not waited for: with its end the backend has ended, and is started anew."""
         rig, _ = self.busy(1, 1)
