@@ -238,5 +238,6 @@ class Backend(Conduct):
         self._startup.over()
         self._diary.over()
         self._timers.close()
+        self._doubted_out()
         self.gate.close()
         self._witnesses.dismiss()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from attrs import evolve
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -59,6 +60,11 @@ LOG_LIMIT = 2.0
 DIAGNOSIS_LINES = 400
 """Lines of log that are searched for the cause of a failed start: each of vLLM's processes adds a traceback
 of up to a hundred to the one that has it."""
+
+
+DOUBT_MOST = 60.0
+"""Seconds for which the claim of a start is kept whose outcome nobody knows: an engine that was restarted is
+back by then, and with a machine that is lost its GPU is, too."""
 
 
 class Conduct(Timed):
@@ -121,6 +127,7 @@ class Conduct(Timed):
         self._failure: StartFailure | None = None
         self._closing = False
         self._abandoned = False
+        self._doubts: IDelayedCall | None = None
 
     def _together(self, runtime: IReplicator) -> Serving:
         # Few have a Swarm.
@@ -194,6 +201,7 @@ class Conduct(Timed):
 
     def running(self, instance: Instance) -> None:
         """See :class:`~llmproxy.runtimes.interface.Watcher`."""
+        self._doubted_out()
         replaced = self._present.running(instance) if self._heeds else self._note_there(instance)
         if instance.used_at is not None:
             self.gate.used_at = max(self.gate.used_at, instance.used_at)
@@ -227,6 +235,7 @@ class Conduct(Timed):
         if exit.oom:
             # Clients mostly hear of it as of a broken connection, before its cause is known.
             self._log.warn("{backend} ended with {exit}", backend=self.name, exit=describe_exit(exit))
+        self._doubted_out()
         was_known = self._present.gone(run, exit)
         if was_known:
             # Of several tasks, what has had no byte yet can be answered by what comes after them.
@@ -283,6 +292,7 @@ class Conduct(Timed):
         """See :class:`~llmproxy.backend.effects.Effects`."""
         self._present.known = None
         self._found = False
+        self._doubted_out()
         self._startup.begin("creating")
         self._launcher.start(
             self.spec,
@@ -310,9 +320,33 @@ class Conduct(Timed):
             return
         if failure.check(RuntimeUnavailable, StartRefused) is None:
             self._log.failure("starting {backend}", failure, backend=self.name)
+        if failure.check(RuntimeUnavailable) and attempt == self.lifecycle.attempt:
+            self._doubt()
         told = launch_failure(failure)
         hint = None if told.hint is None else self.redacted(told.hint)
         self._start_failed(attempt, evolve(told, message=self.redacted(told.message), hint=hint))
+
+    def _doubt(self) -> None:
+        """The runtime did not answer to a start, which it may have carried out all the same: what it claims
+        is kept for it until the runtime says how it is."""
+        if self._closing:
+            return
+        self._doubted_out()
+        self._doubts = self.surroundings.clock.callLater(DOUBT_MOST, self._doubted_out)
+        # It is told by that: at once, or when the runtime is back.
+        self.runtime.watch(self.spec, self).addErrback(lambda _: None)
+
+    def _doubted_out(self) -> None:
+        doubts, self._doubts = self._doubts, None
+        if doubts is not None:
+            if doubts.active():
+                doubts.cancel()
+            self.surroundings.scheduler.moved(self)
+
+    @property
+    def unsure(self) -> bool:
+        """Nobody knows whether it runs: it was started, and the runtime has not said what came of that."""
+        return self._doubts is not None
 
     def probe(self, attempt: int) -> None:
         """See :class:`~llmproxy.backend.effects.Effects`."""

@@ -312,6 +312,7 @@ class Scheduler:
             or backend.wishes.run_since is not None
             # Also when all who waited have left since: it is about to start.
             or backend in self._granted
+            or backend.unsure
         }
 
     def rooms(self, more: Iterable[Backend] = ()) -> dict[str, Room]:

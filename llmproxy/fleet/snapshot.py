@@ -102,7 +102,7 @@ def model_of(
         name,
         phase=phase,
         claim=_present_claim(claim, kept, offered, away=asleep and places.is_away(backend)),
-        held=NOTHING if phase == "absent" else kept if asleep and not backend.half_awake else claim,
+        held=_held(backend, phase, claim, kept if asleep else claim),
         rest=rest,
         sleeps=needs.sleep,
         kept=kept,
@@ -134,6 +134,13 @@ def _present_claim(claim: Memory, kept: Memory, offered: Sequence[Place] | None,
     if away:
         return kept
     return NOTHING if offered is not None and not offered else claim
+
+
+def _held(backend: Conduct, phase: Phase, claim: Memory, usual: Memory) -> Memory:
+    if phase == "absent":
+        # It may run although nobody has said so; it is in nobody's way but the others'.
+        return claim if backend.unsure else NOTHING
+    return claim if backend.half_awake else usual
 
 
 def _wake_seconds(backend: Conduct, level: int, learned: Learned) -> float:

@@ -14,6 +14,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from llmproxy.backend import power
+from llmproxy.backend.conduct import DOUBT_MOST
 from llmproxy.backend.gate import Lease
 from llmproxy.backend.surroundings import Decision, Event
 from llmproxy.config.model import BackendSpec, Config, Gpu, Scheduler
@@ -423,6 +424,58 @@ class SchedulerTests(SynchronousTestCase):
         self.settle()
         (next_one,) = following
         self.assertTrue(next_one.served)
+
+    def unsure(self) -> FakeController:
+        """x has been started by an engine that did not answer to it; y, which does not fit beside it, waits.
+
+        :return: the engine.
+        """
+        self.build(x={}, y={})
+        self.end()
+        specs = dict(self.config.backends)
+        specs["y"] = evolve(specs["y"], runtime="process", command=("y",))
+        self.config = evolve(self.config, backends=specs)
+        self.world = FakeController(hold_stops=True)
+        engine = FakeController(hold_starts=True)
+        runtimes = {"docker": FakeRuntime(engine), "process": FakeRuntime(self.world)}
+        self.fleet = Fleet(self.clock, self.servers.connect, runtimes, self.config)
+        self.fleet.start()
+        asked = self.ask("x")
+        engine.go_away("it said 500")
+        self.assertEqual([refusal.code for refusal in asked.refusals], ["runtime_unavailable"])
+        self.waiting = self.ask("y")
+        self.settle()
+        self.assertEqual((self.waiting.served, self.world.count("ensure_started", "y")), (False, 0))
+        return engine
+
+    def test_a_start_that_nobody_knows_of_keeps_its_room(self) -> None:
+        """It runs after all, and is found; only when it has left the other one starts."""
+        engine = self.unsure()
+        engine.hold_starts = False
+        engine._away = None
+        engine.become_running("x")
+        self.settle()
+        self.assertEqual((self.world.count("ensure_started", "y"), engine.count("stop", "x")), (1, 1))
+        self.assertTrue(self.waiting.served)
+
+    def test_a_start_that_came_to_nothing_gives_its_room_back(self) -> None:
+        """As soon as the engine says so."""
+        self.unsure().come_back()
+        self.settle()
+        self.assertTrue(self.waiting.served)
+
+    def test_an_engine_that_never_comes_back(self) -> None:
+        """Nobody waits for it for ever."""
+        self.unsure()
+        self.clock.advance(DOUBT_MOST)
+        self.settle()
+        self.assertTrue(self.waiting.served)
+
+    def test_what_nobody_knows_of_may_be_asked_for_again(self) -> None:
+        """Its own room is no obstacle to it."""
+        engine = self.unsure()
+        self.assertEqual(len(self.ask("x").refusals), 1)
+        self.assertEqual(engine.count("ensure_started", "x"), 2)
 
     def test_sizes_and_reserves(self) -> None:
         """Sizes count where the GPU's size is known."""
