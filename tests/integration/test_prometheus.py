@@ -23,6 +23,7 @@ QUIET = (
     "Scalings",
     "Use of the KV cache",
     "Certificates",
+    "Hosts that answer",
     "annotation Restarts",
 )
 """Nothing of that has happened here."""
