@@ -17,9 +17,12 @@ from attrs import define, field
 from tests.integration.engine import TEST_LABEL, docker
 from tests.integration.world import until
 
-__all__ = ["Node", "ask", "ip", "processes_of"]
+__all__ = ["ROOM", "Node", "ask", "ip", "processes_of"]
 
 API = "v1.41"
+
+ROOM = ("vram-gib", 24)
+"""What each node says it has."""
 
 
 @define(eq=False)
@@ -63,6 +66,8 @@ class Node:
         places = (
             *("--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec", "--pidfile", f"{folder}/pid"),
             *("-H", self.host, "--cgroup-parent", f"/{self.namespace}", "--label", TEST_LABEL),
+            # Memory of a GPU that is not there: Swarm counts, and does not look.
+            *("--node-generic-resource", f"{ROOM[0]}={ROOM[1]}"),
         )
         with open(folder / "log", "ab") as log:
             self._process = subprocess.Popen(
