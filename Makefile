@@ -36,13 +36,13 @@ explore: $(STAMPS)/test ## every order of what may happen to backends on a GPU (
 	$(PY) -m tests.model $(ARGS)
 
 load: $(STAMPS)/test ## crowds of clients in full: 2,000 streams, 10,000 held, ... (ARGS="streams silent --part 0.1")
-	$(PY) -m tests.load $(ARGS)
+	$(PY) -m tests.integration.load $(ARGS)
 
 chaos: $(STAMPS)/test ## break everything around a proxy at random (ARGS=--seed 7 --seconds 60 --seeds 20 --runtime process)
-	$(PY) -m tests.chaos $(ARGS)
+	$(PY) -m tests.integration.chaos $(ARGS)
 
 soak: $(STAMPS)/test ## two hours of all kinds of clients: memory, files, timers, latency (ARGS="--minutes 10 --plot FILE")
-	$(PY) -m tests.soak $(ARGS)
+	$(PY) -m tests.integration.soak $(ARGS)
 
 lint: $(STAMPS)/lint ## types, style and format
 	$(PY) -m mypy llmproxy twisted/plugins/llmproxy_plugin.py scripts tests bench

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.run import run
-from tests.chaos.wire import Conn, read_answer
+from tests.integration.chaos.run import run
+from tests.integration.chaos.wire import Conn, read_answer
 from tests.integration.private_engine import PrivateEngine, require_private_engine
 
 SECONDS = 10

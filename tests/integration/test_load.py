@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.load.crowd import may_open
-from tests.load.scenarios import SCENARIOS
+from tests.integration.load.crowd import may_open
+from tests.integration.load.scenarios import SCENARIOS
 
 PARTS = {"streams-1024": 0.5, "held-1024": 0.1, "silent": 0.1, "storm": 0.1}
 

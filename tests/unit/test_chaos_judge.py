@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.chaos import expected
-from tests.chaos.expected import DIED, Asked
-from tests.chaos.judge import judge
-from tests.chaos.windows import Windows
-from tests.chaos.wire import Reading
+from tests.integration.chaos import expected
+from tests.integration.chaos.expected import DIED, Asked
+from tests.integration.chaos.judge import judge
+from tests.integration.chaos.windows import Windows
+from tests.integration.chaos.wire import Reading
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "stream": True}
 STREAM = Asked("i", "stream", "a", expected.chat(CHAT, "i"), stream=True)

@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 import pytest
 from attrs import evolve
 
-from tests.soak.plot import draw
-from tests.soak.samples import Sample, judge, load, quantile, save, slope
+from tests.integration.soak.plot import draw
+from tests.integration.soak.samples import Sample, judge, load, quantile, save, slope
 
 FLAT = [
     Sample(

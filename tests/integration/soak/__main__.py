@@ -1,4 +1,4 @@
-"""``python -m tests.soak``: two hours of all kinds of clients, and what the proxy takes meanwhile."""
+"""``python -m tests.integration.soak``: two hours of all kinds of clients, and what the proxy takes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import threading
 import time
 from pathlib import Path
 
-from tests.chaos.stage import ROUTES, Stage
-from tests.chaos.traffic import Client
+from tests.integration.chaos.stage import ROUTES, Stage
+from tests.integration.chaos.traffic import Client
 from tests.integration.proxy import ADMIN
-from tests.soak.plot import draw
-from tests.soak.samples import Sample, judge, save
+from tests.integration.soak.plot import draw
+from tests.integration.soak.samples import Sample, judge, save
 
 EVERY = 10.0
 """Seconds between samples."""
@@ -107,7 +107,7 @@ def main() -> int:
 
     :return: 1 when something is wrong, else 0.
     """
-    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.integration.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=120.0, help="how long [120]")
     parser.add_argument(
         "--clients", type=int, default=8, help="of all kinds, each with one request at a time [8]"

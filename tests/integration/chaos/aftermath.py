@@ -10,9 +10,9 @@ from pathlib import Path
 
 from attrs import frozen
 
-from tests.chaos.stage import ROUTES, Stage
-from tests.chaos.traffic import Client, Exchange
-from tests.chaos.windows import COOLING, Windows
+from tests.integration.chaos.stage import ROUTES, Stage
+from tests.integration.chaos.traffic import Client, Exchange
+from tests.integration.chaos.windows import COOLING, Windows
 from tests.integration.proxy import ADMIN, Answer
 
 __all__ = ["RECOVERING", "Footprint", "aftermath", "excused", "footprint", "unexcused"]

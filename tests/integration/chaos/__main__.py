@@ -1,4 +1,4 @@
-"""``python -m tests.chaos``: break everything around a proxy, and see that it keeps its word."""
+"""``python -m tests.integration.chaos``: break everything around a proxy, and see that it keeps its word."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from random import SystemRandom
 
-from tests.chaos.faults import BACKEND_FAULTS, PROXY_FAULTS
-from tests.chaos.report import Report, table
-from tests.chaos.run import run
-from tests.chaos.stage import Kind
+from tests.integration.chaos.faults import BACKEND_FAULTS, PROXY_FAULTS
+from tests.integration.chaos.report import Report, table
+from tests.integration.chaos.run import run
+from tests.integration.chaos.stage import Kind
 from tests.integration.private_engine import PrivateEngine
 
 
@@ -29,7 +29,7 @@ def main() -> int:
     """
     names = ", ".join(each.name for each in (*BACKEND_FAULTS, *PROXY_FAULTS))
     parser = argparse.ArgumentParser(
-        prog="python -m tests.chaos", description=__doc__, epilog=f"Faults: {names}"
+        prog="python -m tests.integration.chaos", description=__doc__, epilog=f"Faults: {names}"
     )
     parser.add_argument("--seed", type=int, help="of the first run [one by chance]")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="so many, one after the other [1]")

@@ -11,8 +11,8 @@ import json
 
 from attrs import frozen
 
-from tests.chaos.expected import DIED, Asked
-from tests.chaos.wire import Reading
+from tests.integration.chaos.expected import DIED, Asked
+from tests.integration.chaos.wire import Reading
 
 __all__ = ["CODES", "Verdict", "judge"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from xml.sax.saxutils import escape
 
-from tests.soak.samples import Sample, quantile
+from tests.integration.soak.samples import Sample, quantile
 
 __all__ = ["draw"]
 

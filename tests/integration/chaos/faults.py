@@ -1,9 +1,8 @@
 """What goes wrong: each fault is begun, goes on for a moment, and is over when its function returns.
 
-A window (:mod:`tests.chaos.windows`) tells what it excuses.  What is meant to be unseen by clients excuses
-nothing: a backend or a proxy that stands still for a moment, an upgrade, a reload with a good or a bad file,
-a clock that is stepped, an engine's API that is slow.
-"""
+A window (:mod:`tests.integration.chaos.windows`) tells what it excuses. What is meant to be unseen by clients
+excuses nothing: a backend or a proxy that stands still for a moment, an upgrade, a reload with a good or a
+bad file, a clock that is stepped, an engine's API that is slow."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ from pathlib import Path
 
 from attrs import frozen
 
-from tests.chaos.stage import GPU_ROUTES, ROUTES, Stage
-from tests.chaos.windows import ALL, BACKEND
+from tests.integration.chaos.stage import GPU_ROUTES, ROUTES, Stage
+from tests.integration.chaos.windows import ALL, BACKEND
 from tests.integration.docker_world import DockerWorld
 from tests.integration.proxy import ADMIN
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from attrs import define, field
 
-from tests.chaos import expected
-from tests.chaos.expected import Asked
-from tests.chaos.judge import Verdict, judge
-from tests.chaos.windows import BACKEND, Windows
-from tests.chaos.wire import Conn, Reading, read_answer
+from tests.integration.chaos import expected
+from tests.integration.chaos.expected import Asked
+from tests.integration.chaos.judge import Verdict, judge
+from tests.integration.chaos.windows import BACKEND, Windows
+from tests.integration.chaos.wire import Conn, Reading, read_answer
 from tests.integration.proxy import head
 
 __all__ = ["KINDS", "PATIENCE", "Client", "Exchange", "Records"]

@@ -12,9 +12,9 @@ from typing import Any
 
 from attrs import define, field
 
+from tests.integration.load.crowd import Asked, Outcome, ask_all, open_silent, tally
 from tests.integration.proxy import Proxy, chat, demo
 from tests.integration.world import ProcessWorld
-from tests.load.crowd import Asked, Outcome, ask_all, open_silent, tally
 
 __all__ = ["SCENARIOS", "Result", "Scenario"]
 

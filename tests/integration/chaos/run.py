@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.chaos.aftermath import (
+from tests.integration.chaos.aftermath import (
     RECOVERING,
     Footprint,
     aftermath,
@@ -18,10 +18,10 @@ from tests.chaos.aftermath import (
     over_the_budget,
     unexcused,
 )
-from tests.chaos.faults import BACKEND_FAULTS, PROXY_FAULTS, Fault, chosen, memory_can_be_limited
-from tests.chaos.report import Report
-from tests.chaos.stage import ROUTES, Kind, Stage
-from tests.chaos.traffic import PATIENCE, Client
+from tests.integration.chaos.faults import BACKEND_FAULTS, PROXY_FAULTS, Fault, chosen, memory_can_be_limited
+from tests.integration.chaos.report import Report
+from tests.integration.chaos.stage import ROUTES, Kind, Stage
+from tests.integration.chaos.traffic import PATIENCE, Client
 from tests.integration.private_engine import PrivateEngine
 
 __all__ = ["run"]

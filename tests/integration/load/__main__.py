@@ -1,4 +1,4 @@
-"""``python -m tests.load``: the crowds in full, and a table of what was seen."""
+"""``python -m tests.integration.load``: the crowds in full, and a table of what was seen."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from tests.load.crowd import may_open
-from tests.load.scenarios import SCENARIOS
+from tests.integration.load.crowd import may_open
+from tests.integration.load.scenarios import SCENARIOS
 
 
 def main() -> int:
@@ -19,7 +19,7 @@ def main() -> int:
 
     :return: 1 when something was wrong, else 0.
     """
-    parser = argparse.ArgumentParser(prog="python -m tests.load", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.integration.load", description=__doc__)
     parser.add_argument("--part", type=float, default=1.0, help="of the crowds' full size [1.0]")
     parser.add_argument(
         "--log", action="store_true", help="show the end of the proxy's log where one is wrong"

@@ -19,10 +19,10 @@ from typing import Any, Literal
 import yaml
 from attrs import define, field
 
-from tests.chaos.engine_line import EngineLine
-from tests.chaos.traffic import Records
-from tests.chaos.watch import Seen, Watch, look
-from tests.chaos.windows import Windows
+from tests.integration.chaos.engine_line import EngineLine
+from tests.integration.chaos.traffic import Records
+from tests.integration.chaos.watch import Seen, Watch, look
+from tests.integration.chaos.windows import Windows
 from tests.integration.docker_world import DockerWorld
 from tests.integration.private_engine import PrivateEngine
 from tests.integration.proxy import Demo, Proxy, demo
