@@ -240,6 +240,7 @@ class Scheduler:
                 self.soon()
             self.sound = True
         except Exception:
+            # As in ``look``.
             self._log.failure("scheduling")
             self.sound = False
             self._look_later(now + TRY_AGAIN, now)

@@ -29,6 +29,7 @@ __all__ = [
     "is_called",
     "nanoseconds",
     "read_event",
+    "made_of",
     "read_snapshot",
     "spec_hash",
 ]
@@ -47,8 +48,11 @@ def container_name(spec: BackendSpec) -> str:
     return spec.container or (f"llmproxy-{spec.route}" if spec.image else spec.route)
 
 
-def spec_hash(spec: BackendSpec, backend_key: str | None) -> str:
-    """Names all that a created container depends on; another value means that it must be created anew."""
+def made_of(spec: BackendSpec, backend_key: str | None, *more: object) -> str:
+    """Names all that something which is created for a backend depends on.
+
+    :param more: what it depends on besides, as JSON has it.
+    """
     parts = [
         spec.image,
         spec.engine,
@@ -56,10 +60,15 @@ def spec_hash(spec: BackendSpec, backend_key: str | None) -> str:
         sorted(spec.environment.items()),
         spec.volumes,
         spec.port,
-        spec.gpus,
+        *more,
         backend_key if spec.engine == "vllm" else None,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def spec_hash(spec: BackendSpec, backend_key: str | None) -> str:
+    """Of a created container; another value means that it must be created anew."""
+    return made_of(spec, backend_key, spec.gpus)
 
 
 def is_called(info: Json, name: str) -> bool:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmproxy.config.model import BackendSpec
-from llmproxy.runtimes.docker_state import MANAGED, MANAGED_ROUTE, MANAGED_SPEC
+from llmproxy.runtimes.docker_state import MANAGED, MANAGED_ROUTE, MANAGED_SPEC, made_of
 from llmproxy.runtimes.swarm_labels import RUN
 from llmproxy.runtimes.swarm_state import SwarmService, service_name
 
@@ -22,21 +20,9 @@ one of a service has failed, and the service is scaled to 0."""
 
 
 def service_hash(spec: BackendSpec, backend_key: str | None) -> str:
-    """Names all that a created service depends on; another value means that it must be made anew."""
-    parts = [
-        spec.image,
-        spec.engine,
-        spec.args,
-        sorted(spec.environment.items()),
-        spec.volumes,
-        spec.port,
-        sorted(spec.reservations.items()),
-        spec.constraints,
-        spec.networks,
-        spec.stop_grace,
-        backend_key if spec.engine == "vllm" else None,
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    """Of a created service; another value means that it must be made anew."""
+    reserved = sorted(spec.reservations.items())
+    return made_of(spec, backend_key, reserved, spec.constraints, spec.networks, spec.stop_grace)
 
 
 def is_outdated(spec: BackendSpec, service: SwarmService, backend_key: str | None) -> bool:
