@@ -13,7 +13,14 @@ from tests.integration.soak.samples import Sample, judge, load, quantile, save, 
 
 FLAT = [
     Sample(
-        at * 60.0, 70_000_000 + at % 3 * 100_000, 40 + at % 5, 9, 20 + at % 7, (0.01, 0.012, 0.02) * 5, 100
+        at * 60.0,
+        70_000_000 + at % 3 * 100_000,
+        40 + at % 5,
+        9,
+        20 + at % 7,
+        (0.01, 0.012, 0.02) * 5,
+        100,
+        (0.005,) * 15,
     )
     for at in range(1, 121)
 ]
@@ -41,6 +48,15 @@ def test_what_grows_is_wrong(change: object, told: str) -> None:
     assert callable(change)
     wrong = judge([change(at, one) for at, one in enumerate(FLAT)]).wrong
     assert any(told in each for each in wrong), wrong
+
+
+def test_a_machine_that_is_busier_is_not_the_proxy() -> None:
+    """Where the model itself takes as much longer, nothing is said; where it takes less, it is."""
+    slower = [evolve(one, latencies=(0.01 + at * 0.001,) * 15) for at, one in enumerate(FLAT)]
+    as_much = [evolve(one, straight=(0.005 + at * 0.001,) * 15) for at, one in enumerate(slower)]
+    less = [evolve(one, straight=(0.005 + at * 0.00005,) * 15) for at, one in enumerate(slower)]
+    assert judge(as_much).wrong == ()
+    assert len(judge(less).wrong) == 2
 
 
 def test_figures() -> None:

@@ -19,7 +19,8 @@ up and down by some."""
 
 SLOWER = 1.5
 """How many times as long the last part's requests may take as the first one's, at the median and at the 95th
-percentile.  On a machine of its own they take as long; what else runs there moves them by this."""
+percentile, where those that go straight to the model take as long as before: what else the machine does makes
+both slower."""
 
 ENOUGH = 100
 """Requests of each part from which on they can be compared."""
@@ -37,6 +38,7 @@ class Sample:
     :ivar timers: calls that the proxy's reactor has planned.
     :ivar latencies: seconds of the small requests since the last sample.
     :ivar requests: that the crowd has asked since the last sample.
+    :ivar straight: seconds of the same small requests to the model itself, each right before the proxied one.
     """
 
     at: float
@@ -46,6 +48,7 @@ class Sample:
     timers: int
     latencies: tuple[float, ...] = ()
     requests: int = 0
+    straight: tuple[float, ...] = ()
 
 
 @frozen
@@ -79,8 +82,8 @@ def judge(samples: Sequence[Sample]) -> Verdict:
     steady = [sample for sample in samples if sample.at >= WARM_UP * whole] or list(samples)
     growth = slope([(sample.at / 3600, sample.resident / 1e6) for sample in steady])
     part = whole / PARTS
-    first = [each for sample in samples if sample.at <= part for each in sample.latencies]
-    last = [each for sample in samples if sample.at > whole - part for each in sample.latencies]
+    opening = [sample for sample in samples if sample.at <= part]
+    closing = [sample for sample in samples if sample.at > whole - part]
     wrong = []
     if growth > GROWTH and whole >= 3600:
         wrong.append(f"memory grows by {growth:.1f} MB an hour")
@@ -94,25 +97,35 @@ def judge(samples: Sequence[Sample]) -> Verdict:
     for name in ("files", "threads", "timers"):
         values = [getattr(sample, name) for sample in steady]
         half = len(values) // 2
-        before, after = quantile(values[:half], 0.5), quantile(values[half:], 0.5)
-        figures[name] = f"median {before:.0f}, then {after:.0f}; at most {max(values)}"
-        if after > 1.3 * before + 5:
-            wrong.append(f"{name} grow from {before:.0f} to {after:.0f}")
+        early, late = quantile(values[:half], 0.5), quantile(values[half:], 0.5)
+        figures[name] = f"median {early:.0f}, then {late:.0f}; at most {max(values)}"
+        if late > 1.3 * early + 5:
+            wrong.append(f"{name} grow from {early:.0f} to {late:.0f}")
+    first, last = ([each for sample in some for each in sample.latencies] for some in (opening, closing))
+    before, after = ([each for sample in some for each in sample.straight] for some in (opening, closing))
     for name, at in (("median", 0.5), ("p95", 0.95)):
         begin, end = quantile(first, at), quantile(last, at)
-        told = f"{begin * 1000:.1f} ms in the first {part / 60:.0f} min, {end * 1000:.1f} ms in the last"
-        figures[f"latency, {name}"] = told
-        if min(len(first), len(last)) >= ENOUGH and end > SLOWER * begin + 0.002:
+        straight, then = quantile(before, at), quantile(after, at)
+        busier = max(1.0, then / straight) if straight else 1.0
+        figures[f"latency, {name}"] = (
+            f"{begin * 1000:.1f} ms in the first {part / 60:.0f} min, {end * 1000:.1f} ms in the last; "
+            f"straight to the model {straight * 1000:.1f} and {then * 1000:.1f} ms"
+        )
+        if min(len(first), len(last)) >= ENOUGH and end > SLOWER * busier * begin + 0.002:
             wrong.append(f"the {name} of small requests went from {begin * 1000:.1f} to {end * 1000:.1f} ms")
     return Verdict(figures, tuple(wrong))
 
 
 def save(samples: Iterable[Sample], file: Path) -> None:
-    """One JSON object a line."""
-    file.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
+    """Add them to the file, one JSON object a line."""
+    with file.open("a") as out:
+        out.writelines(json.dumps(asdict(sample)) + "\n" for sample in samples)
 
 
 def load(file: Path) -> list[Sample]:
     """What :func:`save` has written."""
     lines = map(json.loads, file.read_text().splitlines())
-    return [Sample(**{**line, "latencies": tuple(line["latencies"])}) for line in lines]
+    return [
+        Sample(**{**line, "latencies": tuple(line["latencies"]), "straight": tuple(line["straight"])})
+        for line in lines
+    ]
