@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 
-from attrs import frozen
+from attrs import evolve, field, frozen
 
 from tests.integration.chaos.expected import DIED, Asked
 from tests.integration.chaos.wire import Reading
@@ -35,14 +35,21 @@ class Verdict:
     """See the module.
 
     :ivar code: of a refusal; what exactly is wrong otherwise.
+    :ivar body: all that came of one that is wrong.
     """
 
     word: str
     code: str = ""
+    body: bytes = field(default=b"", repr=False)
 
 
 def judge(asked: Asked, read: Reading) -> Verdict:
     """What that answer is worth."""
+    verdict = _judge(asked, read)
+    return evolve(verdict, body=read.body) if verdict.word == "wrong" else verdict
+
+
+def _judge(asked: Asked, read: Reading) -> Verdict:
     if read.malformed:
         return Verdict("wrong", f"no HTTP: {read.malformed}")
     if read.status is None:

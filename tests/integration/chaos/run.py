@@ -134,6 +134,8 @@ def _report(stage: Stage, seed: str, seconds: float, wrong: list[str]) -> Report
         told = unexcused(exchange, stage.windows)
         if told is not None:
             report.wrong.append(told)
+            if exchange.verdict.body:
+                (stage.folder / f"wrong-{exchange.asked.ident}").write_bytes(exchange.verdict.body)
         elif word in ("cut", "refused", "unreachable"):
             excuse = excused(exchange, stage.windows)
             report.excused[f"{word} by {excuse or 'what was asked'}"] += 1
