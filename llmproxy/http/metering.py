@@ -111,8 +111,9 @@ class EventMeter:
     __slots__ = ("_first", "_follow", "_tail", "_usage", "events", "found")
 
     _MARKS = (b'\ndata: {"error"', b'\ndata:{"error"', b"\nevent: error")
-    _LONGEST = max(map(len, _MARKS))
     _EVENT = b"\ndata:"
+    _DONE = b"data: [DONE]"
+    _LONGEST = max(map(len, (*_MARKS, _DONE + b"\r\n\r\n")))
     _STARTS = (b'"usage":{', b'"usage": {')
 
     def __init__(self) -> None:
@@ -139,6 +140,12 @@ class EventMeter:
             if b'"usage"' in window:
                 self._look(window, len(tail))
             self._tail = window[-self._LONGEST :]
+
+    @property
+    def settled(self) -> bool:
+        """It has told how it ends, by ``[DONE]`` or an error event, to the end of that."""
+        rest = self._tail.rstrip(b"\r\n")
+        return rest.endswith(self._DONE) or (self.found and self._tail.endswith((b"\n\n", b"\n\r\n")))
 
     def _look(self, window: bytes, seen: int) -> None:
         # Those that are null tell nothing, and come with every event of some engines.

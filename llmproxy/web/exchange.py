@@ -441,7 +441,7 @@ class Exchange:
             refusal = backend_unavailable(f"The backend {name!r} did not answer: {reason}.")
             self._fail(refusal.about(name, self.backend.state), "backend_died", suspicious=suspicious)
             return
-        if isinstance(self._meter, EventMeter):
+        if isinstance(self._meter, EventMeter) and not self._meter.settled:
             refusal = backend_died(f"The backend {name!r} broke its answer off: {reason}.")
             # It may have ended within a line: an empty line ends whatever that was.
             told = refusal_as_event(self._target, refusal.about(name, self.backend.state))

@@ -511,6 +511,21 @@ class FrontTests(SynchronousTestCase):
         client.leave()
         self.assertEqual(self.log.entries[-1].outcome, "backend_died")
 
+    def test_a_stream_that_has_said_that_it_broke_says_so_once(self) -> None:
+        """After an error event of the backend's own, or after [DONE], none is added: the end is not clean."""
+        for last in (b'data: {"error": {"code": 500}}\n\n', b"data: [DONE]\n\n"):
+            with self.subTest(last=last):
+                self.warm()
+                client = self.client().post(b"/coder/v1/completions", {"stream": True})
+                said = b"data: 1\n\n" + last
+                self.far().send(EVENTS + b"%x\r\n%b\r\n" % (len(said), said))
+                self.far().close()
+                data = client.take()
+                self.assertTrue(data.endswith(said + b"\r\n"), data)
+                self.assertTrue(client.transport.disconnecting)
+                client.leave()
+                self.assertEqual(self.log.entries[-1].outcome, "backend_died")
+
     def test_an_answer_that_dies_has_no_clean_end(self) -> None:
         """Fewer bytes than announced, then the end of the connection; nothing is added."""
         self.warm()

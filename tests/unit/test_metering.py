@@ -152,3 +152,26 @@ def test_an_error_event_is_found_across_a_split(split: int) -> None:
     """Wherever the bytes are cut."""
     assert stream([TOKEN, ERROR[:split], ERROR[split:], DONE]).found
     assert not stream([TOKEN.replace(b'"a"', b'"error"')]).found
+
+
+@pytest.mark.parametrize(
+    ("stream", "settled"),
+    [
+        (ROLE + TOKEN, False),
+        (TOKEN + ERROR, True),
+        (TOKEN + ERROR[:-1], False),
+        (TOKEN + ERROR[:20], False),
+        (TOKEN + DONE, True),
+        (TOKEN + DONE[:-2], True),
+        (TOKEN + DONE.replace(b"\n", b"\r\n"), True),
+        (TOKEN + b'event: error\ndata: {"type":"error"}\r\n\r\n', True),
+        (SAYS, False),
+        (b"", False),
+    ],
+)
+def test_a_stream_has_told_how_it_ends(stream: bytes, settled: bool) -> None:
+    """By a whole error event or ``[DONE]``, however its bytes are split."""
+    for size in (1, 7, 1000):
+        meter = EventMeter()
+        meter.feed(stream[at : at + size] for at in range(0, len(stream), size))
+        assert meter.settled is settled
