@@ -4,141 +4,52 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
+import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 
 from attrs import define, field
 from twisted.internet.defer import Deferred, gatherResults, succeed
-from twisted.internet.error import ProcessTerminated
 from twisted.internet.interfaces import IReactorProcess
-from twisted.internet.protocol import ProcessProtocol
-from twisted.python.failure import Failure
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
 
 from llmproxy.config.model import BackendSpec
 from llmproxy.runtimes.docker_threads import shielded
 from llmproxy.runtimes.fingerprint import fingerprint
 from llmproxy.runtimes.interface import Address, Exit, Facts, Instance, StartRefused, Step, Watcher, unheard
+from llmproxy.runtimes.process_child import (
+    Child,
+    child_environment,
+    find_command,
+    is_taken,
+    lacking,
+    with_port,
+)
 from llmproxy.runtimes.process_group import Group, GroupReactor, read_process
 from llmproxy.runtimes.process_logs import LogFile
 from llmproxy.runtimes.process_records import SHIM, Record, Records, boot_id, command_hash
+from llmproxy.runtimes.spare import SPARE
 from llmproxy.runtimes.telling import Teller
 
-__all__ = ["ProcessReactor", "ProcessRuntime", "child_environment"]
+__all__ = ["ProcessReactor", "ProcessRuntime"]
 
 PORTS = range(20_000, 32_000)
 """Ports for ``${port}``: below those that Linux gives to outgoing connections (``ip_local_port_range``, from
 32768), one of which could take a port between its choice and the child's bind."""
+LOOK_AGAIN = 1.0
+"""Seconds until it is looked again at what could not be read."""
 STRAY_GRACE = 10.0
 """Seconds that a child which nobody wants any more has to end."""
-_NOT_PASSED = ("LLMPROXY_", "MAP__")
-_NOT_PASSED_NAMES = frozenset(
-    {
-        "VLLM_API_KEY",
-        "NOTIFY_SOCKET",
-        "WATCHDOG_PID",
-        "WATCHDOG_USEC",
-        "LISTEN_FDS",
-        "LISTEN_PID",
-        "LISTEN_FDNAMES",
-    }
-)
 _TELLING = ("CUDA_VISIBLE_DEVICES", "VLLM_SERVER_DEV_MODE", "VLLM_TARGET_DEVICE")
 """What a child inherits of the proxy's environment and says what it needs of the machine."""
 
 
 class ProcessReactor(GroupReactor, IReactorProcess):
     """What is needed of the reactor."""
-
-
-def child_environment(
-    own: Mapping[str, str],
-    spec: BackendSpec,
-    port: int,
-    backend_key: str | None,
-    secret_names: frozenset[str],
-) -> dict[str, str]:
-    """What a child sees: the proxy's environment without the proxy's own settings and keys, and without what
-    systemd means for the proxy alone; then what the backend's settings say.
-
-    :param secret_names: more names that hold keys of clients.
-    """
-    environment = {
-        name: value
-        for name, value in own.items()
-        if not name.startswith(_NOT_PASSED) and name not in _NOT_PASSED_NAMES and name not in secret_names
-    }
-    if backend_key is not None:
-        environment["VLLM_API_KEY"] = backend_key
-    environment["PORT"] = str(port)
-    environment.update((name, _with_port(value, port)) for name, value in spec.environment.items())
-    return environment
-
-
-def _with_port(text: str, port: int) -> str:
-    return text.replace("${port}", str(port))
-
-
-def _find_command(spec: BackendSpec, environment: Mapping[str, str]) -> str:
-    """The file to execute.
-
-    :raises StartRefused: there is none.
-    """
-    if not spec.command:
-        raise StartRefused(
-            f"backend {spec.route!r} has no command", "Set `command` to what starts the server."
-        )
-    if spec.cwd is not None and not os.path.isdir(spec.cwd):
-        raise StartRefused(f"there is no directory {spec.cwd}", "Check the backend's `cwd`.")
-    name = spec.command[0]
-    if os.path.dirname(name):
-        path = os.path.join(os.path.abspath(spec.cwd or "."), name)
-        if os.path.isfile(path) and os.access(path, os.X_OK):
-            return path
-        raise StartRefused(f"there is no executable file {path}", "Check the backend's `command`.")
-    found = shutil.which(name, path=environment.get("PATH", os.defpath))
-    if found is None:
-        raise StartRefused(
-            f"there is no command {name!r}",
-            "Install it, or give its whole path; PATH is that of llmproxy itself.",
-        )
-    return os.path.abspath(found)
-
-
-@define(eq=False)
-class _Child(ProcessProtocol):
-    """Hears of the end of a process that we started ourselves, which may come before ``spawnProcess`` has
-    returned: Twisted looks for children that have ended already as the last thing that it does there.
-
-    :ivar pid: its number, also when it has ended.
-    """
-
-    pid: int = field(default=0, init=False)
-    _code: int | None = field(default=None, init=False)
-    _tell: Callable[[int], None] | None = field(default=None, init=False)
-
-    def connectionMade(self) -> None:
-        assert self.transport is not None
-        self.pid = int(self.transport.pid)
-
-    def processEnded(self, reason: Failure) -> None:
-        error = reason.value
-        code = 0
-        if isinstance(error, ProcessTerminated):
-            # 128 + signal, as a shell and Docker tell it.
-            code = 128 + error.signal if error.signal is not None else int(error.exitCode or 0)
-        self._code = code
-        if self._tell is not None:
-            self._tell(code)
-
-    def tell_end(self, tell: Callable[[int], None]) -> None:
-        """Tell its exit status: when it ends, or at once."""
-        self._tell = tell
-        if self._code is not None:
-            tell(self._code)
 
 
 @define(eq=False)
@@ -176,6 +87,7 @@ class ProcessRuntime:
     _closed: bool = field(default=False, init=False)
     # Why nothing can be kept in the state folder.
     _unkept: str = field(default="", init=False)
+    _said = Logger()
 
     def __attrs_post_init__(self) -> None:
         self._records = Records(os.path.abspath(os.path.join(self.state_dir, "processes")))
@@ -183,6 +95,8 @@ class ProcessRuntime:
     # -- IRuntime ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        SPARE.keep()
+        boot_id()  # known from now on
         for name in ("processes", "logs"):
             # One after the other: the mode is that of the last one only.
             for folder in (self.state_dir, os.path.join(self.state_dir, name)):
@@ -210,16 +124,32 @@ class ProcessRuntime:
     def watch(self, spec: BackendSpec, watcher: Watcher) -> Deferred[None]:
         teller = Teller(watcher)
         self._tellers[spec.route] = teller
+        return Deferred.fromCoroutine(self._look(spec, teller))
 
-        def tell(_: object) -> None:
-            if self._tellers.get(spec.route) is teller:
-                run = self._runs.get(spec.route)
-                if run is None:
-                    teller.absent()
-                else:
-                    teller.running(run.instance)
-
-        return self._adopt(spec).addCallback(tell)
+    async def _look(self, spec: BackendSpec, teller: Teller) -> None:
+        """Tell whether it runs, as soon as that can be seen."""
+        told = False
+        while True:
+            try:
+                await self._adopt(spec)
+                break
+            except OSError as cause:
+                if not told:
+                    told = True
+                    self._said.error(
+                        "cannot see whether {route} runs, and looks again: {cause}",
+                        route=spec.route,
+                        cause=str(cause),
+                    )
+            await deferLater(self._reactor, LOOK_AGAIN)
+            if self._closed or self._tellers.get(spec.route) is not teller:
+                return
+        if self._tellers.get(spec.route) is teller:
+            run = self._runs.get(spec.route)
+            if run is None:
+                teller.absent()
+            else:
+                teller.running(run.instance)
 
     def unwatch(self, route: str) -> None:
         self._tellers.pop(route, None)
@@ -236,7 +166,7 @@ class ProcessRuntime:
         return answer
 
     def stop(self, spec: BackendSpec, grace: float) -> Deferred[None]:
-        stopped = self._adopt(spec).addCallback(lambda _: self._stop(spec.route, grace))
+        stopped = Deferred.fromCoroutine(self._adopt_and_stop(spec, grace))
         answer = shielded(stopped)
         stopped.addErrback(lambda _: None)  # told to the one who still waits
         return answer
@@ -247,7 +177,7 @@ class ProcessRuntime:
         name = fingerprint(spec.cwd or "", words, spec.environment)
         run = self._runs.get(spec.route)
         if run is not None:
-            words = tuple(_with_port(word, run.port) for word in words)
+            words = tuple(with_port(word, run.port) for word in words)
         inherited = {each: os.environ[each] for each in _TELLING if each in os.environ}
         return succeed(Facts(words, {**inherited, **spec.environment}, None, name))
 
@@ -289,15 +219,19 @@ class ProcessRuntime:
             self._ending.remove(group)
             self._records.forget(route, record.run)
 
+        # A dead leader may have left others of its session behind.
+        grace = STRAY_GRACE if record.is_alive() else 0
         group = Group(self._reactor, record.pid, record.start_time, over)
         self._ending.append(group)
-        # A dead leader may have left others of its session behind.
-        ended = group.stop(STRAY_GRACE if record.is_alive() else 0)
+        ended = group.stop(grace)
         group.observe()
         return ended
 
     def _adopt(self, spec: BackendSpec) -> Deferred[None]:
-        """Take over a child of an earlier proxy, or end it if its command is another one now."""
+        """Take over a child of an earlier proxy, or end it if its command is another one now.
+
+        :raises OSError: it cannot be told whether there is one.
+        """
         record = None if spec.route in self._runs else self._records.read(spec.route)
         if record is None:
             return succeed(None)
@@ -323,15 +257,18 @@ class ProcessRuntime:
 
     async def _start(self, spec: BackendSpec) -> Instance:
         route = spec.route
-        await self._adopt(spec)
-        run = self._runs.get(route)
-        if run is not None and run.group.has_ended:
-            # Its leader is dead, and the rest of it must not hold the memory that the next one needs.
-            await run.group.over()
-            run = None
-        if run is None:
-            run = self._spawn(spec)
-            self._reactor.callLater(0, self._tell_running, route, run)
+        try:
+            await self._adopt(spec)
+            run = self._runs.get(route)
+            if run is not None and run.group.has_ended:
+                # Its leader is dead, and the rest of it must not hold the memory that the next one needs.
+                await run.group.over()
+                run = None
+            if run is None:
+                run = self._spawn(spec)
+                self._reactor.callLater(0, self._tell_running, route, run)
+        except OSError as error:
+            raise lacking(spec, error) from error
         teller = self._tellers.get(route)
         if teller is not None:
             teller.answered(run.instance)
@@ -349,37 +286,43 @@ class ProcessRuntime:
                 "Have state_dir (LLMPROXY_STATE_DIR) name a folder that llmproxy's user may write to.",
             )
         port = spec.port or self._free_port()
+        if spec.port and is_taken(port):
+            raise StartRefused(
+                f"backend {spec.route!r} cannot be started: something else listens on its port {port}",
+                "End that program, or give the backend another `port`.",
+            )
         environment = child_environment(os.environ, spec, port, self._backend_key, self._secret_names)
-        executable = _find_command(spec, environment)
-        words = [_with_port(word, port) for word in (*spec.command, *spec.args)]
+        executable = find_command(spec, environment)
+        words = [with_port(word, port) for word in (*spec.command, *spec.args)]
         started_at = time.time()
         draft = self._records.draft(spec, port, started_at)
         shim = [sys.executable, "-I", "-S", "-c", SHIM, self._records.path(spec.route), draft, executable]
-        child = _Child()
-        log = self._log(spec.route).open_new()
-        nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        child = Child()
         try:
-            self._reactor.spawnProcess(
-                child,
-                sys.executable,
-                [*shim, *words],
-                environment,
-                spec.cwd,
-                childFDs={0: nothing, 1: log, 2: log},
-            )
-        except OSError as error:
-            raise StartRefused(
-                f"backend {spec.route!r} cannot be started: {error.strerror}",
-                "The machine lacks memory or process numbers.",
-            ) from error
-        finally:
-            os.close(log)
-            os.close(nothing)
-        record = self._recorded(spec, child.pid, port, started_at)
+            self._spawn_child(child, spec, [*shim, *words], environment)
+            record = self._recorded(spec, child.pid, port, started_at)
+        except OSError:
+            if child.pid:
+                # Nobody would know of it.
+                with suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGKILL)
+            raise
         run = self._add(spec.route, record)
         # Not at once: that it runs is told before that it has ended.
         self._reactor.callLater(0, child.tell_end, run.group.leader_ended)
         return run
+
+    def _spawn_child(
+        self, child: Child, spec: BackendSpec, words: list[str], environment: Mapping[str, str]
+    ) -> None:
+        with ExitStack() as files:
+            log = self._log(spec.route).open_new()
+            files.callback(os.close, log)
+            nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            files.callback(os.close, nothing)
+            self._reactor.spawnProcess(
+                child, words[0], words, environment, spec.cwd, childFDs={0: nothing, 1: log, 2: log}
+            )
 
     def _recorded(self, spec: BackendSpec, pid: int, port: int, started_at: float) -> Record:
         info = read_process(pid)
@@ -405,9 +348,11 @@ class ProcessRuntime:
                 return port
         raise StartRefused("no free port was found", "Give the backend a port of its own.")
 
-    def _stop(self, route: str, grace: float) -> Deferred[None]:
-        run = self._runs.get(route)
-        return succeed(None) if run is None else run.group.stop(grace)
+    async def _adopt_and_stop(self, spec: BackendSpec, grace: float) -> None:
+        await self._adopt(spec)
+        run = self._runs.get(spec.route)
+        if run is not None:
+            await run.group.stop(grace)
 
     def _over(self, route: str, run: _Run) -> None:
         if self._closed:

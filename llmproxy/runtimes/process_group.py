@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Protocol
 
@@ -18,12 +18,15 @@ from twisted.internet.interfaces import IDelayedCall, IReactorFDSet, IReactorTim
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from llmproxy.runtimes.spare import SPARE
+
 __all__ = ["Group", "GroupReactor", "ProcessInfo", "read_process", "session_members"]
 
 LINGER_EVERY = 0.02
 """Seconds between looks at what is left of a group whose leader has ended: nothing tells of their end."""
 POLL_EVERY = 0.25
-"""Seconds between looks at an adopted leader where there is no ``pidfd_open`` (Linux before 5.3)."""
+"""Seconds between looks at an adopted leader where there is no ``pidfd_open`` (Linux before 5.3), and before
+the next one where the last failed."""
 
 
 @frozen
@@ -47,11 +50,18 @@ class ProcessInfo:
 
 
 def read_process(pid: int) -> ProcessInfo | None:
-    """Read about one process; ``None`` when there is none."""
-    try:
+    """Read about one process; ``None`` when there is none.
+
+    :raises OSError: it cannot be told.
+    """
+
+    def read() -> bytes:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
+            return file.read()
+
+    try:
+        text = SPARE.use(read).decode("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError):
         return None
     # The command's name, in parentheses, may hold anything, a parenthesis too.
     fields = text.rpartition(")")[2].split()
@@ -63,6 +73,8 @@ def session_members(leader: int, start_time: int) -> list[ProcessInfo]:
 
     While one of them lives its number is given to no other process (POSIX, ``fork``); if the number belongs
     to a process that started at another time, then none of them is left.
+
+    :raises OSError: it cannot be told.
     """
     first = read_process(leader)
     if first is not None and first.start_time != start_time:
@@ -73,7 +85,7 @@ def session_members(leader: int, start_time: int) -> list[ProcessInfo]:
 
 
 def _all_processes() -> Iterator[ProcessInfo]:
-    for name in os.listdir("/proc"):
+    for name in SPARE.use(lambda: os.listdir("/proc")):
         if name.isdigit():
             info = read_process(int(name))
             if info is not None:
@@ -215,7 +227,10 @@ class Group:
         self._timers.append(self._reactor.callLater(seconds, job))
 
     def _is_alive(self) -> bool:
-        info = read_process(self.pid)
+        try:
+            info = read_process(self.pid)
+        except OSError:
+            return True  # not known to have ended
         return info is not None and info.alive and info.start_time == self.start_time
 
     def _poll(self) -> None:
@@ -225,7 +240,9 @@ class Group:
             self.leader_ended(None)
 
     def _linger(self) -> None:
-        members = session_members(self.pid, self.start_time)
+        members = self._members(self._linger)
+        if members is None:
+            return
         if not members:
             self._finish()
             return
@@ -245,14 +262,22 @@ class Group:
                 waiting.callback(None)
 
     def _terminate(self) -> None:
-        members = session_members(self.pid, self.start_time)
+        members = self._members(self._terminate) or ()
         self._send([info for info in members if self.pid in (info.pid, info.group)], signal.SIGTERM)
 
     def _kill(self) -> None:
         self._killing = True
-        self._send(session_members(self.pid, self.start_time), signal.SIGKILL)
+        self._send(self._members(self._kill) or (), signal.SIGKILL)
 
-    def _send(self, members: list[ProcessInfo], number: signal.Signals) -> None:
+    def _members(self, again: Callable[[], None]) -> list[ProcessInfo] | None:
+        """Who is left of it; ``None``: that cannot be told, and is looked at ``again`` in a moment."""
+        try:
+            return session_members(self.pid, self.start_time)
+        except OSError:
+            self._later(POLL_EVERY, again)
+            return None
+
+    def _send(self, members: Iterable[ProcessInfo], number: signal.Signals) -> None:
         for info in members:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(info.pid, number)

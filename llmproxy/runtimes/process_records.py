@@ -7,11 +7,13 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 
 from attrs import asdict, define, frozen
 
 from llmproxy.config.model import BackendSpec
 from llmproxy.runtimes.process_group import read_process
+from llmproxy.runtimes.spare import SPARE
 
 __all__ = ["SHIM", "Record", "Records", "command_hash"]
 
@@ -63,18 +65,26 @@ class Record:
         return f"process:{self.pid}:{self.start_time}"
 
     def is_alive(self) -> bool:
-        """Whether its leader lives."""
+        """Whether its leader lives.
+
+        :raises OSError: it cannot be told.
+        """
         info = read_process(self.pid)
         return (
             info is not None and info.alive and info.start_time == self.start_time and self.boot == boot_id()
         )
 
 
+@cache
 def boot_id() -> str:
     """Names this boot of this machine."""
-    try:
+
+    def read() -> str:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
+
+    try:
+        return SPARE.use(read)
     except OSError:
         return ""
 
@@ -95,32 +105,49 @@ class Records:
         return json.dumps(asdict(record))
 
     def read(self, route: str) -> Record | None:
-        """The record of that route; one that cannot be read counts as none."""
-        try:
+        """The record of that route; one that makes no sense, or is not for us to read, counts as none.
+
+        :raises OSError: it cannot be told whether there is one.
+        """
+
+        def load() -> Record:
             with open(self.path(route), encoding="utf-8") as file:
                 return Record(**json.load(file))
-        except (OSError, ValueError, TypeError):
+
+        try:
+            return SPARE.use(load)
+        except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError, TypeError):
             return None
 
     def write(self, route: str, record: Record) -> None:
-        """Put down a record."""
+        """Put down a record.
+
+        :raises OSError: it cannot be.
+        """
         path = self.path(route)
-        # Not the name that the child writes to at the same time.
-        with open(path + ".here", "w", encoding="utf-8") as file:
-            json.dump(asdict(record), file)
+
+        def put() -> None:
+            # Not the name that the child writes to at the same time.
+            with open(path + ".here", "w", encoding="utf-8") as file:
+                json.dump(asdict(record), file)
+
+        SPARE.use(put)
         os.replace(path + ".here", path)
 
     def forget(self, route: str, run: str) -> None:
         """Remove the record of that run, unless another run has written its own meanwhile."""
-        record = self.read(route)
-        if record is not None and record.run == run:
-            with suppress(FileNotFoundError):
+        with suppress(OSError):  # what has ended is known by its number, too
+            record = self.read(route)
+            if record is not None and record.run == run:
                 os.unlink(self.path(route))
 
     def all(self) -> Iterator[tuple[str, Record]]:
-        """All routes that left one."""
+        """All routes that left one.
+
+        :raises OSError: it cannot be told.
+        """
         try:
-            names = sorted(os.listdir(self.directory))
+            names = sorted(SPARE.use(lambda: os.listdir(self.directory)))
         except FileNotFoundError:
             return
         for name in names:

@@ -16,7 +16,7 @@ from llmproxy.runtimes.docker_create import find_image
 from llmproxy.runtimes.docker_pull import Pull, pull_image
 from llmproxy.runtimes.docker_state import container_name
 from llmproxy.runtimes.interface import StartRefused
-from llmproxy.runtimes.process import child_environment
+from llmproxy.runtimes.process_child import child_environment
 from llmproxy.seeding.hearing import Hearing, reason
 from llmproxy.seeding.order import Nothing, Order, read_order
 from llmproxy.seeding.places import Place, of_compose, of_container, of_image

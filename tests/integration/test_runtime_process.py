@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,8 +25,10 @@ from twisted.python.failure import Failure
 from llmproxy.config.model import BackendSpec
 from llmproxy.runtimes import process_logs
 from llmproxy.runtimes.interface import Exit, StartRefused
-from llmproxy.runtimes.process import ProcessRuntime, _Child
+from llmproxy.runtimes.process import ProcessRuntime
+from llmproxy.runtimes.process_child import Child
 from llmproxy.runtimes.process_group import read_process
+from llmproxy.runtimes.process_records import Records
 from tests.contract_runtimes import Reactor, Rig, RuntimeContract, eventually, gone, on_reactor, pause, runs
 from tests.fakes import RecordingWatcher
 
@@ -166,7 +171,7 @@ async def test_dead_before_it_is_known(
 ) -> None:
     """A child whose end is seen while it is still being spawned is told of as ended, leaves no record, and
     can be started again."""
-    known = _Child.connectionMade
+    known = Child.connectionMade
 
     def known_when_dead(child: Any) -> None:
         known(child)
@@ -178,7 +183,7 @@ async def test_dead_before_it_is_known(
     watcher, spec = RecordingWatcher(), shell("a", "exit 3")
     await rig.runtime.watch(spec, watcher)
     with monkeypatch.context() as patch:
-        patch.setattr(_Child, "connectionMade", known_when_dead)
+        patch.setattr(Child, "connectionMade", known_when_dead)
         instance = await rig.runtime.ensure_started(spec)
     await eventually(rig.reactor, lambda: instance.run in dict(gone(watcher)))
     assert dict(gone(watcher))[instance.run] == Exit(3 if writes_record else 137)
@@ -186,6 +191,59 @@ async def test_dead_before_it_is_known(
     again = await rig.runtime.ensure_started(spec)
     assert again.run != instance.run
     await eventually(rig.reactor, lambda: again.run in dict(gone(watcher)))
+
+
+@pytest.mark.parametrize("lacks", ["descriptors", "room for its record"])
+@on_reactor
+async def test_what_it_needs_is_missing(rig: ProcessRig, lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start is refused with what to do, nothing runs of it, and the next one succeeds."""
+    spec = rig.spec("a")
+    begun: list[int] = []
+    known = Child.connectionMade
+
+    def made(child: Any) -> None:
+        known(child)
+        begun.append(child.pid)
+
+    monkeypatch.setattr(Child, "connectionMade", made)
+    with monkeypatch.context() as patch:
+        if lacks == "descriptors":
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            lowest = os.open(os.devnull, os.O_RDONLY)
+            os.close(lowest)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+        else:
+
+            def full(*_: Any) -> None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            patch.setattr(Records, "write", full)
+        try:
+            with pytest.raises(StartRefused) as refused:
+                await rig.runtime.ensure_started(spec)
+        finally:
+            if lacks == "descriptors":
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert ("descriptor" if lacks == "descriptors" else "state_dir") in str(refused.value.hint)
+    assert len(begun) == (lacks != "descriptors")
+    for pid in begun:
+        await eventually(rig.reactor, lambda pid=pid: read_process(pid) is None)  # type: ignore[misc]
+    instance = await rig.runtime.ensure_started(spec)
+    assert instance.run.startswith("process:")
+    await rig.runtime.stop(spec, 5)
+
+
+@on_reactor
+async def test_a_port_of_its_own_that_is_taken(rig: ProcessRig) -> None:
+    """What listens there is not taken for it: the start is refused and says so."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        spec = evolve(rig.spec("a"), port=port)
+        with pytest.raises(StartRefused, match=f"something else listens on its port {port}"):
+            await rig.runtime.ensure_started(spec)
+    instance = await rig.runtime.ensure_started(spec)
+    assert instance.addresses[0].port == port
+    await rig.runtime.stop(spec, 5)
 
 
 @on_reactor
@@ -284,7 +342,7 @@ PROXY = """
 import sys
 from twisted.internet import reactor
 from llmproxy.config.model import BackendSpec
-from llmproxy.runtimes.process import ProcessRuntime, _Child
+from llmproxy.runtimes.process import ProcessRuntime
 runtime = ProcessRuntime(reactor, sys.argv[1], backend_key="k")
 runtime.start()
 spec = BackendSpec("a", runtime="process", engine="generic", command=("sh", "-c", sys.argv[2]))
