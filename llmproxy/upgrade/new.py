@@ -1,7 +1,7 @@
 """In the new process: takes the place of the one that has started it.
 
-It first sees what runs, and decides nothing: the old process still does.  At that one's word it reads what
-was written down, counts what the old one still carries, and serves.
+It first sees what runs, and decides nothing: the old process still does.  When that one has left off, it
+reads what was written down and counts what the old one still carries; at its word it serves.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class Successor:
         self._book = book
         self._inherited = inherited
         self._served, self._alone, self._stop = served, alone, stop
-        self._serves = self._last = False
+        self._serves = self._last = self._stopped = False
+        self._given: dict[str, Any] = {}
         self._states: dict[str, str] = {}
         self._channels = relayed(site, fleet)
         fleet.scheduler.frozen = True
@@ -144,6 +145,8 @@ class Successor:
         elif what == "go":
             self._states = message["states"]
             self._when(self._agrees, AGREE, lambda: self._go(message))
+        elif what == "yours":
+            self._yours()
         elif what == "occupied":
             self.marks.set(message["occupied"])
         elif fd is not None:
@@ -164,10 +167,13 @@ class Successor:
         )
 
     def _go(self, message: dict[str, Any]) -> None:
-        fleet, site, now = self._fleet, self._site, self._reactor.seconds()
-        self._serves = True
+        """Be ready to decide, and say so: the old process, which has left off, gives its place away by its
+        answer to that.  So there is no moment in which both decide, whichever of them is killed."""
+        if self._stopped:
+            return
+        fleet, now = self._fleet, self._reactor.seconds()
         recall(fleet, self._state, now)
-        site.read_key_file()
+        self._site.read_key_file()
         self._book.skip()
         self.marks.set(message["occupied"])
         for backend in fleet.backends.values():
@@ -180,9 +186,15 @@ class Successor:
             if backend.spec.runtime == "process" and backend.state in ("absent", "failed"):
                 # It may have been started since; nothing else tells.
                 backend.watch().addErrback(lambda failure: self._log.failure("looking again", failure))
+        self._given = message
+        self._say("serving")
+
+    def _yours(self) -> None:
+        """Decide, from here on."""
+        fleet, message = self._fleet, self._given
+        self._serves = True
         fleet.scheduler.thaw()
         self._service.resume()
-        self._say("serving")
         self._served()
         for name in message["wanted"]:
             wanted = fleet.route(name)
@@ -195,6 +207,7 @@ class Successor:
 
     def _lost(self) -> None:
         if not self._serves:
+            self._stopped = True
             self._log.error("the process before this one is gone, and has not given its place away")
             self._stop()
             return

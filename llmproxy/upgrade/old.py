@@ -158,10 +158,7 @@ class Upgrader:
             self._news = message
             self._wait_for_quiet()
         elif what == "serving" and self._committed and self._child is not None:
-            self._no_limit()
-            self._serves = True
-            self._paused = self.parts.reactor.seconds() - self._paused
-            self._child.let_go()
+            self._give_away(self._child)
 
     def _lost(self) -> None:
         if self._bow is not None:
@@ -200,7 +197,7 @@ class Upgrader:
         quiet.start(LOOK)
 
     def _commit(self) -> None:
-        """From here on the new process decides."""
+        """From here on this process decides nothing, and the new one when it has asked for that."""
         parts = self.parts
         self._committed, self._paused = True, parts.reactor.seconds()
         parts.fleet.scheduler.frozen = True
@@ -220,6 +217,20 @@ class Upgrader:
         except OSError:
             # Its end is about to be heard of.
             self._log.info("upgrade: the new process is gone")
+
+    def _give_away(self, child: Child) -> None:
+        """It is the new one's, which has waited for that; there is no way back."""
+        assert self._line is not None
+        try:
+            self._line.say("yours")
+        except OSError:
+            # Its end is about to be heard of.
+            self._log.info("upgrade: the new process is gone")
+            return
+        self._no_limit()
+        self._serves = True
+        self._paused = self.parts.reactor.seconds() - self._paused
+        child.let_go()
 
     def _failed(self, why: str) -> None:
         if self._done is None:

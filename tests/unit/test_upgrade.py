@@ -608,6 +608,47 @@ class NoUpgradeTests(UpgradeCase):
         self.assertEqual(self.old.did, ["pause", "resume"])
         self.refused(done, "did not serve")
 
+    def committed(self) -> Deferred[Any]:
+        """The old process has left off and said so; the new one has not heard it yet."""
+        done = self.upgrader.upgrade()
+        self.clock.turn()
+        self.come_up()
+        ours, theirs = self.upgrader._line, self.successor._line
+        assert ours is not None
+        for _ in range(400):
+            if self.fleet.scheduler.frozen:
+                return done
+            self.clock.advance(0.01)
+            ours.doRead()
+        self.assertIn(theirs, self.clock.readers)
+        raise AssertionError("it is prepared")
+
+    def test_the_process_between_is_killed_as_the_new_one_would_serve(self) -> None:
+        """One of them decides, and it is the old one: the new one has asked, and had no answer."""
+        self.client().post(b"/v1/chat/completions", {"model": "coder3b"})
+        done = self.committed()
+        self.successor._line.doRead()
+        self.children[0].ends("signal 9")
+        self.clock.turn()
+        self.clock.advance(AGREE)
+        self.clock.turn()
+        self.assertEqual(self.told, ["stop"])
+        self.assertEqual(self.new.did, [])
+        self.assertTrue(self.new_fleet.scheduler.frozen)
+        self.refused(done, "signal 9")
+
+    def test_the_old_one_is_killed_as_the_new_one_would_serve(self) -> None:
+        """It ends and decides nothing; whoever starts the next one finds all as it was."""
+        self.committed()
+        assert self.upgrader._line is not None
+        self.upgrader._line.close()
+        self.clock.turn()
+        self.clock.advance(AGREE)
+        self.clock.turn()
+        self.assertEqual(self.told, ["stop"])
+        self.assertEqual(self.new.did, [])
+        self.assertTrue(self.new_fleet.scheduler.frozen)
+
     def test_one_at_a_time(self) -> None:
         """And none before this process serves itself."""
         first = self.upgrader.upgrade()
