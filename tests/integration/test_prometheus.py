@@ -57,8 +57,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             assert proxy.chat("a", stream=True).status == 200
         assert proxy.ask("GET", "/broken/x").status == 503
         assert proxy.chat("a", key="wrong").status == 401
-        # What was counted before a scrape is in it.
-        until(lambda: prometheus.value('sum(llmproxy_requests_total{backend="a"})') == 3)
+        # What was counted before a scrape is in it, and this came last.
+        until(lambda: prometheus.value('llmproxy_refusals_total{error="invalid_api_key"}') == 1)
         yield Site(proxy, prometheus)
 
 
