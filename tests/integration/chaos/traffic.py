@@ -64,7 +64,8 @@ class Records:
 class Client(threading.Thread):
     """Asks one thing after the other until it is told to stop.
 
-    :ivar name: part of each ``X-Request-ID``.
+    :ivar label: part of each ``X-Request-ID``.
+    :ivar lethal: some of its requests end the server that they are for.
     """
 
     label: str
@@ -75,6 +76,7 @@ class Client(threading.Thread):
     windows: Windows
     over: threading.Event
     pace: float = 0.3
+    lethal: bool = True
     _choose: random.Random = field(init=False)
     _random: random.Random = field(init=False)
     count: int = field(init=False, default=0)
@@ -350,7 +352,7 @@ class Client(threading.Thread):
         """A request whose server was asked to fail in it."""
         fault = self._random.choice(
             ("die-mid-stream", "close-mid-body", "die-before-head", "error-event", "stall", "hang", "503")
-            + (("exit-mid-stream=3", "exit=1") if self._random.random() < 0.3 else ())
+            + (("exit-mid-stream=3", "exit=1") if self._random.random() < 0.3 and self.lethal else ())
         )
         options = {"leave_in": 2.0} if fault in ("stall", "hang") else {}
         self._chat(

@@ -123,10 +123,8 @@ def soak(
     with stage.set_up():
         stage.start_proxy()
         over = threading.Event()
-        crowd = [
-            Client(f"s{number}", seed, stage.proxy.port, ROUTES, stage.records, stage.windows, over, PACE)
-            for number in range(clients)
-        ]
+        common = (stage.proxy.port, ROUTES, stage.records, stage.windows, over, PACE)
+        crowd = [Client(f"s{number}", seed, *common, lethal=False) for number in range(clients)]
         until(lambda: stage.proxy.chat("pin", max_tokens=1).status == 200, 40)
         small = Small(stage, over)
         threads = (*crowd, small, Watcher(stage, over))
