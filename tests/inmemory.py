@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from typing import Any
 
 from attrs import define, field
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.error import ConnectionDone, ConnectionRefusedError
+from twisted.internet.error import ConnectBindError, ConnectionDone, ConnectionRefusedError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -80,8 +82,8 @@ class Far:
 class Servers:
     """Where every address leads.
 
-    :ivar mode: ``refuse``, ``healthy`` (health probes get 200), ``sick`` (503), ``hang`` (accept, say
-        nothing) or ``slow_connect`` (connections stay pending).
+    :ivar mode: ``refuse``, ``lacking`` (no descriptor for a connection), ``healthy`` (health probes get 200),
+        ``sick`` (503), ``hang`` (accept, say nothing) or ``slow_connect`` (connections stay pending).
     :ivar modes: the same for single hosts.
     :ivar requests: connections on which something other than a health probe was sent.
     :ivar controls: answers to an engine's controls, by ``METHOD /path``; None: never.  Others are requests.
@@ -136,6 +138,8 @@ class _Endpoint:
         mode = self.servers._mode_of(self.address)
         if mode == "refuse":
             return fail(ConnectionRefusedError())
+        if mode == "lacking":
+            return fail(ConnectBindError(errno.EMFILE, os.strerror(errno.EMFILE)))
         if mode == "slow_connect":
             waiting: Deferred[Any] = Deferred()
             self.servers.pending.append(waiting)

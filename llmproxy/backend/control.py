@@ -10,6 +10,7 @@ from twisted.python.failure import Failure
 
 from llmproxy.engines.sleep import Call
 from llmproxy.http.headers import authority
+from llmproxy.relay.endpoints import lacking
 from llmproxy.relay.upstream import UPSTREAM, Broken, ResponseHead, UpstreamConnection
 from llmproxy.runtimes.interface import Address
 
@@ -17,6 +18,9 @@ __all__ = ["Answer", "NoAnswer", "ask"]
 
 LARGEST = 64 * 1024
 """Bytes of an answer that are kept; those of these paths have some dozen."""
+
+AGAIN = 0.5
+"""Seconds until it is tried again to connect where there was no descriptor for it."""
 
 Answer = tuple[int, bytes]
 """Status and body."""
@@ -62,7 +66,14 @@ class _Question:
         self._received = b""
         self._connection: UpstreamConnection | None = None
         self._limit: IDelayedCall = clock.callLater(limit, self._failed, f"no answer within {limit:g} s")
-        self._connecting = endpoint.connect(UPSTREAM)
+        self._clock = clock
+        self._endpoint = endpoint
+        self._again: IDelayedCall | None = None
+        self._connect()
+
+    def _connect(self) -> None:
+        self._again = None
+        self._connecting = self._endpoint.connect(UPSTREAM)
         self._connecting.addCallbacks(self._connected, self._not_connected)
 
     def _connected(self, connection: object) -> None:
@@ -71,6 +82,10 @@ class _Question:
         connection.send(self._head, self._body, self)
 
     def _not_connected(self, failure: Failure) -> None:
+        if lacking(failure) and not self.answered.called:
+            # It says nothing about the engine, and a loaded model is worth some patience.
+            self._again = self._clock.callLater(AGAIN, self._connect)
+            return
         self._failed(f"it does not accept connections ({type(failure.value).__name__})")
 
     def response_head(self, head: ResponseHead) -> None:
@@ -96,7 +111,10 @@ class _Question:
     def _close(self) -> None:
         if self._limit.active():
             self._limit.cancel()
-        if self._connection is not None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        elif self._connection is not None:
             self._connection.abort()
         else:
             self._connecting.cancel()

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from llmproxy.backend.knock import Knock
 from llmproxy.http.headers import authority
+from llmproxy.relay.endpoints import lacking
 from llmproxy.relay.upstream import UPSTREAM, Broken, ResponseHead, UpstreamConnection
 from llmproxy.runtimes.interface import Address
 
@@ -68,8 +69,8 @@ class _Question:
         self._connection = connection
         connection.send(self._head, b"", self)
 
-    def _not_connected(self, _: Failure) -> None:
-        self._settle("refused")
+    def _not_connected(self, failure: Failure) -> None:
+        self._settle("silent" if lacking(failure) else "refused")
 
     def response_head(self, head: ResponseHead) -> None:
         self._settle("healthy" if head.status == 200 else "unhealthy")
@@ -108,7 +109,8 @@ def probe_once(clock: IReactorTime, connect: Connect, address: Address, path: st
     """Ask once.
 
     Fires with ``healthy`` (200), ``unhealthy`` (another status), ``refused`` (no connection, or one that
-    closed without an answer) or ``silent`` (nothing within :data:`ANSWER_LIMIT` seconds).
+    closed without an answer) or ``silent`` (nothing within :data:`ANSWER_LIMIT` seconds, or it could not be
+    asked for want of a descriptor).
     """
     return _Question(clock, connect(address), address, path).answered
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 from ipaddress import ip_address
 from typing import Any
 
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
+from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.ssl import optionsForClientTLS
+from twisted.python.failure import Failure
 
-__all__ = ["CONNECT_TIMEOUT", "endpoint_for"]
+__all__ = ["CONNECT_TIMEOUT", "endpoint_for", "lacking"]
+
+_OURS = {
+    errno.EMFILE: "no file descriptor is left for a connection to it",
+    errno.ENFILE: "this machine has no file descriptor left for a connection to it",
+    errno.ENOBUFS: "this machine has no memory left for a connection to it",
+    errno.ENOMEM: "this machine has no memory left for a connection to it",
+    errno.EADDRNOTAVAIL: "this machine has no port left for a connection to it",
+}
+"""What a connection may fail for that says nothing about the other side (connect(2), socket(2))."""
 
 CONNECT_TIMEOUT = 3.0
 """Seconds that connecting may take.  A backend on this machine takes less than a millisecond; the address of
@@ -35,3 +47,9 @@ def _plain(reactor: Any, host: str, port: int) -> IStreamClientEndpoint:
     if version == 4:
         return TCP4ClientEndpoint(reactor, host, port, timeout=CONNECT_TIMEOUT)
     return TCP6ClientEndpoint(reactor, host, port, timeout=CONNECT_TIMEOUT)
+
+
+def lacking(failure: Failure) -> str | None:
+    """What was missing here for a connection that failed, in words; None: it failed at the other side."""
+    error = failure.value
+    return _OURS.get(error.osError) if isinstance(error, ConnectError) else None

@@ -19,6 +19,7 @@ from llmproxy.errors import (
 )
 from llmproxy.http.headers import authority, is_event_stream, is_json, request_head, upgrade
 from llmproxy.http.metering import DocumentMeter, EventMeter
+from llmproxy.relay.endpoints import lacking
 from llmproxy.relay.upstream import Broken, ResponseHead, UpstreamConnection
 from llmproxy.web.auth import may_use
 from llmproxy.web.body import Full
@@ -269,8 +270,10 @@ class Exchange:
     def _unconnected(self, failure: Failure) -> None:
         if self._connecting is not None:
             self._connecting = None
-            if not self._moves_on(suspicious=True):
-                self._broke("it does not accept connections", suspicious=True)
+            # What is missing here is no reason to doubt it.
+            ours = lacking(failure)
+            if not self._moves_on(suspicious=ours is None):
+                self._broke(ours or "it does not accept connections", suspicious=ours is None)
 
     def _moves_on(self, *, suspicious: bool) -> bool:
         """Have another task of the backend answer, or the next one that there is, as long as nothing of an

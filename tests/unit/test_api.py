@@ -15,6 +15,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import directlyProvides
 
+from llmproxy.backend.control import AGAIN
 from llmproxy.config.model import BackendSpec, Config, Gpu, Key, Limits
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.keeping import remember
@@ -185,6 +186,19 @@ class ApiTests(ApiCase):
         self.assertEqual(self.answered(woken)[1]["state"], "ready")
         self.assertEqual(self.answered(waiting)[0], 200)
         self.assertIn("POST /sleep?level=1", "".join(self.servers.asked))
+
+    def test_one_that_cannot_be_asked_yet_is_asked_again(self) -> None:
+        """Where no descriptor is left for a connection to it, it is neither stopped nor given up."""
+        self.build(coder={"sleep": "1"})
+        self.warm("coder")
+        self.servers.mode = "lacking"
+        waiting = self.post("backends/coder/sleep?wait=1")
+        self.clock.pump([AGAIN] * 4)
+        self.assertEqual((waiting.take(), self.state("coder")), (b"", "falling_asleep"))
+        self.servers.mode = "healthy"
+        self.clock.pump([AGAIN])
+        status, view = self.answered(waiting)
+        self.assertEqual((status, view["state"]), (200, "sleeping"))
 
     def test_a_pinned_one_sleeps_when_the_operator_wants_it(self) -> None:
         """A pin is against other models, not against the operator."""

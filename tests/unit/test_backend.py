@@ -432,6 +432,19 @@ class BackendTests(SynchronousTestCase):
         self.assertEqual(rig.backend.state, "absent")
         self.assertFalse(rig.world.is_running("m"))
 
+    def test_what_cannot_be_asked_is_not_taken_for_dead(self) -> None:
+        """A loaded model is not stopped because the proxy has no descriptor for a connection to it."""
+        rig = Rig()
+        request = rig.request()
+        rig.ready()
+        rig.servers.mode = "lacking"
+        request.leases[0].release(suspicious=True)
+        self.assertEqual(rig.backend.state, "ready")
+        rig.servers.mode = "refuse"
+        request = rig.request()
+        request.leases[0].release(suspicious=True)
+        self.assertEqual(rig.backend.state, "absent")
+
     def test_a_broken_answer_of_a_healthy_engine_changes_nothing(self) -> None:
         """The probe that it sets off finds all well."""
         rig = Rig()

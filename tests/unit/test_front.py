@@ -511,6 +511,19 @@ class FrontTests(SynchronousTestCase):
         client.leave()
         self.assertEqual(self.log.entries[-1].outcome, "backend_died")
 
+    def test_a_backend_to_which_no_connection_can_be_made_for_want_of_a_descriptor(self) -> None:
+        """It is said so, and its health is not doubted."""
+        self.warm()
+        self.servers.mode = "lacking"
+        client = self.client().post(b"/coder/v1/completions", {})
+        status, error, _ = client.error()
+        self.assertEqual((status, error["code"]), (502, "backend_unavailable"))
+        self.assertIn("no file descriptor is left for a connection to it", error["message"])
+        self.servers.mode = "healthy"
+        client.post(b"/coder/v1/completions", {})
+        self.far().send(OK)
+        self.assertEqual(client.answer()[0], 200)
+
     def test_a_stream_that_has_said_that_it_broke_says_so_once(self) -> None:
         """After an error event of the backend's own, or after [DONE], none is added: the end is not clean."""
         for last in (b'data: {"error": {"code": 500}}\n\n', b"data: [DONE]\n\n"):
