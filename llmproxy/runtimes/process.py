@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 
 from attrs import define, field
 from twisted.internet.defer import Deferred, gatherResults, succeed
@@ -25,6 +23,7 @@ from llmproxy.runtimes.process_child import (
     Child,
     child_environment,
     find_command,
+    free_port,
     is_taken,
     lacking,
     with_port,
@@ -37,9 +36,6 @@ from llmproxy.runtimes.telling import Teller
 
 __all__ = ["ProcessReactor", "ProcessRuntime"]
 
-PORTS = range(20_000, 32_000)
-"""Ports for ``${port}``: below those that Linux gives to outgoing connections (``ip_local_port_range``, from
-32768), one of which could take a port between its choice and the child's bind."""
 LOOK_AGAIN = 1.0
 """Seconds until it is looked again at what could not be read."""
 STRAY_GRACE = 10.0
@@ -54,11 +50,15 @@ class ProcessReactor(GroupReactor, IReactorProcess):
 
 @define(eq=False)
 class _Run:
-    """A run that is not over."""
+    """A run that is not over.
+
+    :ivar held: given back with it.
+    """
 
     group: Group
     instance: Instance
     port: int
+    held: ExitStack = field(factory=ExitStack)
 
 
 @define(eq=False)
@@ -114,6 +114,8 @@ class ProcessRuntime:
             started.cancel()
         for group in [*self._ending, *(run.group for run in self._runs.values())]:
             group.close()
+        for run in self._runs.values():
+            run.held.close()
         for log in self._logs.values():
             log.close()
         return succeed(None)
@@ -285,12 +287,26 @@ class ProcessRuntime:
                 f"backend {spec.route!r} cannot be started: {self._unkept}",
                 "Have state_dir (LLMPROXY_STATE_DIR) name a folder that llmproxy's user may write to.",
             )
-        port = spec.port or self._free_port()
-        if spec.port and is_taken(port):
-            raise StartRefused(
-                f"backend {spec.route!r} cannot be started: something else listens on its port {port}",
-                "End that program, or give the backend another `port`.",
-            )
+        with ExitStack() as held:
+            if spec.port:
+                if is_taken(spec.port):
+                    raise StartRefused(
+                        f"backend {spec.route!r} cannot be started:"
+                        f" something else listens on its port {spec.port}",
+                        "End that program, or give the backend another `port`.",
+                    )
+                port = spec.port
+            else:
+                port, hold = free_port({run.port for run in self._runs.values()})
+                held.callback(hold)
+            child, record = self._begin(spec, port)
+            run = self._add(spec.route, record)
+            run.held = held.pop_all()
+        # Not at once: that it runs is told before that it has ended.
+        self._reactor.callLater(0, child.tell_end, run.group.leader_ended)
+        return run
+
+    def _begin(self, spec: BackendSpec, port: int) -> tuple[Child, Record]:
         environment = child_environment(os.environ, spec, port, self._backend_key, self._secret_names)
         executable = find_command(spec, environment)
         words = [with_port(word, port) for word in (*spec.command, *spec.args)]
@@ -300,17 +316,13 @@ class ProcessRuntime:
         child = Child()
         try:
             self._spawn_child(child, spec, [*shim, *words], environment)
-            record = self._recorded(spec, child.pid, port, started_at)
+            return child, self._recorded(spec, child.pid, port, started_at)
         except OSError:
             if child.pid:
                 # Nobody would know of it.
                 with suppress(ProcessLookupError):
                     os.kill(child.pid, signal.SIGKILL)
             raise
-        run = self._add(spec.route, record)
-        # Not at once: that it runs is told before that it has ended.
-        self._reactor.callLater(0, child.tell_end, run.group.leader_ended)
-        return run
 
     def _spawn_child(
         self, child: Child, spec: BackendSpec, words: list[str], environment: Mapping[str, str]
@@ -338,16 +350,6 @@ class ProcessRuntime:
         # It did not get as far as to write; what is no start time of any process still names this run.
         return Record(pid, -int(started_at * 1000), boot_id(), port, command_hash(spec), started_at)
 
-    def _free_port(self) -> int:
-        taken = {run.port for run in self._runs.values()}
-        for port in random.sample(PORTS, 200):
-            if port in taken:
-                continue
-            with closing(socket.socket()) as probe, suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                return port
-        raise StartRefused("no free port was found", "Give the backend a port of its own.")
-
     async def _adopt_and_stop(self, spec: BackendSpec, grace: float) -> None:
         await self._adopt(spec)
         run = self._runs.get(spec.route)
@@ -355,6 +357,7 @@ class ProcessRuntime:
             await run.group.stop(grace)
 
     def _over(self, route: str, run: _Run) -> None:
+        run.held.close()
         if self._closed:
             return
         if self._runs.get(route) is run:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
 import socket
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Container, Mapping
 from contextlib import closing
 
 from attrs import define, field
@@ -18,7 +20,11 @@ from llmproxy.config.model import BackendSpec
 from llmproxy.runtimes.interface import StartRefused
 from llmproxy.runtimes.spare import NONE_LEFT
 
-__all__ = ["Child", "child_environment", "find_command", "is_taken", "lacking", "with_port"]
+__all__ = ["Child", "child_environment", "find_command", "free_port", "is_taken", "lacking", "with_port"]
+
+PORTS = range(20_000, 32_000)
+"""Ports for ``${port}``: below those that Linux gives to outgoing connections (``ip_local_port_range``, from
+32768), one of which could take a port between its choice and the child's bind."""
 
 _NOT_PASSED = ("LLMPROXY_", "MAP__")
 _NOT_PASSED_NAMES = frozenset(
@@ -72,6 +78,33 @@ def lacking(spec: BackendSpec, error: OSError) -> StartRefused:
     else:
         hint = "The machine lacks memory or process numbers."
     return StartRefused(f"backend {spec.route!r} cannot be started: {error.strerror}", hint)
+
+
+def free_port(taken: Container[int]) -> tuple[int, Callable[[], None]]:
+    """A port that nobody listens on.
+
+    :param taken: those of our own.
+    :return: and what gives it back: until then no other llmproxy of this machine chooses it, whose child
+        could come first and answer for ours.
+    :raises OSError: there are no descriptors for a look at it.
+    :raises StartRefused: there is none.
+    """
+    for port in random.sample(PORTS, 200):
+        if port in taken:
+            continue
+        # unix(7): a name in the abstract namespace is nobody's once its socket is closed, however that comes.
+        hold = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            if sys.platform == "linux":
+                hold.bind(f"\0llmproxy/port/{port}")
+            with closing(socket.socket()) as probe:
+                probe.bind(("127.0.0.1", port))
+            return port, hold.close
+        except OSError as error:
+            hold.close()
+            if error.errno in NONE_LEFT:
+                raise
+    raise StartRefused("no free port was found", "Give the backend a port of its own.")
 
 
 def is_taken(port: int) -> bool:

@@ -16,9 +16,10 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from llmproxy.config.model import BackendSpec
+from llmproxy.runtimes import process_child
 from llmproxy.runtimes.interface import StartRefused
 from llmproxy.runtimes.process import LOOK_AGAIN, ProcessRuntime
-from llmproxy.runtimes.process_child import is_taken
+from llmproxy.runtimes.process_child import free_port, is_taken
 from llmproxy.runtimes.process_group import POLL_EVERY, Group, read_process, session_members
 from llmproxy.runtimes.process_records import Record, Records, boot_id, command_hash
 from llmproxy.runtimes.spare import SPARE, Spare
@@ -163,3 +164,20 @@ def test_a_port_that_somebody_listens_on_is_taken() -> None:
         port = server.getsockname()[1]
         assert is_taken(port)
     assert not is_taken(port)
+
+
+def test_a_port_that_was_chosen_is_not_chosen_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything listens on it, as for as long as its child starts; given back, it may be."""
+    monkeypatch.setattr(process_child, "PORTS", range(20_000, 20_200))
+    held = [free_port(()) for _ in range(20)]
+    assert len({port for port, _ in held}) == 20
+    monkeypatch.setattr(process_child, "PORTS", [held[0][0]] * 200)
+    with pytest.raises(StartRefused, match="no free port"):
+        free_port(())
+    for _, give_back in held:
+        give_back()
+    port, give_back = free_port(())
+    assert port == held[0][0]
+    give_back()
+    with none_left(), pytest.raises(OSError, match="Too many open files"):
+        free_port(())
