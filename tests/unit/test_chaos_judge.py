@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from unittest import mock
 
-from tests.integration.chaos import expected
+import pytest
+
+from tests.integration.chaos import aftermath, expected
 from tests.integration.chaos.expected import DIED, Asked
-from tests.integration.chaos.judge import judge
+from tests.integration.chaos.judge import Verdict, judge
+from tests.integration.chaos.traffic import Exchange
 from tests.integration.chaos.windows import Windows
 from tests.integration.chaos.wire import Reading
 
@@ -87,3 +91,26 @@ def test_windows() -> None:
     assert windows.excuse("cut", "a", window.ended + 1, window.ended + 2) is None
     assert windows.excuse("cut", "a", window.ended + 1, window.ended + 2, more=5) == "killed"
     assert windows.faults == {"killed": 1}
+
+
+@pytest.mark.parametrize(
+    ("word", "after", "fault", "passive", "right"),
+    [
+        ("right", 0.1, "", False, True),
+        ("right", 0.6, "", False, False),
+        ("cut", 0.1, "", False, False),
+        ("cut", 0.1, "die-mid-stream", False, True),
+        ("cut", 0.1, "stall", False, False),
+        ("left", 5.0, "", False, True),
+        ("refused", 5.0, "", True, True),
+    ],
+)
+def test_what_was_in_flight_at_a_stop(
+    word: str, after: float, fault: str, passive: bool, right: bool
+) -> None:
+    """A request that goes on is not cut by a stop, but for one that had ended already, or that keeps nobody."""
+    asked = Asked("i", "stream", "m", expected.fixed(b""), fault=fault, passive=passive)
+    stage = mock.Mock(windows=Windows())
+    stage.records.exchanges = {"i": Exchange(asked, 9.0, 10.0 + after, Verdict(word))}
+    stage.journal.return_value = [{"what": "term", "at": 10.0, "model": "m-model", "open": ["i"]}]
+    assert (aftermath.ended_in_flight(stage) == []) is right

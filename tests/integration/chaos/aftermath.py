@@ -24,6 +24,9 @@ that doubles, up to 80 s after five of them."""
 RECOVERING = "last"
 """The client that asks then."""
 
+BREAKS = ("die-mid-stream", "close-mid-body", "die-before-head")
+"""What a server may be asked to do to an answer, by which that ends early."""
+
 _REST = 30.0
 """Seconds for what nobody uses to be stopped: it is idle after 2 s, put to sleep, and stopped 2 s later."""
 
@@ -97,10 +100,7 @@ def unexcused(exchange: Exchange, windows: Windows) -> str | None:
     told += f"{verdict.word} {verdict.code} after {took:.1f} s"
     match verdict.word:
         case "right" | "left":
-            if (
-                asked.fault in ("die-mid-stream", "close-mid-body", "die-before-head")
-                and verdict.word == "right"
-            ):
+            if asked.fault in BREAKS and verdict.word == "right":
                 return f"{told}: it looks complete"
             return None
         case "cut" | "unreachable" | "refused":
@@ -115,6 +115,14 @@ def unexcused(exchange: Exchange, windows: Windows) -> str | None:
             return told
 
 
+def _was_over(exchange: Exchange, at: float) -> bool:
+    """Whether it had ended by then for all but its server, which may take a moment to see that: it was whole,
+    or the server itself had broken it off, as it was asked to."""
+    if exchange.ended is None or exchange.ended >= at + 0.5:
+        return False
+    return exchange.verdict.word == "right" or exchange.asked.fault in BREAKS
+
+
 def ended_in_flight(stage: Stage) -> list[str]:
     """TERMs of the proxy's to a backend with requests that went on."""
     wrong = []
@@ -125,12 +133,9 @@ def ended_in_flight(stage: Stage) -> list[str]:
         at, route = line["at"], line["model"].removesuffix("-model")
         for ident in line["open"]:
             exchange = exchanges.get(ident)
-            if exchange is None or exchange.verdict.word == "left":
-                continue
-            over = (
-                exchange.ended is not None and exchange.ended < at + 0.5 and exchange.verdict.word == "right"
-            )
-            if over or stage.windows.excuse("term", route, at - 0.5, at):
+            if exchange is None or exchange.verdict.word == "left" or exchange.asked.passive:
+                continue  # what wakes nobody keeps nobody
+            if _was_over(exchange, at) or stage.windows.excuse("term", route, at - 0.5, at):
                 continue
             asked = exchange.asked
             wrong.append(
