@@ -108,7 +108,7 @@ def test_windows() -> None:
 def test_what_was_in_flight_at_a_stop(
     word: str, after: float, fault: str, passive: bool, right: bool
 ) -> None:
-    """A request that goes on is not cut by a stop, but for one that had ended already, or that keeps nobody."""
+    """A request that goes on is not cut by a stop, but for one that had ended, or that keeps nobody."""
     asked = Asked("i", "stream", "m", expected.fixed(b""), fault=fault, passive=passive)
     stage = mock.Mock(windows=Windows())
     stage.records.exchanges = {"i": Exchange(asked, 9.0, 10.0 + after, Verdict(word))}
