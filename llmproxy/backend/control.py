@@ -59,11 +59,12 @@ class _Question:
         authorization: bytes | None,
         limit: float,
     ) -> None:
-        self.answered: Deferred[Answer] = Deferred(lambda _: self._close())
+        self.answered: Deferred[Answer] = Deferred(self._taken_back)
         self._body = b"" if call.body is None else json.dumps(call.body).encode()
         self._head = _head(address, call, len(self._body), authorization)
         self._status = 0
         self._received = b""
+        self._over = False
         self._connection: UpstreamConnection | None = None
         self._limit: IDelayedCall = clock.callLater(limit, self._failed, f"no answer within {limit:g} s")
         self._clock = clock
@@ -96,7 +97,8 @@ class _Question:
             self._received += b"".join(pieces)
 
     def response_end(self) -> None:
-        if not self.answered.called:
+        if not self._over:
+            self._over = True
             self._close()
             self.answered.callback((self._status, self._received))
 
@@ -104,9 +106,15 @@ class _Question:
         self._failed(broken.reason)
 
     def _failed(self, why: str) -> None:
-        if not self.answered.called:
+        # To give up what still connects, or a connection, is told here as well.
+        if not self._over:
+            self._over = True
             self._close()
             self.answered.errback(NoAnswer(why))
+
+    def _taken_back(self, _: object) -> None:
+        self._over = True
+        self._close()
 
     def _close(self) -> None:
         if self._limit.active():

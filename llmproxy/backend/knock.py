@@ -46,10 +46,8 @@ class Knock:
 
     def is_refused(self) -> bool:
         """Try: True when nobody listens there; False when somebody does, or when it takes more to know."""
-        try:
-            return self._socket.connect_ex(self._where) == errno.ECONNREFUSED
-        except OSError:
-            return False  # whatever it is, who really connects finds out
+        # Whatever else it is, who really connects finds out.
+        return self._socket.connect_ex(self._where) == errno.ECONNREFUSED
 
     def close(self) -> None:
         """Try no more."""

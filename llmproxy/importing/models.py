@@ -306,8 +306,7 @@ def _tuning(model: Model, place: str, filled: Mapping[str, Any], remarks: Remark
         )
     if filled.get("unlisted") is True:
         fields["hidden"] = True
-    overrides = request_overrides(
-        f"{place}.filters", filled.get("filters"), model.name, len(_aliases(filled)) > 0, remarks
-    )
+    others = any(name != model.name for name in _aliases(filled))
+    overrides = request_overrides(f"{place}.filters", filled.get("filters"), model.name, others, remarks)
     if overrides:
         fields["request_overrides"] = overrides

@@ -29,8 +29,18 @@ def read_with_lines(text: str, name: str) -> tuple[dict[str, Any], dict[str, int
     if not isinstance(document, dict):
         raise ConfigError(f"{name}: it must be a mapping of settings")
     lines: dict[str, int] = {}
-    _walk(node, "", lines, set())
+    assert node is not None, "a mapping is a node"
+    try:
+        _walk(node, "", lines, set())
+    except _Endless as cause:
+        raise ConfigError(
+            f"{name}: line {cause.args[0]}: an alias stands in what it is an alias of"
+        ) from None
     return document, lines
+
+
+class _Endless(Exception):
+    """With the line."""
 
 
 def listed(value: Any) -> list[Any]:
@@ -38,10 +48,9 @@ def listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _walk(node: yaml.Node | None, path: str, lines: dict[str, int], above: set[int]) -> None:
-    # An alias may lead back to what it stands in.
-    if node is None or id(node) in above:
-        return
+def _walk(node: yaml.Node, path: str, lines: dict[str, int], above: set[int]) -> None:
+    if id(node) in above:
+        raise _Endless(node.start_mark.line + 1)
     above = {*above, id(node)}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import socket
 import sys
 import time
@@ -21,7 +22,7 @@ from llmproxy.config.compose import read_compose
 from llmproxy.config.model import DockerSettings
 from llmproxy.config.resolve import CommandLine
 from llmproxy.doctor.doctor_client import Target
-from llmproxy.doctor.facts import Container, Mount, Published, Settings
+from llmproxy.doctor.facts import Container, Folder, Mount, Published, Settings
 from llmproxy.doctor.gather import engine as engines
 from llmproxy.doctor.gather.commands import Ran, read_text, run
 from llmproxy.doctor.gather.engine import gather_engine, read_inspection, read_listed
@@ -63,6 +64,17 @@ def test_programs() -> None:
     assert run(["sh", "-c", "echo $DOCTOR"], 5, {"DOCTOR": "x"}).output == "x"
     assert run(["no-such-program-here"], 5).error == "it is not installed"
     assert run(["sh", "-c", "printf 'a\\0b\\0'"], 5).output == "ab"
+
+
+def test_programs_that_cannot_be_asked(tmp_path: Path) -> None:
+    """One that does not answer in time, and one that the kernel does not run, are told and not waited for."""
+    assert run([sys.executable, "-c", "import time; time.sleep(60)"], 0.05).error == (
+        "it did not answer within 0.05 s"
+    )
+    (tmp_path / "odd").write_bytes(b"\x7fELF, but no program")
+    (tmp_path / "odd").chmod(0o755)
+    ran = run([str(tmp_path / "odd")], 5)
+    assert (ran.status, ran.error, ran.well) == (None, "Exec format error", False)
 
 
 def test_files(tmp_path: Path) -> None:
@@ -424,6 +436,46 @@ def test_disks(tmp_path: Path) -> None:
     assert 0 < found.free <= found.total
 
 
+def test_what_the_system_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that cannot be looked at is hidden, and a disk that cannot be is none."""
+
+    def refuse(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "statvfs", refuse)
+    assert gather_folder(str(tmp_path), "1 0 8:1 / / rw - ext4 /dev/sda rw") == Folder(
+        str(tmp_path), "hidden", "ext4"
+    )
+    assert gather_disk("state", str(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "memory"),
+    [
+        ("MemFree: 1 kB\nMemTotal:       2048 kB\n", 2048 * 1024),
+        ("MemTotal:\n", None),
+        ("MemTotal: much\n", None),
+        ("", None),
+    ],
+)
+def test_the_memory_of_the_machine(tmp_path: Path, text: str, memory: int | None) -> None:
+    """As the kernel tells it; None where it does not."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text(text)
+    assert gather_host(8000, Programs(), tmp_path).memory == memory
+
+
+def test_a_machine_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no address that others could use."""
+
+    class Cut(socket.socket):
+        def connect(self, *_: object) -> None:
+            raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr("llmproxy.doctor.gather.host.socket.socket", Cut)
+    assert gather_host(8000, Programs(), tmp_path).lan is None
+
+
 def test_ports() -> None:
     """Busy while somebody listens; a host that is none is not."""
     with closing(socket.socket()) as listener:
@@ -443,6 +495,20 @@ def test_the_clock(tmp_path: Path) -> None:
     found = gather_clock(Programs(timedatectl=Ran(0, "no")), lambda: 7.0, str(tmp_path / "x"))
     assert (found.now, found.built) == (7.0, 5.0)
     assert gather_clock(Programs(), lambda: 7.0, str(tmp_path / "none")).built is None
+
+
+@pytest.mark.parametrize(
+    ("ran", "synchronized"),
+    [(Ran(0, "yes"), True), (Ran(0, "no"), False), (Ran(0, "maybe"), None), (Ran(1, "yes"), None)],
+)
+def test_whether_the_clock_is_set_by_others(
+    monkeypatch: pytest.MonkeyPatch, ran: Ran, synchronized: bool | None
+) -> None:
+    """As timedatectl says, where it is there and knows."""
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert gather_clock(Programs(timedatectl=ran), lambda: 7.0).synchronized is synchronized
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert gather_clock(Programs(timedatectl=ran), lambda: 7.0).synchronized is None
 
 
 # -- settings ------------------------------------------------------------------------------------------

@@ -242,8 +242,29 @@ def test_files_are_looked_at_and_not_read(tmp_path: Path, monkeypatch: pytest.Mo
     assert (found.state_mode, found.socket_mode) == (0o700, 0o666)
     other = tmp_path / "other.yaml"
     other.write_text("{}")
+    (tmp_path / "folder").mkdir()
+    assert (
+        gather_security(str(tmp_path / "folder"), "", "tcp://x:2376", git).files
+        == (gather_security(None, "", "tcp://x:2376", git).files[:1])
+    )
     named = gather_security(str(other), "", "tcp://x:2376", git)
     assert [(each.name, each.tracked) for each in named.files] == [(".env", False), (str(other), None)]
+
+
+def test_settings_that_cannot_be_read_are_judged_by_nobody() -> None:
+    """What is known without them is still told, and of the rest that it was not looked at."""
+    found = installation()
+    blind = evolve(found, settings=evolve(found.settings, config=None, error="nonsense"), security=None)
+    listening = evolve(blind, engine=evolve(blind.engine, containers={}))
+    for check in (check_wire, check_rates, check_admin, check_containers_rights, check_files):
+        assert list(check(listening)) == []
+    assert set(told(check_exposure(listening)).values()) == {"skipped"}
+
+
+def test_without_keys_nobody_has_too_many_rights() -> None:
+    """That there are no keys at all is told elsewhere, once."""
+    assert told(check_rates(installation(keys=()))) == {}
+    assert told(check_admin(installation(keys=()))) == {}
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

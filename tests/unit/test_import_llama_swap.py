@@ -94,6 +94,34 @@ def test_filters() -> None:
     assert told(found, "models.gpt-oss-120b.filters.setParamsByID") == ["changed", "left out"]
 
 
+@pytest.mark.parametrize(
+    ("filters", "overrides", "remarks"),
+    [
+        # It is the model's own name that llama-swap leaves alone.
+        ({"stripParams": "model, "}, {}, {}),
+        ({"setParams": {"model": "x", "top_k": 1}}, {"top_k": 1}, {}),
+        ({"setParams": {"a..b": 1}}, {}, {"setParams": ["left out"]}),
+        ({"setParamsByID": {"m": {"top_k": 1}}}, {"top_k": 1}, {}),
+        ({"setParamsByID": {"n": {"top_k": 1}}}, {}, {"setParamsByID": ["left out"]}),
+        ({"setParamsByID": {"m": {"n": 1}, "n": {}}}, {"n": 1}, {"setParamsByID": ["changed", "left out"]}),
+        ({"setParamsByID": {"m": 3}}, {}, {}),
+        ({"setParams": "temperature"}, {}, {"setParams": ["left out"]}),
+        ({"setParams": None}, {}, {}),
+        ({"dropHeaders": "a"}, {}, {"dropHeaders": ["left out"]}),
+        ("strip", {}, {}),
+    ],
+)
+def test_filters_that_say_little(
+    filters: Any, overrides: dict[str, Any], remarks: dict[str, list[str]]
+) -> None:
+    """What has no counterpart is told where it stands; what says nothing changes nothing."""
+    found = convert(model("s --port ${PORT}", filters=filters))
+    assert read(found).backends["m"].request_overrides == overrides
+    places = {key: told(found, f"models.m.filters.{key}") for key in remarks}
+    assert places == remarks
+    assert len([one for one in found.remarks if "filters" in one.where]) == sum(map(len, remarks.values()))
+
+
 def test_no_secret_is_written() -> None:
     """A key becomes its digest, one of the environment stays there, and a peer's key goes nowhere."""
     found, config = of_file("example")
@@ -133,6 +161,30 @@ def test_groups() -> None:
         shares = {route: spec.gpu_memory for route, spec in read(found).backends.items()}
         assert shares == {"a": 0.45, "b": 0.45, "c": 0, "d": 0.9}
         assert {remark.kind for remark in found.remarks} == {"check"}
+
+
+def test_groups_that_llmproxy_keeps_in_other_ways() -> None:
+    """Pinned models are not idle, and members that may not run at once are not kept apart: that is told."""
+    models = {name: {"cmd": "server --port ${PORT}", "ttl": 60} for name in "ab"}
+    kept = {"persistent": True, "exclusive": False, "members": ["a", "b"]}
+    found = convert(yaml.safe_dump({"models": models, "groups": {"kept": kept}}))
+    config = read(found)
+    assert all(config.backends[name].pinned for name in "ab")
+    assert {name: spec.gpu_memory for name, spec in config.backends.items()} == {"a": 0, "b": 0}
+    assert told(found, "groups.kept.persistent") == ["changed"]
+    assert told(found, "groups.kept.swap") == ["left out"]
+
+
+def test_costs_of_a_matrix_that_are_no_numbers() -> None:
+    """They, and costs of models that there are not, set no priority."""
+    text = yaml.safe_dump(
+        {
+            "models": {name: {"cmd": "server --port ${PORT}"} for name in "ab"},
+            "matrix": {"vars": {"x": "a"}, "evict_costs": {"x": 7.4, "b": "much", "away": 3}},
+        }
+    )
+    found = read(convert(text)).backends
+    assert (found["a"].priority, found["b"].priority) == (7, 0)
 
 
 def test_a_matrix() -> None:
@@ -193,6 +245,8 @@ def test_docker_run_with_more_stays_a_command() -> None:
         ({"proxy": "http://elsewhere:9001"}, "changed", 9001, "proxy"),
         ({}, "check", None, "cmd"),
         ({"proxy": "http://[::1"}, "check", None, "proxy"),
+        ({"proxy": "http://127.0.0.1:many"}, None, 80, "proxy"),
+        ({"proxy": "https://127.0.0.1"}, None, 443, "proxy"),
     ],
 )
 def test_where_a_process_is_asked(
@@ -202,6 +256,42 @@ def test_where_a_process_is_asked(
     found = convert(model("server -m x", **more))
     assert read(found).backends["m"].port == port
     assert told(found, f"models.m.{where}") == ([kind] if kind else [])
+
+
+def test_a_port_that_the_command_is_given_and_another_one_that_is_asked() -> None:
+    """That its proxy says another port than its command gets is to be looked at."""
+    found = convert(model("server --port ${PORT}", proxy="http://127.0.0.1:9001"))
+    assert read(found).backends["m"].port == 9001
+    assert told(found, "models.m.proxy") == ["check"]
+
+
+def test_an_environment_without_a_value() -> None:
+    """It is left out and told; the others are set."""
+    found = convert(model("server --port ${PORT}", env=["A=1", "B", "=2"]))
+    assert read(found).backends["m"].environment == {"A": "1"}
+    assert told(found, "models.m.env") == ["left out", "left out"]
+
+
+def test_a_name_that_another_model_has() -> None:
+    """It stays with the first one; the other one's requests keep their own name."""
+    models = {
+        "first": {"cmd": "server --port ${PORT}", "aliases": ["small"], "useModelName": "org/m"},
+        "second": {"cmd": "server --port ${PORT}", "aliases": ["small"], "useModelName": "org/m"},
+    }
+    found = convert(yaml.safe_dump({"models": models}))
+    specs = read(found).backends
+    assert (specs["first"].models, specs["first"].aliases) == (("org/m",), ("first", "small"))
+    assert (specs["second"].models, specs["second"].aliases) == (("second",), ())
+    assert told(found, "models.second.aliases") == ["left out"]
+    assert told(found, "models.second.useModelName") == ["changed"]
+
+
+def test_what_is_not_checked_when_it_starts() -> None:
+    """A limit of 0 is that of llmproxy's own; that a health path is needed is told."""
+    found = convert(model("s --port ${PORT}", healthCheckTimeout=0, ttl=0, checkEndpoint="none"))
+    spec, default = read(found).backends["m"], read(convert(model("s --port ${PORT}"))).backends["m"]
+    assert (spec.idle, spec.start_timeout, spec.health) == (0, default.start_timeout, default.health)
+    assert told(found, "models.m.checkEndpoint") == ["check"]
 
 
 def test_without_a_command() -> None:
@@ -222,7 +312,21 @@ def test_remarks_have_lines() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "a: 1", "models: 3", "models: [x]", "{", "models: {m: {cmd: 'x", "backends: {}", "\x00"],
+    [
+        "",
+        "[]",
+        "a: 1",
+        "a: 2000-13-45",
+        "[" * 2000,
+        "&a {models: *a}",
+        "models: &a [*a]",
+        "models: 3",
+        "models: [x]",
+        "{",
+        "models: {m: {cmd: 'x",
+        "backends: {}",
+        "\x00",
+    ],
 )
 def test_what_is_no_configuration_of_it(text: str) -> None:
     """It is refused in one line that names the file."""
@@ -252,6 +356,18 @@ def test_an_odd_command() -> None:
             ("x",),
             ["--privileged", "--cap-add"],
         ),
+        (
+            "docker run -p 8080:80 -e A=1 -v /a:/b --privileged=false --network bridge"
+            " --ulimit memlock=-1 image x",
+            ("x",),
+            [],
+        ),
+        (
+            "docker run -p 8080:80 -e A=1 -v /a:/b --ipc container:y --ulimit nofile=9"
+            " --security-opt seccomp=unconfined --security-opt no-new-privileges --runtime kata image x",
+            ("x",),
+            ["--ipc container:y", "--ulimit nofile=9", "--security-opt seccomp=unconfined", "--runtime kata"],
+        ),
     ],
 )
 def test_docker_options(words: str, args: tuple[str, ...], unknown: list[str]) -> None:
@@ -260,6 +376,25 @@ def test_docker_options(words: str, args: tuple[str, ...], unknown: list[str]) -
     assert run is not None
     assert (run.image, run.args, run.unknown) == ("image", args, unknown)
     assert (run.ports, run.environment, run.volumes) == ({"8080": "80"}, {"A": "1"}, ["/a:/b"])
+
+
+@pytest.mark.parametrize(
+    ("options", "gpus", "unknown"),
+    [
+        ("--gpus 2", ("0", "1"), []),
+        ("--gpus device=1,3", ("1", "3"), []),
+        ("--gpus none", (), []),
+        ("--gpus some", (), ["--gpus some"]),
+        ("--runtime nvidia", ("all",), []),
+        ("--gpus device=1 --runtime nvidia", ("1",), []),
+        ("--runtime runc", (), []),
+    ],
+)
+def test_gpus_of_docker(options: str, gpus: tuple[str, ...], unknown: list[str]) -> None:
+    """A count is the first so many; NVIDIA's runtime alone gives all of them."""
+    run = read_docker_run(f"docker run {options} image".split())
+    assert run is not None
+    assert (run.gpus, run.unknown) == (gpus, unknown)
 
 
 @pytest.mark.parametrize("words", ["docker ps", "docker run --rm", "llama-server", "", "podman run x"])

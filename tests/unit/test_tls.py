@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 from OpenSSL import SSL
@@ -130,6 +134,67 @@ def test_what_is_wrong_with_files_is_told(tmp_path: Path) -> None:
     wrong_order = tmp_path / "order.pem"
     wrong_order.write_bytes(other.pem + pair.pem)
     assert "must be the first in its file" in problem(endpoint(key, wrong_order))
+
+
+def test_a_key_that_openssl_does_not_take(tmp_path: Path) -> None:
+    """One that is too short is refused before anybody is served with it, with OpenSSL's own words."""
+    pair = issue()
+    short = rsa.generate_private_key(65537, 1024)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "short")])
+    weak = (
+        x509.CertificateBuilder(name, name, short.public_key(), 1)
+        .not_valid_before(pair.certificate.not_valid_before_utc)
+        .not_valid_after(pair.certificate.not_valid_after_utc)
+        .sign(short, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    secret = short.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    both = tmp_path / "weak.pem"
+    both.write_bytes(weak.public_bytes(pem) + secret)
+    told = problem(endpoint(both, both))
+    assert f"OpenSSL does not take {both} (" in told
+    assert "key too small" in told
+
+
+def test_a_key_without_rights_names_who_we_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is somebody else who may read it; a missing one is no matter of rights."""
+    key, certificate = issue().write(tmp_path)
+
+    def refuse(path: str, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    told = problem(endpoint(key, certificate))
+    assert f"Permission denied; llmproxy runs as user {os.getuid()}, group {os.getgid()}" in told
+    monkeypatch.undo()
+    assert "llmproxy runs as" not in problem(endpoint(tmp_path / "none", certificate))
+
+
+def test_a_certificate_with_no_names_of_hosts(tmp_path: Path) -> None:
+    """It is told by its subject."""
+    key, certificate = issue("old.example", names=()).write(tmp_path)
+    assert load(endpoint(key, certificate)).names == ["CN=old.example"]
+
+
+@pytest.mark.parametrize(
+    ("offers", "spoken"),
+    [
+        ([b"h2", b"http/1.1"], b"h2"),
+        ([b"http/1.1", b"h2"], b"h2"),
+        ([b"http/1.1"], b"http/1.1"),
+        ([b"imap"], b""),
+        ([], b""),
+    ],
+)
+def test_what_is_spoken(tmp_path: Path, offers: list[bytes], spoken: bytes) -> None:
+    """The best that both know; a client that names nothing of ours speaks HTTP/1.1, as one without ALPN."""
+    by = authority()
+    made = Handshake(load(endpoint(*issue(by=by).write(tmp_path))).context, by)
+    if offers:
+        made.client.set_alpn_protos(offers)
+    made.run()
+    assert made.client.get_alpn_proto_negotiated() == spoken
+    assert made.server.get_alpn_proto_negotiated() == spoken
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
