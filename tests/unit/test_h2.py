@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from typing import Any
+from unittest.mock import patch
 
 from h2.errors import ErrorCodes
 from hpack import Encoder
@@ -26,9 +27,12 @@ from twisted.logger import LogLevel, capturedLogs
 from twisted.python.failure import Failure
 
 from llmproxy.config.model import Limits
+from llmproxy.reactors.writing import Left
+from llmproxy.web.body import Body, Full
 from llmproxy.web.h2.connection import H2Connection
 from llmproxy.web.h2.machine import MOST_STREAMS
 from llmproxy.web.h2.stream import FULL
+from llmproxy.web.site import SPARE
 from llmproxy.web.underway import open_requests
 from tests.front import FrontCase
 from tests.h2client import Answer, H2Client
@@ -462,9 +466,192 @@ class EndTests(Case):
         self.assertEqual(answer.status, 503)
         self.assertTrue(client.transport.disconnecting)
 
+    def test_a_client_that_says_goodbye(self) -> None:
+        """What it has open is answered, and then the connection ends; at once when nothing is open."""
+        self.warm("coder")
+        client, idle = self.h2(), self.h2()
+        client.get(b"/coder/x")
+        for one in (client, idle):
+            one.machine.close_connection()
+            one.flush()
+        self.assertTrue(idle.transport.disconnecting)
+        self.assertFalse(client.transport.disconnecting)
+        self.far().send(OK)
+        self.assertIn(b"ok", client.transport.value())
+        self.assertTrue(client.transport.disconnecting)
+        self.assertEqual(client.channel.streams, {})
+
+    def test_many_goodbyes(self) -> None:
+        """To say it once is enough; who goes on and on is let go."""
+        self.warm("coder")
+        client = self.h2()
+        client.get(b"/coder/x")
+        goodbye = GoAwayFrame(0, last_stream_id=0).serialize()
+        client.crude(goodbye)
+        self.assertFalse(client.transport.disconnecting)
+        frames = client.crude(goodbye * 10_000)
+        self.assertIsInstance(frames[-1], GoAwayFrame)
+        self.assertTrue(client.transport.disconnecting)
+        self.assertTrue(self.far().closed)
+
+    def test_one_that_comes_at_the_end_of_the_proxy(self) -> None:
+        """A connection that was accepted just then is told to go elsewhere, and ends."""
+        self.site.close_idle()
+        client = self.h2()
+        assert client.goaway is not None
+        self.assertEqual((client.goaway.error_code, client.goaway.last_stream_id), (0, 0))
+        self.assertTrue(client.transport.disconnecting)
+        client.channel.close_if_idle()
+        self.assertEqual(client.transport.value(), b"")
+
+    def test_far_past_max_connections_nobody_is_told(self) -> None:
+        """Whoever comes with very many gets no answer, so that to tell them costs nothing either."""
+        self.site.limits = Limits(max_connections=1)
+        clients = [self.h2() for _ in range(SPARE + 3)]
+        aborted = [getattr(client.transport, "aborted", False) for client in clients]
+        self.assertEqual(aborted, [False] * (SPARE + 1) + [True] * 2)
+
+    def test_one_that_is_turned_away_and_asks_nothing(self) -> None:
+        """It is not waited for: others want its place."""
+        self.site.limits = Limits(max_connections=1)
+        self.h2()
+        client = self.h2()
+        self.assertFalse(client.transport.disconnecting)
+        for _ in range(10):
+            self.clock.advance(5)
+        self.assertTrue(client.transport.aborted)
+
+    def test_a_socket_that_takes_nothing_more(self) -> None:
+        """After ``write_timeout`` the whole connection ends, and the log says why of each request on it."""
+        self.site.limits = Limits(write_timeout=20.0)
+        self.warm("coder")
+        client = self.h2()
+        client.get(b"/coder/x")
+        with patch("llmproxy.web.patience.left", return_value=Left(b"", 1000)):
+            for _ in range(8):
+                self.clock.advance(5)
+        self.assertTrue(client.transport.aborted)
+        client.leave()
+        self.assertEqual(self.log.entries[-1].error, "write_timeout")
+        self.assertTrue(self.far().closed)
+
+    def test_no_least_rate(self) -> None:
+        """Without ``min_body_rate`` a body has its time, however much of it has come."""
+        self.site.limits = Limits(body_timeout=20.0, min_body_rate=0)
+        client = self.h2()
+        stream = client.machine.get_next_available_stream_id()
+        client.answers[stream] = Answer()
+        client.machine.send_headers(stream, client.head(b"POST", b"/v1/chat/completions"))
+        client.machine.send_data(stream, b"x" * 10_000)
+        client.flush()
+        for _ in range(3):
+            self.clock.advance(5)
+        self.assertEqual(client.answer(stream).status, 0)
+        for _ in range(6):
+            self.clock.advance(5)
+        self.assertEqual(client.answer(stream).status, 408)
+
+
+class LostTests(Case):
+    """Streams that the library closed before it has said so."""
+
+    def lose(self, client: H2Client, stream: int) -> None:
+        client.channel._machine.reset_stream(stream, ErrorCodes.STREAM_CLOSED)
+
+    def gone(self, client: H2Client) -> None:
+        """The backend is let go, and the connection goes on."""
+        self.assertTrue(self.far().closed)
+        self.assertEqual(self.backend("coder").admission.in_flight, 0)
+        self.assertEqual(client.channel.streams, {})
+        self.assertEqual(client.answer(client.get(b"/healthz")).status, 200)
+
+    def test_before_the_head_of_its_answer(self) -> None:
+        """There is nobody to send a head to."""
+        self.warm("coder")
+        client = self.h2()
+        stream = client.get(b"/coder/x")
+        self.lose(client, stream)
+        self.far().send(EVENTS)
+        self.gone(client)
+
+    def test_in_the_middle_of_its_answer(self) -> None:
+        """Nor to send the rest to."""
+        self.warm("coder")
+        client = self.h2()
+        stream = client.get(b"/coder/x")
+        self.far().send(EVENTS + chunk(b"data: 1\n\n"))
+        self.assertEqual(client.answer(stream).body, b"data: 1\n\n")
+        self.lose(client, stream)
+        self.far().send(chunk(b"data: 2\n\n"))
+        self.gone(client)
+
+    def test_while_it_waits_for_room(self) -> None:
+        """When there is room again the other streams have it."""
+        self.warm("coder")
+        client = self.h2(reads=False)
+        client.machine.update_settings({4: 200_000})
+        client.flush()
+        streams = []
+        for _ in range(2):
+            streams.append(client.ask(b"POST", b"/v1/chat/completions", STREAM))
+            self.far().send(EVENTS + chunk(b"z" * 60_000))
+        one, two = self.servers.requests[-2:]
+        self.assertEqual([client.answer(stream).held for stream in streams], [60_000, 5535])
+        third = client.ask(b"POST", b"/v1/chat/completions", STREAM)
+        self.far().send(EVENTS + chunk(b"z" * 20_000))
+        self.lose(client, streams[1])
+        client.open_window(100_000)
+        self.assertEqual((one.closed, two.closed, self.far().closed), (False, True, False))
+        self.assertEqual(client.answer(third).held, 20_000)
+
+
+class FaultTests(FrontCase):
+    """Faults of our own, which are logged."""
+
+    def test_a_fault_in_the_library_ends_its_connection_alone(self) -> None:
+        """Its requests are given up, and whoever else is connected sees nothing of it."""
+        self.warm("coder")
+        client, other = H2Client(self.site), H2Client(self.site)
+        client.get(b"/coder/x")
+        with patch.object(client.channel._machine, "receive_data", side_effect=RuntimeError("a fault")):
+            client.channel.dataReceived(b"x")
+        self.assertTrue(client.transport.aborted)
+        self.assertEqual(self.log.failures, ["a fault"])
+        self.assertTrue(self.far().closed)
+        self.assertEqual(self.backend("coder").admission.in_flight, 0)
+        client.channel.dataReceived(b"more")
+        self.assertEqual(other.answer(other.get(b"/healthz")).status, 200)
+
+    def test_no_room_for_a_body(self) -> None:
+        """507, on its own stream alone; a full disk is logged, a bound that was set is not."""
+        client = H2Client(self.site)
+        for fault, logged in ((Full("More than may be."), []), (OSError(28, "No space left"), ["28"])):
+            stream = client.machine.get_next_available_stream_id()
+            client.answers[stream] = Answer()
+            client.machine.send_headers(stream, client.head(b"POST", b"/v1/chat/completions"))
+            client.flush()
+            with patch.object(Body, "write", side_effect=fault):
+                client.machine.send_data(stream, b"x" * 100)
+                answer = client.answer(stream)
+            self.assertEqual((answer.status, answer.ended), (507, True))
+            self.assertEqual(len(self.log.failures), len(logged))
+        self.assertEqual(client.answer(client.get(b"/healthz")).status, 200)
+
 
 class LimitTests(Case):
     """Requests that are not taken."""
+
+    def test_whom_it_is_for_must_be_said(self) -> None:
+        """400 without an authority, as HTTP/1.1 has it of Host."""
+        client = self.h2()
+        stream = client.machine.get_next_available_stream_id()
+        client.answers[stream] = Answer()
+        fields = [one for one in client.head(b"GET", b"/v1/models") if one[0] != b":authority"]
+        client.machine.config.validate_outbound_headers = False
+        client.machine.send_headers(stream, fields, end_stream=True)
+        answer = client.answer(stream)
+        self.assertEqual(answer.status, 400)
+        self.assertIn("Host", json.loads(answer.body)["error"]["message"])
 
     def refused(self, status: int, *fields: tuple[bytes, bytes], path: bytes = b"/v1/models") -> None:
         client = self.h2()

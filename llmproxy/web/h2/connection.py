@@ -261,6 +261,7 @@ class H2Connection(Protocol):
                 self._count_idle("unknown frames")
             case events.ConnectionTerminated():
                 self.leaving = True
+                self._count_idle("GOAWAY")
                 self._end_if_over()
             case _:
                 # Trailers are dropped, as RFC 9110 section 6.5.1 allows; what else there is asks for nothing.

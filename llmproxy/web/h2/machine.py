@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
+from h2.events import ConnectionTerminated, Event
 from h2.settings import SettingCodes, Settings
+from hyperframe.frame import Frame, GoAwayFrame
 
 from llmproxy.config.model import Limits
 
@@ -29,9 +31,20 @@ def largest_head(limits: Limits) -> int:
     return limits.max_head + 32 * limits.max_fields + _SLACK
 
 
+class _Machine(H2Connection):
+    """The library's, but for what it makes of a client that leaves."""
+
+    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
+        # It would take the connection for closed, and drop what is still to be sent.  But a client that opens
+        # no more streams wants the answers to those that it has opened (RFC 9113 section 6.8).
+        told = ConnectionTerminated()
+        told.last_stream_id = frame.last_stream_id
+        return [], [told]
+
+
 def new_machine(limits: Limits) -> H2Connection:
     """One for a new connection."""
-    machine = H2Connection(
+    machine = _Machine(
         H2Configuration(
             client_side=False,
             header_encoding=None,
