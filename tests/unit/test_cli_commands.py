@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import pytest
+import yaml
 from click.shell_completion import BashComplete
 
 from llmproxy.cli import watching
@@ -17,6 +18,9 @@ from llmproxy.cli.changes import Bell
 from llmproxy.cli.client import Api
 from llmproxy.cli.main import cli
 from llmproxy.cli.progress import step_of
+from llmproxy.config.keys import told_hash
+from llmproxy.config.model import digest_of
+from llmproxy.config.resolve import Sources, read_sources
 from tests.unit.fake_proxy import KEY, FakeProxy, backend, run, served
 
 COMMANDS = cli.list_commands(click.Context(cli))
@@ -341,6 +345,73 @@ def test_keys_of_the_running_proxy(proxy: FakeProxy) -> None:
     assert "keys of the configuration" in result.stderr
     proxy.key = "another"
     assert run("keys").exit_code == 1
+
+
+def test_a_key_for_the_configuration() -> None:
+    """Offline the secret is shown by itself, and what llmproxy.yaml needs beside it, with no more of it than
+    its digest."""
+    result = run(
+        "keys", "add", "site", "--offline", "--route", "chat, coder", "--no-start", "--expires", "90d"
+    )
+    assert result.exit_code == 0, result.output
+    (secret,) = result.stdout.split()
+    assert secret not in result.stderr
+    assert "It is shown this once" in result.stderr
+    (entry,) = yaml.safe_load(result.stderr.partition("\n")[2])["keys"]
+    (key,) = read_sources(Sources({}, yaml.safe_dump({"keys": [entry]}))).keys
+    assert key.digest == digest_of(secret)
+    assert (key.name, key.routes, key.may_start, key.may_evict) == ("site", ("chat", "coder"), False, True)
+    assert key.expires is not None
+    assert 88 * 86400 < key.expires - time.time() < 91 * 86400
+    as_json = json.loads(run("--json", "keys", "add", "boss", "--offline", "--admin", "--no-client").stdout)
+    assert (as_json["admin"], as_json["client"]) == (True, False)
+    assert as_json["hash"] == told_hash(digest_of(as_json["secret"]))
+
+
+def test_a_key_that_cannot_be() -> None:
+    """It is refused like in the configuration, and no secret is shown."""
+    result = run("keys", "add", "site", "--offline", "--expires", "never")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "expires" in result.stderr
+
+
+def test_keys_are_given_changed_and_taken(proxy: FakeProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The secret stands by itself, so that it can be piped; as JSON it is what the proxy has told."""
+    given = {"name": "site", "secret": "llmp-new", "former_until": 86400.0}
+    asked: list[Any] = []
+
+    def add(self: Api, key: dict[str, Any]) -> dict[str, Any]:
+        asked.append(key)
+        return {**given, "former_until": None}
+
+    def rotate(self: Api, name: str, overlap: str | None) -> dict[str, Any]:
+        asked.append((name, overlap))
+        return given
+
+    monkeypatch.setattr(Api, "add_key", add)
+    monkeypatch.setattr(Api, "rotate_key", rotate)
+    monkeypatch.setattr(Api, "revoke_key", lambda self, name: {"name": name})
+    added = run("keys", "add", "site", "--requests-per-minute", "60")
+    assert (added.stdout, asked[-1]) == ("llmp-new\n", {"name": "site", "requests_per_minute": 60})
+    assert "counts from now on" in added.stderr
+    assert "old secret" not in added.stderr
+    rotated = run("keys", "rotate", "site", "--overlap", "7d")
+    assert (rotated.stdout, asked[-1]) == ("llmp-new\n", ("site", "7d"))
+    assert "Its old secret goes on until 1970-01-0" in rotated.stderr
+    assert json.loads(run("--json", "keys", "rotate", "site").stdout) == given
+    assert run("keys", "revoke", "a", "b").stdout == "a: revoked\nb: revoked\n"
+    assert json.loads(run("--json", "keys", "revoke", "a", "b").stdout) == {"revoked": ["a", "b"]}
+    given.pop("secret")
+    lost = run("keys", "rotate", "site")
+    assert lost.exit_code == 1
+    assert "did not tell the secret" in lost.stderr
+
+
+def test_a_key_for_administration_alone_has_no_routes(proxy: FakeProxy) -> None:
+    """As it may use no model, none are listed."""
+    key = {"name": "boss", "admin": True, "client": False, "routes": None, "priority": 0, "expires": None}
+    proxy.documents["keys"] = {"keys": [{**key, "source": "/api/keys"}]}
+    assert run("keys").stdout.splitlines()[1].split() == ["boss", "admin", "never", "/api/keys"]
 
 
 def test_no_keys(configured: Path) -> None:

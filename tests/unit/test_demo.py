@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, strategies
 from treq.testing import RequestTraversalAgent
 from twisted.internet.task import Clock
@@ -14,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llmproxy.demo import faults, shapes
 from llmproxy.demo.generation import Generation
+from llmproxy.demo.journal import Journal
 from llmproxy.demo.server import DemoResource, site
 from llmproxy.demo.settings import Settings, parse
 
@@ -407,3 +410,29 @@ def _gone() -> Any:
     from twisted.python.failure import Failure
 
     return Failure(ConnectionDone())
+
+
+def test_a_journal(tmp_path: Path) -> None:
+    """Each event is a line at the end of the file, which servers share; each has a life of its own."""
+    file = tmp_path / "journal"
+    one, other = Journal(str(file), "a"), Journal(str(file), "b")
+    one.note("start", pid=7)
+    other.note("start")
+    one.note("end", open=["r-1"])
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(line["model"], line["what"]) for line in lines] == [("a", "start"), ("b", "start"), ("a", "end")]
+    assert (lines[0]["pid"], lines[2]["open"]) == (7, ["r-1"])
+    assert lines[0]["life"] == lines[2]["life"] != lines[1]["life"]
+    assert lines[0]["at"] <= lines[2]["at"]
+
+
+def test_a_journal_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server lives on; and without the variable nothing is written anywhere."""
+    Journal(str(tmp_path / "none" / "journal"), "a").note("start")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LLMPROXY_DEMO_JOURNAL", "")
+    Journal.of_environment("a").note("start")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("LLMPROXY_DEMO_JOURNAL", "journal")
+    Journal.of_environment("a").note("start")
+    assert [each.name for each in tmp_path.iterdir()] == ["journal"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import shutil
@@ -16,6 +17,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from attrs import evolve
+from docker.errors import ImageNotFound, NotFound
 from hypothesis import given, strategies
 
 from llmproxy.config.compose import read_compose
@@ -121,6 +124,116 @@ def test_an_engine_across_the_network() -> None:
     found = gather_engine(DockerSettings("nonsense://x"), timeout=1)
     assert found.state == "error"
     assert found.detail
+
+
+def causes(*errors: Exception) -> Exception:
+    """The first of them, each caused by the next."""
+    for error, cause in itertools.pairwise(errors):
+        error.__cause__ = cause
+    return errors[0]
+
+
+@pytest.mark.usefixtures("no_others")
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (causes(OSError("a"), ValueError("b"), PermissionError(13, "c")), "forbidden"),
+        (causes(OSError("a"), ConnectionRefusedError(111, "b")), "refused"),
+        (causes(OSError("a"), TimeoutError("b")), "silent"),
+        (OSError("a"), "error"),
+    ],
+)
+def test_why_an_engine_does_not_answer(monkeypatch: pytest.MonkeyPatch, error: Exception, state: str) -> None:
+    """Whatever the libraries wrap the cause in."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("llmproxy.runtimes.docker_client.make_client", refuse)
+    assert gather_engine(DockerSettings("tcp://127.0.0.1:1")).state == state
+
+
+@pytest.mark.usefixtures("no_others")
+def test_a_socket_below_a_closed_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be there; that nobody may look is told."""
+    real = os.stat
+
+    def closed(path: Any, *words: Any, **more: Any) -> os.stat_result:
+        if str(path) == str(tmp_path / "docker.sock"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *words, **more)
+
+    monkeypatch.setattr(os, "stat", closed)
+    found = gather_engine(DockerSettings(f"unix://{tmp_path}/docker.sock"))
+    assert (found.state, found.detail) == ("forbidden", "a folder above it is closed")
+
+
+class Docker:
+    """An engine with a container and an image; some that it is asked for have gone meanwhile."""
+
+    def __init__(self, time: object) -> None:
+        self.time = time
+        self.closed = 0
+
+    def version(self) -> dict[str, Any]:
+        return {"Version": "28.0", "ApiVersion": "1.48"}
+
+    def info(self) -> dict[str, Any]:
+        return {"SystemTime": self.time, "DiscoveredDevices": [{"ID": "nvidia.com/gpu=0"}, "odd"]}
+
+    def containers(self, **_: object) -> list[Any]:
+        return [LISTED, {"Names": []}, "odd", {**LISTED, "Names": ["/gone"], "Image": "vllm:2"}]
+
+    def inspect_container(self, name: str) -> dict[str, Any]:
+        if name == "gone":
+            raise NotFound("no such container")
+        return {"Config": {"Image": "vllm:1", "User": "7"}}
+
+    def inspect_image(self, image: str) -> dict[str, Any]:
+        if image != "vllm:1":
+            raise ImageNotFound("no such image")
+        return {"Config": {"Env": ["NVIDIA_REQUIRE_CUDA=cuda>=12.4"]}}
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.mark.usefixtures("no_others")
+@pytest.mark.parametrize(
+    ("time", "apart"),
+    [
+        ("2026-01-01T00:00:10.123456789Z", 10.0),
+        ("2026-01-01T01:00:10.123456789+01:00", 10.0),
+        ("yesterday", None),
+        (None, None),
+    ],
+)
+def test_an_engine_that_answers(monkeypatch: pytest.MonkeyPatch, time: object, apart: float | None) -> None:
+    """What it tells, and how far its clock is from ours."""
+    docker = Docker(time)
+    monkeypatch.setattr("llmproxy.runtimes.docker_client.make_client", lambda *_, **__: docker)
+    monkeypatch.setattr("llmproxy.doctor.gather.engine.time.time", lambda: 1767225600.0)
+    found = gather_engine(DockerSettings("tcp://127.0.0.1:1"))
+    assert (found.answers, found.version, found.apart) == (True, "28.0", apart)
+    assert sorted(found.containers) == ["coder3b", "gone"]
+    assert found.cdi == ("nvidia.com/gpu=0",)
+    assert docker.closed == 1
+
+
+@pytest.mark.usefixtures("no_others")
+def test_a_closer_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that are not there are known not to be; when a container has gone, what was seen is told."""
+    docker = Docker(None)
+    monkeypatch.setattr("llmproxy.runtimes.docker_client.make_client", lambda *_, **__: docker)
+    settings = DockerSettings("tcp://127.0.0.1:1")
+    found = gather_engine(settings)
+    looked = engines.inspect_backends(settings, found, ["coder3b", "other"], ["vllm:9"])
+    assert looked.containers["coder3b"].user == "7"
+    assert {name: image.present for name, image in looked.images.items()} == {"vllm:9": False, "vllm:1": True}
+    left = engines.inspect_backends(settings, found, ["coder3b", "gone"], ["vllm:9"])
+    assert (left.containers["coder3b"].user, left.images) == ("7", {})
+    silent = evolve(found, state="silent")
+    assert engines.inspect_backends(settings, silent, ["coder3b"], []) is silent
 
 
 LISTED: dict[str, Any] = {

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import gc
 import json
+import socket
+import struct
 from typing import Any
+from unittest import mock
 
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import ISSLTransport
@@ -362,6 +365,20 @@ class FrontTests(SynchronousTestCase):
         self.assertEqual((status, body), (200, b"hello"))
         self.assertNotIn("transfer-encoding", fields)
         self.assertTrue(client.transport.disconnecting)
+
+    def test_an_answer_to_an_http_1_0_client_that_breaks_off(self) -> None:
+        """The connection is reset: a plain end of it would make the answer look complete."""
+        self.warm()
+        client = self.client().send(b"GET /coder/x HTTP/1.0\r\n" + KEY + b"\r\n")
+        self.far().send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        with mock.patch.object(client.transport, "getHandle", create=True) as handle:
+            handle.return_value = mock.Mock(spec=socket.socket)
+            self.far().close()
+        self.assertEqual(client.answer()[2], b"hello")
+        self.assertTrue(client.transport.aborted)
+        ((level, option, value),) = (each.args for each in handle.return_value.setsockopt.call_args_list)
+        self.assertEqual((level, option), (socket.SOL_SOCKET, socket.SO_LINGER))
+        self.assertEqual(value, struct.pack("ii", 1, 0))
 
     def test_pipelined_requests_are_answered_in_order(self) -> None:
         """The second goes on when the first has been answered."""
