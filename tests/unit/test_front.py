@@ -16,10 +16,12 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.resource import Resource
 from zope.interface import implementer
 
 from llmproxy.backend.probe import INTERVAL
 from llmproxy.config.model import BackendSpec, Config, Key, Limits
+from llmproxy.errors import Refusal
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.web import exchange
 from llmproxy.web.accesslog import AccessLog, Entry
@@ -379,6 +381,35 @@ class FrontTests(SynchronousTestCase):
         ((level, option, value),) = (each.args for each in handle.return_value.setsockopt.call_args_list)
         self.assertEqual((level, option), (socket.SOL_SOCKET, socket.SO_LINGER))
         self.assertEqual(value, struct.pack("ii", 1, 0))
+
+    def test_a_resource_of_twisteds_own(self) -> None:
+        """It finds the fields, the length and the body of a request where Twisted Web has them."""
+        found: list[Any] = []
+
+        class Own(Resource):
+            isLeaf = True
+
+            def render_POST(self, request: Any) -> bytes:
+                headers = request.requestHeaders
+                found.append((request.getHeader(b"x-a"), headers.getRawHeaders(b"x-a")))
+                found.append((headers.getRawHeaders(b"content-length"), request.content.read()))
+                return b"done"
+
+        self.site.resource = Own()
+        client = self.client().post(b"/x", b"body", KEY + b"X-A: 1\r\nx-a: 2\r\n")
+        self.assertEqual(found, [(b"2", [b"1", b"2"]), ([b"4"], b"body")])
+        self.assertEqual((client.answer()[0], self.log.failures), (200, []))
+
+    def test_a_fault_before_anything_answers(self) -> None:
+        """500 without its text, which the log has; the connection goes on."""
+        client = self.client()
+        for fault in (RuntimeError("a fault"), Refusal(418, "error", "A teapot.")):
+            with mock.patch("llmproxy.web.request.getChildForRequest", side_effect=fault):
+                status, error, _ = client.get(b"/v1/models").error()
+            self.assertEqual(status, 418 if isinstance(fault, Refusal) else 500)
+            self.assertNotIn("a fault", error["message"])
+        self.assertEqual(self.log.failures, ["a fault"])
+        self.assertEqual(client.get(b"/v1/models").answer()[0], 200)
 
     def test_pipelined_requests_are_answered_in_order(self) -> None:
         """The second goes on when the first has been answered."""

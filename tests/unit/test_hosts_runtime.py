@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.trial.unittest import SynchronousTestCase
 
 from llmproxy.config.compose import ComposeService
@@ -15,6 +15,7 @@ from llmproxy.config.labels import LabelledContainer
 from llmproxy.config.model import BackendSpec
 from llmproxy.runtimes.docker_ssh import ssh_command
 from llmproxy.runtimes.hosts import HostsRuntime
+from llmproxy.runtimes.hosts_route import MOST_LOSSES, Route
 from llmproxy.runtimes.interface import (
     Exit,
     Facts,
@@ -25,7 +26,7 @@ from llmproxy.runtimes.interface import (
     RuntimeUnavailable,
     StartRefused,
 )
-from tests.fake_hosts import FakeHosts
+from tests.fake_hosts import FakeEngine, FakeHosts
 from tests.fakes import RecordingWatcher
 
 SPEC = BackendSpec("chat", container="chat", image="demo:1")
@@ -350,6 +351,118 @@ class AwayTests(HostsCase):
         said = self.failureResultOf(self.runtime.ping(), RuntimeUnavailable)
         self.assertIn("host rack is away: its cable is out", str(said.value))
 
+    def test_many_losses(self) -> None:
+        """Only so many are remembered, so that a host that comes and goes for ever fills no memory."""
+        self.begin()
+        world, engine = self.world.worlds["rack"], self.world.engines["rack"]
+        runs = []
+        for _ in range(MOST_LOSSES + 1):
+            self.runtime.place(SPEC, "rack")
+            runs.append(self.successResultOf(self.runtime.ensure_started(SPEC)).run)
+            engine.go_away()
+            self.runtime.lose(SPEC)
+            del world._instances["chat"]
+            engine.come_back()
+            self.assertEqual(self.at, "")
+        self.assertEqual(len(set(runs)), MOST_LOSSES + 1)
+        route = self.runtime._routes["chat"]
+        self.assertNotIn(runs[0], route._losses)
+        self.assertEqual(len(route._losses), MOST_LOSSES)
+
+    def test_a_double_that_cannot_be_ended(self) -> None:
+        """It is logged, and tried again when something has changed."""
+        self.test_what_was_lost_may_be_started_elsewhere()
+        engine = self.world.engines["rack"]
+        patched = self.patch(FakeEngine, "stop", lambda *_: fail(RuntimeError("a fault")))
+        engine.come_back()
+        logged = self.flushLoggedErrors(RuntimeError)
+        self.assertEqual({str(failure.value) for failure in logged}, {"a fault"})
+        self.assertEqual(self.world.running("chat"), ["tower", "rack"])
+        patched.restore()
+        self.runtime.end_doubles()
+        self.assertEqual(self.world.running("chat"), ["tower"])
+
+    def test_a_double_on_a_host_that_goes_away(self) -> None:
+        """That is told, as others may wait for it."""
+        self.test_what_was_lost_may_be_started_elsewhere()
+        engine = self.world.engines["rack"]
+        stopping: Deferred[None] = Deferred()
+        self.patch(FakeEngine, "stop", lambda *_: stopping)
+        engine.come_back()
+        told: list[str] = []
+        self.runtime.on_hosts_change(lambda: told.append("changed"))
+        self.world.worlds["rack"].go_away("cut off")
+        engine.tell_standing()
+        told.clear()
+        stopping.errback(RuntimeUnavailable("cut off"))
+        self.assertEqual(told, ["changed"])
+        self.assertEqual((self.at, self.flushLoggedErrors()), ("tower", []))
+
+    def test_the_end_in_the_middle_of_ending_a_double(self) -> None:
+        """Nobody waits for it any more."""
+        self.test_what_was_lost_may_be_started_elsewhere()
+        given_up: list[str] = []
+        stopping: Deferred[None] = Deferred(lambda _: given_up.append("rack"))
+        self.patch(FakeEngine, "stop", lambda *_: stopping)
+        self.world.engines["rack"].come_back()
+        self.successResultOf(self.runtime.close())
+        self.assertEqual((given_up, self.flushLoggedErrors()), (["rack"], []))
+
+
+class UnwatchedTests(HostsCase):
+    """Backends that nobody watches, as before the proxy has begun, or after a reload."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.spec = SPEC
+        self.runtime.start()
+        self.addCleanup(self.runtime.close)
+
+    def test_they_are_started_and_stopped_all_the_same(self) -> None:
+        """On the host that is nearest; nobody is told."""
+        self.successResultOf(self.runtime.ensure_started(SPEC))
+        self.assertEqual(self.world.running("chat"), ["local"])
+        self.successResultOf(self.runtime.facts(SPEC))
+        self.successResultOf(self.runtime.stop(SPEC, 1))
+        self.assertEqual((self.world.running("chat"), self.watcher.events), ([], []))
+
+    def test_nothing_is_known_of_them(self) -> None:
+        """They have no place, and cannot be lost."""
+        self.runtime.lose(SPEC)
+        self.runtime.place(SPEC, "rack")
+        self.assertEqual((self.runtime.places(SPEC), self.at), ({}, ""))
+
+    def test_on_a_host_that_there_is_not(self) -> None:
+        """There is nothing to stop, to read or to tell."""
+        spec = BackendSpec("chat", container="chat", host="attic")
+        self.successResultOf(self.runtime.stop(spec, 1))
+        self.assertEqual(self.successResultOf(self.runtime.facts(spec)), Facts())
+        self.assertEqual(self.successResultOf(self.runtime.logs(spec, 5)), "")
+        self.successResultOf(self.runtime.follow_logs(spec, 5, self.fail))
+
+    def test_on_a_host_that_is_away(self) -> None:
+        """A stop says so, as does one that fails on the way."""
+        spec = BackendSpec("chat", container="chat", host="rack")
+        self.successResultOf(self.runtime.ensure_started(spec))
+        self.world.worlds["rack"].go_away("cut off")
+        self.failureResultOf(self.runtime.stop(spec, 1), RuntimeUnavailable)
+        self.world.engines["rack"].go_away()
+        self.failureResultOf(self.runtime.stop(spec, 1), RuntimeUnavailable)
+        self.failureResultOf(self.runtime.ensure_started(spec), RuntimeUnavailable)
+
+    def test_one_that_is_watched_anew_while_it_starts(self) -> None:
+        """A start from before the reload is no news for who watches now."""
+        self.successResultOf(self.runtime.watch(SPEC, self.watcher))
+        self.world.worlds["local"].hold_starts = True
+        starting = self.runtime.ensure_started(SPEC)
+        other = RecordingWatcher()
+        watching = self.runtime.watch(SPEC, other)
+        self.runtime.unwatch("chat")
+        self.world.worlds["local"].finish_start("chat")
+        self.successResultOf(starting)
+        self.successResultOf(watching)
+        self.assertNotIn("running", other.kinds())
+
 
 class LabelTests(HostsCase):
     """Routes by labels on all hosts."""
@@ -470,3 +583,39 @@ class World(RuleBasedStateMachine):
 
 World.TestCase.settings = hypothesis_settings(max_examples=200, stateful_step_count=40, deadline=None)
 TestWorld = World.TestCase
+
+
+class RouteTests(SynchronousTestCase):
+    """What is told of one backend, whatever order its news comes in."""
+
+    def setUp(self) -> None:
+        self.watcher = RecordingWatcher()
+        self.route = Route(SPEC, ("local", "tower"), self.watcher, lambda host: False, lambda: None)
+
+    def test_one_that_ends_before_its_start_is_answered(self) -> None:
+        """That it ran and has ended is told, in this order, once the answer has come."""
+        self.route.begin("tower")
+        self.route.gone("tower", "r1", Exit(3))
+        self.route.started("tower", Instance("r1", ()))
+        self.assertEqual(self.watcher.events[0][:2], ("gone", "r1"))
+        self.assertEqual(self.watcher.events[0], ("gone", "r1", Exit(3)))
+        self.assertEqual(self.route.runs, {})
+
+    def test_a_change_on_the_host_that_counts(self) -> None:
+        """One on another host changes nothing that anybody wished for."""
+        self.route.changed("tower")
+        self.assertEqual(self.watcher.kinds(), ["changed"])
+        self.route.running("local", Instance("r1", ()))
+        self.assertTrue(self.route.known())
+        before = self.watcher.kinds()
+        self.route.changed("tower")
+        self.assertEqual(self.watcher.kinds(), before)
+        self.route.changed("local")
+        self.assertEqual(self.watcher.kinds(), [*before, "changed"])
+
+    def test_a_stop_of_one_that_is_starting_elsewhere(self) -> None:
+        """It is where it is starting."""
+        self.route.begin("tower")
+        self.route.stopped("tower")
+        self.route.lose("local")
+        self.assertEqual(self.route.at, "tower")

@@ -196,5 +196,5 @@ def test_a_python_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(sys, "argv", ["fetch", json.dumps({"wanted": []})])
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(SystemExit, match="^There is no huggingface_hub for "):
+    with pytest.raises(SystemExit, match=r"^There is no huggingface_hub for "):
         fetch.main()
