@@ -8,7 +8,7 @@ from typing import Any, cast
 import requests
 from attrs import evolve
 from docker.errors import APIError, ImageNotFound, NotFound
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -17,7 +17,9 @@ from llmproxy.config.model import BackendSpec, DockerSettings
 from llmproxy.errors import ConfigError
 from llmproxy.runtimes import docker
 from llmproxy.runtimes.docker import PING_EVERY, ROUNDS, DockerRuntime
-from llmproxy.runtimes.interface import Facts, Phase, RuntimeFaulty, RuntimeUnavailable, StartRefused
+from llmproxy.runtimes.docker_census import Containers
+from llmproxy.engines.phases import Phase
+from llmproxy.runtimes.interface import Facts, RuntimeFaulty, RuntimeUnavailable, StartRefused
 
 OWN = BackendSpec("chat", image="vllm:1")
 THEIRS = BackendSpec("coder", container="coder3b", port=8001)
@@ -259,16 +261,12 @@ class StartTests(Case):
         self.client.add("coder3b", "running")
         listed: list[int] = []
 
-        class Census:
-            def containers(self) -> Deferred[Any]:
-                listed.append(1)
-                return maybeDeferred(lambda: docker.list_containers(cast(Any, Listing())))
-
         class Listing:
-            def containers(self, **_: object) -> list[dict[str, Any]]:
-                return [{"Id": "1" * 64, "Names": ["/other"]}]
+            def containers(self) -> Deferred[Containers]:
+                listed.append(1)
+                return succeed(Containers(("1" * 64,), frozenset({"other"})))
 
-        self.runtime._census = cast(Any, Census())
+        self.runtime._census = cast(Any, Listing())
         self.assertIn("does not exist", str(self.refused(THEIRS)))
         self.assertTrue(listed)
         self.assertEqual(self.successResultOf(self.runtime.facts(THEIRS)), Facts())
