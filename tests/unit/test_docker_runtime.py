@@ -14,11 +14,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llmproxy.config.compose import ComposeService
 from llmproxy.config.model import BackendSpec, DockerSettings
+from llmproxy.engines.phases import Phase
 from llmproxy.errors import ConfigError
 from llmproxy.runtimes import docker
 from llmproxy.runtimes.docker import PING_EVERY, ROUNDS, DockerRuntime
 from llmproxy.runtimes.docker_census import Containers
-from llmproxy.engines.phases import Phase
 from llmproxy.runtimes.interface import Facts, RuntimeFaulty, RuntimeUnavailable, StartRefused
 
 OWN = BackendSpec("chat", image="vllm:1")
