@@ -29,11 +29,11 @@ env: ## write .env with a fresh key, if there is none
 test: $(STAMPS)/test ## all tests, with branch coverage (TESTS=, ARGS=); Docker tests need an engine
 	$(PY) -m pytest $(TESTS) -m "not vllm" --cov --cov-branch --cov-report=term $(ARGS)
 
-coverage: $(STAMPS)/test ## all tests once more, and what they start measured too; fails under 95 % (TESTS=, ARGS=)
+coverage: $(STAMPS)/test ## all tests, what they start measured too; fails under 95 % of branches (TESTS=, ARGS=)
 	@rm -rf build/coverage && mkdir -p build/coverage
 	$(PY) -m coverage run --rcfile=tests/coverage.ini -m pytest $(TESTS) -m "not vllm" $(ARGS); tests=$$?; \
 	    $(PY) -m coverage combine --rcfile=tests/coverage.ini --quiet && \
-	    $(PY) -m coverage report --rcfile=tests/coverage.ini && exit $$tests
+	    $(PY) -m coverage report --rcfile=tests/coverage.ini && $(PY) -m tests.measured && exit $$tests
 
 fuzz: $(STAMPS)/test ## look for inputs that break a parser (SECONDS=60, SEED= of the first, ONLY=requests,json)
 	$(PY) -m tests.fuzz --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))

@@ -8,18 +8,24 @@ or becomes another program.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
 from coverage import Coverage
+from coverage.exceptions import CoverageException
 
-__all__ = ["coverage_init"]
+__all__ = ["coverage_init", "main"]
+
+LEAST = 95.0
+"""Percent of the branches by themselves, without the lines, that have to be covered."""
 
 TOLD = "COVERAGE_PROCESS_CONFIG"
 """The environment variable in which ``patch = subprocess`` tells how to measure."""
@@ -41,7 +47,9 @@ def coverage_init(_registry: object, _options: dict[str, str]) -> None:
 def _save() -> None:
     found = Coverage.current()
     if found is not None:
-        found.save()
+        # Whatever ends a process shall end it all the same.
+        with suppress(CoverageException, OSError):
+            found.save()
 
 
 def _save_now(*_: object) -> None:
@@ -94,3 +102,20 @@ def _can_save(pid: int) -> bool:
     told = dict(line.split(":", 1) for line in lines if ":" in line)
     caught = int(told.get("SigCgt", "0"), 16)
     return bool(caught >> (SAVE - 1) & 1) and told["State"].strip()[0] not in "TtZX"
+
+
+def main() -> int:
+    """Say how much of the branches was covered by what was combined; 1 if that is too little."""
+    file = "build/coverage/coverage.json"
+    found = Coverage(config_file="tests/coverage.ini", plugins=())
+    found.load()
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        found.json_report(outfile=file)
+    totals = json.loads(Path(file).read_text(encoding="utf-8"))["totals"]
+    part = 100 * totals["covered_branches"] / totals["num_branches"]
+    print(f"Of {totals['num_branches']} branches {part:.2f} % are covered; at least {LEAST:g} % have to be.")
+    return int(part < LEAST)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
