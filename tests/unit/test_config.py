@@ -456,3 +456,17 @@ def test_replicas() -> None:
     spec = read_sources(Sources(environ, file)).backends["a"]
     assert spec.replicas == Replicas(2, 2, 3)
     assert (spec.idle, spec.prewarm, spec.sleep) == (0.0, True, "off")
+
+
+@pytest.mark.parametrize(("written", "meant"), [("0", 0), ("64", 64), ("10000000", 10_000_000)])
+def test_numbers_from_0(written: str, meant: int) -> None:
+    """Nought is one of them, and means none or no limit, as the setting says."""
+    found = read(f"limits: {{max_connections_per_address: {written}}}")
+    assert found.limits.max_connections_per_address == meant
+
+
+@pytest.mark.parametrize("written", ["-1", "1.5", "true", "many", '"64"', "10000001", "[]"])
+def test_what_is_no_number_from_0(written: str) -> None:
+    """It is refused by the setting's name."""
+    told = fault(f"limits: {{max_connections_per_address: {written}}}")
+    assert "limits.max_connections_per_address" in told

@@ -71,6 +71,34 @@ class LaterTests(SynchronousTestCase):
         self.assertEqual(real.calls, ["start", "catalogue", "close"])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_it_is_needed_before_the_proxy_begins(self) -> None:
+        """It is loaded then, and started with everything else, once; who wants news later gets them."""
+        told: list[str] = []
+        self.socket.touch()
+        self.runtime.on_standing(told.append)
+        self.successResultOf(self.runtime.catalogue())
+        (real,) = made
+        self.assertEqual(real.calls, ["on_standing", "catalogue"])
+        self.runtime.start()
+        self.runtime.on_standing(told.append)
+        later = lambda: None  # noqa: E731
+        self.runtime.on_catalogue_change(later)
+        self.runtime.doubt()
+        self.assertEqual(real.calls[2:], ["start", "on_standing", "doubt"])
+        self.assertEqual(real.callbacks, [self.callback, later])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_nothing_is_loaded_to_be_asked_for_nothing(self) -> None:
+        """Doubts, and questions of what is not there, need no engine; nor does one who asks at the end."""
+        self.runtime.start()
+        self.runtime.doubt()
+        self.successResultOf(self.runtime.settled())
+        self.assertFalse(self.runtime.has_container("chat"))
+        self.successResultOf(self.runtime.close())
+        self.socket.touch()
+        self.failureResultOf(self.runtime.catalogue(), RuntimeUnavailable)
+        self.assertEqual((made, self.clock.getDelayedCalls()), ([], []))
+
     def test_a_backend_that_is_a_container_needs_it_at_once(self) -> None:
         """Though the engine is away: that is for the real runtime to tell."""
         self.runtime.start()

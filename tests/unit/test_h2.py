@@ -30,6 +30,7 @@ from llmproxy.config.model import Limits
 from llmproxy.reactors.writing import Left
 from llmproxy.web.body import Body, Full
 from llmproxy.web.h2.connection import H2Connection
+from llmproxy.web.h2.downstream import StreamDownstream
 from llmproxy.web.h2.machine import MOST_STREAMS
 from llmproxy.web.h2.stream import FULL
 from llmproxy.web.site import SPARE
@@ -603,6 +604,28 @@ class LostTests(Case):
         client.open_window(100_000)
         self.assertEqual((one.closed, two.closed, self.far().closed), (False, True, False))
         self.assertEqual(client.answer(third).held, 20_000)
+
+
+class GoneTests(Case):
+    """News of a backend for a client that has gone."""
+
+    def test_what_is_still_written_goes_nowhere(self) -> None:
+        """It raises nothing, whatever it is: a head, the rest, an end or a break."""
+        self.warm("coder")
+        client = self.h2()
+        stream = client.get(b"/coder/x")
+        self.far().send(EVENTS + chunk(b"data: 1\n\n"))
+        self.assertEqual(client.answer(stream).body, b"data: 1\n\n")
+        request = client.channel.streams[stream].request
+        down = StreamDownstream(request)
+        client.cancel(stream)
+        self.assertIsNone(request.channel)
+        down.data([b"more"])
+        down.end()
+        down.break_off()
+        self.assertEqual(down.sent, 4)
+        self.assertEqual(client.answer(stream).body, b"data: 1\n\n")
+        self.assertEqual(client.answer(client.get(b"/healthz")).status, 200)
 
 
 class FaultTests(FrontCase):
