@@ -29,11 +29,13 @@ env: ## write .env with a fresh key, if there is none
 test: $(STAMPS)/test ## all tests, with branch coverage (TESTS=, ARGS=); Docker tests need an engine
 	$(PY) -m pytest $(TESTS) -m "not vllm" --cov --cov-branch --cov-report=term $(ARGS)
 
+# Whether they pass is for `make test`: measured, everything is slower, and a few that hold times fail on a busy machine.
 coverage: $(STAMPS)/test ## all tests, what they start measured too; fails under 95 % of branches (TESTS=, ARGS=)
 	@rm -rf build/coverage && mkdir -p build/coverage
-	$(PY) -m coverage run --rcfile=tests/coverage.ini -m pytest $(TESTS) -m "not vllm" $(ARGS); tests=$$?; \
-	    $(PY) -m coverage combine --rcfile=tests/coverage.ini --quiet && \
-	    $(PY) -m coverage report --rcfile=tests/coverage.ini && $(PY) -m tests.measured && exit $$tests
+	$(PY) -m coverage run --rcfile=tests/coverage.ini -m pytest $(TESTS) -m "not vllm" $(ARGS) || [ $$? -eq 1 ]
+	$(PY) -m coverage combine --rcfile=tests/coverage.ini --quiet
+	$(PY) -m coverage report --rcfile=tests/coverage.ini
+	$(PY) -m tests.measured
 
 fuzz: $(STAMPS)/test ## look for inputs that break a parser (SECONDS=60, SEED= of the first, ONLY=requests,json)
 	$(PY) -m tests.fuzz --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
