@@ -63,8 +63,8 @@ of up to a hundred to the one that has it."""
 
 
 DOUBT_MOST = 60.0
-"""Seconds for which the claim of a start is kept whose outcome nobody knows: an engine that was restarted is
-back by then, and with a machine that is lost its GPU is, too."""
+"""Seconds for which the claim of a start or a stop is kept whose outcome nobody knows: an engine that was
+restarted is back by then, and with a machine that is lost its GPU is, too."""
 
 
 class Conduct(Timed):
@@ -327,8 +327,8 @@ class Conduct(Timed):
         self._start_failed(attempt, evolve(told, message=self.redacted(told.message), hint=hint))
 
     def _doubt(self) -> None:
-        """The runtime did not answer to a start, which it may have carried out all the same: what it claims
-        is kept for it until the runtime says how it is."""
+        """The runtime did not answer to a start, which it may have carried out all the same, or to a stop,
+        which it may not have carried out: what it claims is kept for it until the runtime says how it is."""
         if self._closing:
             return
         self._doubted_out()
@@ -345,7 +345,8 @@ class Conduct(Timed):
 
     @property
     def unsure(self) -> bool:
-        """Nobody knows whether it runs: it was started, and the runtime has not said what came of that."""
+        """Nobody knows whether it runs: it was started or stopped, and the runtime has not said what came of
+        that."""
         return self._doubts is not None
 
     def probe(self, attempt: int) -> None:
@@ -403,13 +404,18 @@ class Conduct(Timed):
     def stop(self, attempt: int) -> None:
         """See :class:`~llmproxy.backend.effects.Effects`."""
         self._engine.leave_alone()
-        self._launcher.stop(self.spec, lambda: self._stopped(attempt))
+        self._launcher.stop(self.spec, lambda seen: self._stopped(attempt, seen))
 
-    def _stopped(self, attempt: int) -> None:
-        if self._launcher.stop_seconds is not None:
+    def _stopped(self, attempt: int, seen: bool) -> None:
+        if seen and self._launcher.stop_seconds is not None:
             self._diary.stopped(self._launcher.stop_seconds)
         self._present.stopped()
+        if seen or self.state != "stopping" or attempt != self.lifecycle.attempt:
+            self.lifecycle.stopped(attempt)
+            return
+        self._doubt()
         self.lifecycle.stopped(attempt)
+        self._adopt()
 
     def sleep(self, attempt: int, level: int) -> None:
         """See :class:`~llmproxy.backend.effects.Effects`."""

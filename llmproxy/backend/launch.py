@@ -99,22 +99,26 @@ class Launcher:
         for call in pending:
             call()
 
-    def stop(self, spec: BackendSpec, ended: Callable[[], None]) -> None:
-        """Have it end; ``ended`` is called when its end has been seen, or when the runtime cannot say."""
+    def stop(self, spec: BackendSpec, ended: Callable[[bool], None]) -> None:
+        """Have it end.
+
+        :param ended: called with True when its end has been seen, and with False when the runtime cannot say.
+        """
 
         def end() -> None:
             begun = self._clock.seconds()
 
-            def failed(failure: Failure) -> None:
+            def failed(failure: Failure) -> bool:
                 if not isinstance(failure.value, RuntimeUnavailable):
                     self._log.failure("stopping {backend}", failure, backend=spec.route)
+                return False
 
-            def seen(_: None) -> None:
+            def seen(_: None) -> bool:
                 self.stop_seconds = self._clock.seconds() - begun
+                return True
 
             stopping = self._runtime.stop(spec, spec.stop_grace)
-            stopping.addCallbacks(seen, failed)
-            stopping.addCallback(lambda _: ended())
+            stopping.addCallbacks(seen, failed).addCallback(ended)
 
         if self.launching and not (self._asked and isinstance(self._runtime, IReplicator)):
             # What is being started cannot be stopped yet; but a task may wait for a node for ever.

@@ -425,21 +425,25 @@ class SchedulerTests(SynchronousTestCase):
         (next_one,) = following
         self.assertTrue(next_one.served)
 
-    def unsure(self) -> FakeController:
-        """x has been started by an engine that did not answer to it; y, which does not fit beside it, waits.
-
-        :return: the engine.
-        """
+    def apart(self, engine: FakeController) -> FakeController:
+        """x and y do not fit beside each other, and only x is that engine's."""
         self.build(x={}, y={})
         self.end()
         specs = dict(self.config.backends)
         specs["y"] = evolve(specs["y"], runtime="process", command=("y",))
         self.config = evolve(self.config, backends=specs)
         self.world = FakeController(hold_stops=True)
-        engine = FakeController(hold_starts=True)
         runtimes = {"docker": FakeRuntime(engine), "process": FakeRuntime(self.world)}
         self.fleet = Fleet(self.clock, self.servers.connect, runtimes, self.config)
         self.fleet.start()
+        return engine
+
+    def unsure(self) -> FakeController:
+        """x has been started by an engine that did not answer to it; y, which does not fit beside it, waits.
+
+        :return: the engine.
+        """
+        engine = self.apart(FakeController(hold_starts=True))
         asked = self.ask("x")
         engine.go_away("it said 500")
         self.assertEqual([refusal.code for refusal in asked.refusals], ["runtime_unavailable"])
@@ -457,6 +461,24 @@ class SchedulerTests(SynchronousTestCase):
         self.settle()
         self.assertEqual((self.world.count("ensure_started", "y"), engine.count("stop", "x")), (1, 1))
         self.assertTrue(self.waiting.served)
+
+    def test_a_stop_that_nobody_knows_of_keeps_its_room(self) -> None:
+        """It runs on, and is found when the engine answers; only when it has left the other one starts."""
+        engine = self.apart(FakeController(hold_stops=True))
+        self.serve("x")
+        self.clock.advance(60)
+        waiting = self.ask("y")
+        self.settle()
+        self.assertEqual(engine.count("stop", "x"), 1)
+        engine.go_away("it said 500")
+        self.settle()
+        self.assertEqual(self.fleet.backends["x"].state, "absent")
+        self.assertEqual((waiting.served, self.world.count("ensure_started", "y")), (False, 0))
+        engine.hold_stops = False
+        engine.come_back()
+        self.settle()
+        self.assertEqual((engine.count("stop", "x"), engine.is_running("x")), (2, False))
+        self.assertTrue(waiting.served)
 
     def test_a_start_that_came_to_nothing_gives_its_room_back(self) -> None:
         """As soon as the engine says so."""
