@@ -239,12 +239,13 @@ class ProcessRuntime:
             return succeed(None)
         if not record.is_alive() or record.command != command_hash(spec):
             return self._end(spec.route, record)
-        self._add(spec.route, record).group.observe()
+        self._add(spec, record).group.observe()
         return succeed(None)
 
-    def _add(self, route: str, record: Record) -> _Run:
+    def _add(self, spec: BackendSpec, record: Record) -> _Run:
+        route = spec.route
         address = Address("127.0.0.1", record.port, "process")
-        group = Group(self._reactor, record.pid, record.start_time, lambda _: self._over(route, run))
+        group = Group(self._reactor, record.pid, record.start_time, lambda _: self._over(spec, run))
         instance = Instance(record.run, (address,), record.started_at or None)
         run: _Run = _Run(group, instance, record.port)
         self._runs[route] = run
@@ -265,7 +266,7 @@ class ProcessRuntime:
             if run is not None and run.group.has_ended:
                 # Its leader is dead, and the rest of it must not hold the memory that the next one needs.
                 await run.group.over()
-                run = None
+                run = self._runs.get(route)
             if run is None:
                 run = self._spawn(spec)
                 self._reactor.callLater(0, self._tell_running, route, run)
@@ -300,7 +301,7 @@ class ProcessRuntime:
                 port, hold = free_port({run.port for run in self._runs.values()})
                 held.callback(hold)
             child, record = self._begin(spec, port)
-            run = self._add(spec.route, record)
+            run = self._add(spec, record)
             run.held = held.pop_all()
         # Not at once: that it runs is told before that it has ended.
         self._reactor.callLater(0, child.tell_end, run.group.leader_ended)
@@ -356,17 +357,35 @@ class ProcessRuntime:
         if run is not None:
             await run.group.stop(grace)
 
-    def _over(self, route: str, run: _Run) -> None:
+    def _over(self, spec: BackendSpec, run: _Run) -> None:
         run.held.close()
         if self._closed:
             return
+        route = spec.route
         if self._runs.get(route) is run:
             del self._runs[route]
         self._records.forget(route, run.instance.run)
         self._log(route).end()
+        next_one = self._next_run(spec)
         teller = self._tellers.get(route)
-        if teller is not None:
+        if teller is not None and next_one is not None:
+            teller.replaced(next_one.instance)
+        elif teller is not None:
             teller.ended(run.instance.run, Exit(run.group.code))
+
+    def _next_run(self, spec: BackendSpec) -> _Run | None:
+        """What the proxy that gives its place to this one has started since, of which nothing else tells."""
+        if spec.route in self._runs:
+            return None
+        try:
+            record = self._records.read(spec.route)
+            if record is None or record.command != command_hash(spec) or not record.is_alive():
+                return None
+        except OSError:
+            return None
+        run = self._add(spec, record)
+        run.group.observe()
+        return run
 
     def _log(self, route: str) -> LogFile:
         log = self._logs.get(route)

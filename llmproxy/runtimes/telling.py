@@ -38,6 +38,13 @@ class Teller:
         self.known, self.told, self._last = instance.run, True, instance
         self.watcher.running(instance)
 
+    def replaced(self, instance: Instance) -> None:
+        """Another run has the place of the one that was known; told as one, so that nobody takes it between."""
+        if self.known is not None:
+            self._over.append(self.known)
+            self.known = None
+        self.running(instance)
+
     def is_over(self, run: str) -> bool:
         """Whether it was told that this run has ended."""
         return run in self._over

@@ -20,6 +20,7 @@ from pytest_twisted import blockon
 from twisted.internet import reactor as global_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from llmproxy.config.model import BackendSpec
@@ -27,7 +28,7 @@ from llmproxy.runtimes import process_logs
 from llmproxy.runtimes.interface import Exit, StartRefused
 from llmproxy.runtimes.process import ProcessRuntime
 from llmproxy.runtimes.process_child import Child
-from llmproxy.runtimes.process_group import read_process
+from llmproxy.runtimes.process_group import POLL_EVERY, read_process
 from llmproxy.runtimes.process_records import Records
 from tests.contract_runtimes import Reactor, Rig, RuntimeContract, eventually, gone, on_reactor, pause, runs
 from tests.fakes import RecordingWatcher
@@ -383,6 +384,26 @@ async def test_adopt_orphan(rig: ProcessRig, pidfd: bool, monkeypatch: pytest.Mo
     await rig.kill(spec)
     await eventually(rig.reactor, lambda: run in dict(gone(watcher)))
     assert rig.record("a") is None
+
+
+@on_reactor
+async def test_another_proxy_has_started_it_again(rig: ProcessRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sees the end of a run late is told of the one after it, and never that there is none."""
+    spec, watcher, clock = rig.spec("a"), RecordingWatcher(), Clock()
+    first = await rig.runtime.ensure_started(spec)
+    other = ProcessRuntime(clock, str(rig.state), backend_key="k")  # type: ignore[arg-type]
+    other.start()
+    monkeypatch.delattr(os, "pidfd_open")
+    await other.watch(spec, watcher)
+    await rig.runtime.stop(spec, 5)
+    second = await rig.runtime.ensure_started(spec)
+    clock.advance(POLL_EVERY)
+    assert [event[1].run for event in watcher.events] == [first.run, second.run]
+    await rig.runtime.stop(spec, 5)
+    clock.advance(POLL_EVERY)
+    assert gone(watcher) == [(second.run, Exit())]
+    assert rig.record("a") is None
+    await other.close()
 
 
 @on_reactor
