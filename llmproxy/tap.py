@@ -357,7 +357,15 @@ class _Assembly:
                 return fail(UpgradeFailed(why))
             if self._upgrader is None:
                 parts = Parts(
-                    self._reactor, self._fleet, site, self._service, state, book, self._supervised, self._stop
+                    self._reactor,
+                    self._fleet,
+                    site,
+                    self._service,
+                    state,
+                    book,
+                    self._supervised,
+                    self._stop,
+                    lambda: self._succeeds is not None and self._succeeds.has_former,
                 )
                 self._upgrader = Upgrader(parts, folder=self._folder)
             return self._upgrader.upgrade()

@@ -266,7 +266,8 @@ class Fleet:
         """End: stop the backends when so configured, then let go of everything else."""
         self.refuse_new()
         ended: Deferred[None] = succeed(None)
-        if self.config.stop_backends_on_exit:
+        if self.config.stop_backends_on_exit and not self.scheduler.frozen:
+            # While it is frozen another process decides about them, or will.
             ended = self._stop_all()
         return ended.addCallback(lambda _: self._let_go())
 

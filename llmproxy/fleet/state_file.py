@@ -47,6 +47,7 @@ class StateFile:
     gather: float = GATHER
     _due: IDelayedCall | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
+    _held: bool = field(default=False, init=False)
     # What was told of, so that it is told once.
     _unwritten: bool = field(default=False, init=False)
     _left_out: set[str] = field(factory=set, init=False)
@@ -89,8 +90,17 @@ class StateFile:
 
     def changed(self) -> None:
         """Some part is not what it was: write it within :ivar:`gather` seconds."""
-        if self._due is None and not self._closed:
+        if self._due is None and not self._closed and not self._held:
             self._due = self._clock.callLater(self.gather, self._write)
+
+    def hold(self, *, on: bool) -> None:
+        """Write nothing while another process does; what has changed meanwhile is written afterwards."""
+        self._held = on
+        if on and self._due is not None:
+            self._due.cancel()
+            self._due = None
+        elif not on:
+            self.changed()
 
     def flush(self) -> None:
         """Write what is not written yet."""

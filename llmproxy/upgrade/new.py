@@ -85,10 +85,11 @@ class Successor:
         self._inherited = inherited
         self._served, self._alone, self._stop = served, alone, stop
         self._serves = self._last = self._stopped = False
-        self._given: dict[str, Any] = {}
         self._states: dict[str, str] = {}
         self._channels = relayed(site, fleet)
         fleet.scheduler.frozen = True
+        # The old process knows more, and writes it down.
+        state.hold(on=True)
         service.inherited = inherited
         service.begun.append(self._see)
         service.ending.append(self._ends)
@@ -147,6 +148,8 @@ class Successor:
             self._when(self._agrees, AGREE, lambda: self._go(message))
         elif what == "yours":
             self._yours()
+        elif what == "wishes":
+            self._wish(message)
         elif what == "occupied":
             self.marks.set(message["occupied"])
         elif fd is not None:
@@ -186,16 +189,19 @@ class Successor:
             if backend.spec.runtime == "process" and backend.state in ("absent", "failed"):
                 # It may have been started since; nothing else tells.
                 backend.watch().addErrback(lambda failure: self._log.failure("looking again", failure))
-        self._given = message
         self._say("serving")
 
     def _yours(self) -> None:
         """Decide, from here on."""
-        fleet, message = self._fleet, self._given
         self._serves = True
-        fleet.scheduler.thaw()
+        self._state.hold(on=False)
+        self._fleet.scheduler.thaw()
         self._service.resume()
         self._served()
+
+    def _wish(self, message: dict[str, Any]) -> None:
+        """What the old process has been asked for, and has not done."""
+        fleet = self._fleet
         for name in message["wanted"]:
             wanted = fleet.route(name)
             if wanted is not None:
@@ -213,7 +219,14 @@ class Successor:
             return
         self._last = True
         self.marks.set({})
-        self._alone()
+        if not self._fleet.scheduler.frozen:
+            # What would be a stray here may have been begun by the process after this one.
+            self._alone()
+
+    @property
+    def has_former(self) -> bool:
+        """The process before this one, which this one has taken the place of, is still there."""
+        return self._serves and not self._last
 
     def _ends(self) -> None:
         if self._serves and not self._last:

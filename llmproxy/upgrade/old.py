@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,10 @@ LOOK = 0.02
 
 @define(eq=False)
 class Parts:
-    """The proxy, as far as this is about it."""
+    """The proxy, as far as this is about it.
+
+    :ivar former: whether the process before this one has something left to do.
+    """
 
     reactor: Any
     fleet: Fleet
@@ -67,6 +71,7 @@ class Parts:
     book: Book
     supervised: Supervised | None
     stop: Callable[[], None]
+    former: Callable[[], bool]
 
 
 @define(eq=False)
@@ -204,16 +209,9 @@ class Upgrader:
         parts.service.pause()
         parts.state.flush()
         self._within(TAKE_OVER, f"it did not serve within {TAKE_OVER:g} s")
-        backends = parts.fleet.backends.values()
         assert self._line is not None
         try:
-            self._line.say(
-                "go",
-                occupied=parts.fleet.occupied(),
-                states=self._states(),
-                wanted=[one.name for one in backends if one.wishes.run_since is not None],
-                stops={one.name: one.wishes.stop for one in backends if one.wishes.stop is not None},
-            )
+            self._line.say("go", occupied=parts.fleet.occupied(), states=self._states())
         except OSError:
             # Its end is about to be heard of.
             self._log.info("upgrade: the new process is gone")
@@ -289,7 +287,7 @@ class Bow:
     def __init__(self, parts: Parts, line: Line) -> None:
         self._parts = parts
         self._line = line
-        self._told: dict[str, int] = {}
+        self._told: dict[str, int] | None = None
         self._alone = False
         self._cut = False
         self._passages = Passages(connect_by(parts.reactor, line))
@@ -301,6 +299,7 @@ class Bow:
         """Hand over what can be."""
         parts, site = self._parts, self._parts.site
         self._tell_occupied()
+        self._tell_wishes()
         # Heads of answers say from now on that the connection ends; whoever asks again goes to the new one.
         site.closing = True
         for request in list(site.streams):
@@ -339,6 +338,16 @@ class Bow:
             except OSError:
                 self._alone = True
 
+    def _tell_wishes(self) -> None:
+        """What the operator has asked for, also since this process has left off deciding."""
+        backends = self._parts.fleet.backends.values()
+        with suppress(OSError):
+            self._line.say(
+                "wishes",
+                wanted=[one.name for one in backends if one.wishes.run_since is not None],
+                stops={one.name: one.wishes.stop for one in backends if one.wishes.stop is not None},
+            )
+
     def _look(self) -> None:
         self._tell_occupied()
         channels = self._parts.site.channels
@@ -350,7 +359,9 @@ class Bow:
             self._parts.fleet.cut("llmproxy was upgraded, and its drain limit is reached")
             for channel in list(channels):
                 channel.close_if_idle()
-        if not channels:
+        # What the process before this one hands over comes through here.
+        waits = self._parts.former() and self._parts.reactor.seconds() < self._deadline
+        if not channels and not waits:
             self._looking.stop()
             self._log.info("nothing is left to do after the upgrade")
             self._parts.stop()

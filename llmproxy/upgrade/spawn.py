@@ -119,8 +119,8 @@ class Child(ProcessProtocol):
         self._send(signal.SIGUSR1)
 
     def let_go(self) -> None:
-        """The new process stands on its own once this has ended."""
-        self._send(signal.SIGTERM)
+        """The new process stands on its own once this has ended, which it does also while it stands still."""
+        self._send(signal.SIGKILL)
 
     def _send(self, number: signal.Signals) -> None:
         if self.alive and self.transport is not None:

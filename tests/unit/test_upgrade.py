@@ -187,7 +187,10 @@ class UpgradeCase(FrontCase):
         service: Any = self.old
         book: Any = self.book
         begin: Any = self._begin
-        parts = Parts(self.clock, self.fleet, self.site, service, state, book, None, self._stop)
+        self.former = False
+        parts = Parts(
+            self.clock, self.fleet, self.site, service, state, book, None, self._stop, lambda: self.former
+        )
         self.upgrader = Upgrader(parts, words=("python", "twistd", "llmproxy"), begin=begin)
 
     def _stop(self) -> None:
@@ -214,7 +217,7 @@ class UpgradeCase(FrontCase):
         self.new_site = ProxySite(root, self.clock, Authenticator(keys), self.config.limits, self.new_log)
         self.new_site.use_keys(keys)
         self.new_site.key_file = None
-        state = remember(self.new_fleet, self.clock, self.folder)
+        state = self.new_state = remember(self.new_fleet, self.clock, self.folder)
         self.told: list[str] = []
         new: Any = self.new
         book: Any = self.new_book
@@ -259,6 +262,32 @@ class UpgradeCase(FrontCase):
         self.clock.advance(AGREE)
         self.clock.turn()
         self.children[-1].ends("signal 15")
+        self.clock.turn()
+        found: dict[str, Any] = self.successResultOf(done)
+        return found
+
+    def committed(self) -> Deferred[Any]:
+        """The old process has left off and said so; the new one has not heard it yet."""
+        done = self.upgrader.upgrade()
+        self.clock.turn()
+        self.come_up()
+        ours, theirs = self.upgrader._line, self.successor._line
+        assert ours is not None
+        for _ in range(400):
+            if self.fleet.scheduler.frozen:
+                return done
+            self.clock.advance(0.01)
+            ours.doRead()
+        self.assertIn(theirs, self.clock.readers)
+        raise AssertionError("it is prepared")
+
+    def finished(self, done: Deferred[Any]) -> dict[str, Any]:
+        """The new one serves, and the process between has ended."""
+        for _ in range(3):
+            self.clock.turn()
+            self.clock.advance(AGREE)
+        self.clock.turn()
+        self.children[-1].ends("signal 9")
         self.clock.turn()
         found: dict[str, Any] = self.successResultOf(done)
         return found
@@ -400,6 +429,60 @@ class UpgradeTests(UpgradeCase):
         self.clock.turn()
         self.assertEqual(there.state, "absent")
         self.assertEqual([entry.outcome for entry in self.log.entries], ["ok"])
+
+    def test_what_ends_as_it_is_given_away_is_told(self) -> None:
+        """Or it would count there for as long as the old process has anything else."""
+        self.warm("coder")
+        brief = self.client().post(b"/v1/chat/completions", {"model": "coder3b"})
+        far = self.far()
+        slow = self.client()
+        slow.channel.dataReceived(b"POST /v1/chat/completions HTTP/1.1\r\n")
+        done = self.committed()
+        far.send(OK)
+        self.assertEqual(brief.answer()[0], 200)
+        self.finished(done)
+        self.assertFalse(self.stopped)
+        self.assertEqual(self.new_fleet.backends["coder"].admission.in_flight, 0)
+        slow.leave()
+
+    def test_what_is_wished_as_it_is_given_away_is_done_there(self) -> None:
+        """The old process has left off by then, and is still asked on the connections that it has."""
+        self.warm("chat")
+        done = self.committed()
+        self.backend("coder").demand()
+        self.backend("chat").stop_wanted("the operator")
+        self.finished(done)
+        self.assertEqual(self.new_fleet.backends["coder"].state, "starting")
+        self.new_ready()
+        self.assertEqual(self.new_fleet.backends["chat"].state, "absent")
+
+    def test_the_one_before_it_is_waited_for(self) -> None:
+        """What that one hands over goes through this process to the new one, for as long as both have."""
+        self.former = True
+        self.upgrade()
+        self.clock.advance(1)
+        self.assertFalse(self.stopped)
+        self.former = False
+        self.clock.advance(0.02)
+        self.assertTrue(self.stopped)
+
+    def test_the_one_before_it_is_not_waited_for_for_ever(self) -> None:
+        """It has no longer than this one."""
+        self.former = True
+        self.upgrade()
+        self.clock.pump([1.0] * int(self.config.drain + 1))
+        self.assertTrue(self.stopped)
+
+    def test_strays_are_ended_by_who_decides(self) -> None:
+        """What is a stray to a process that has given its place away may be what the next one has begun."""
+        for last, told in ((False, ["serves", "alone"]), (True, ["serves"])):
+            self.build()
+            self.upgrade()
+            self.new_fleet.scheduler.frozen = last
+            assert self.upgrader._line is not None
+            self.upgrader._line.close()
+            self.clock.turn()
+            self.assertEqual(self.told, told)
 
     def test_the_old_one_starts_and_stops_nothing(self) -> None:
         """However long it lasts, and whatever happens to backends."""
@@ -608,21 +691,6 @@ class NoUpgradeTests(UpgradeCase):
         self.assertEqual(self.old.did, ["pause", "resume"])
         self.refused(done, "did not serve")
 
-    def committed(self) -> Deferred[Any]:
-        """The old process has left off and said so; the new one has not heard it yet."""
-        done = self.upgrader.upgrade()
-        self.clock.turn()
-        self.come_up()
-        ours, theirs = self.upgrader._line, self.successor._line
-        assert ours is not None
-        for _ in range(400):
-            if self.fleet.scheduler.frozen:
-                return done
-            self.clock.advance(0.01)
-            ours.doRead()
-        self.assertIn(theirs, self.clock.readers)
-        raise AssertionError("it is prepared")
-
     def test_the_process_between_is_killed_as_the_new_one_would_serve(self) -> None:
         """One of them decides, and it is the old one: the new one has asked, and had no answer."""
         self.client().post(b"/v1/chat/completions", {"model": "coder3b"})
@@ -648,6 +716,36 @@ class NoUpgradeTests(UpgradeCase):
         self.assertEqual(self.told, ["stop"])
         self.assertEqual(self.new.did, [])
         self.assertTrue(self.new_fleet.scheduler.frozen)
+
+    def test_what_runs_is_the_old_one_s_to_stop(self) -> None:
+        """Also when backends end with the proxy: that one goes on."""
+        self.config = evolve(self.config, stop_backends_on_exit=True)
+        self.warm("coder")
+        done = self.committed()
+        self.children[0].ends("signal 9")
+        self.failureResultOf(done, UpgradeFailed)
+        self.clock.turn()
+        self.assertEqual(self.told, ["stop"])
+        self.successResultOf(self.new_fleet.close())
+        self.assertEqual([call for call in self.world.calls if call[0] == "stop"], [])
+        self.assertEqual(self.backend("coder").state, "ready")
+
+    def test_what_it_knows_is_not_written_down(self) -> None:
+        """The old one knows more."""
+        self.warm("coder")
+        done = self.committed()
+        for _ in range(3):
+            self.successor._line.doRead()
+            self.clock.advance(0)
+        self.assertEqual(list(self.new_fleet.scheduler.leases), [])
+        self.fleet.scheduler.lease("0", 0.25, 600, "a game")
+        self.upgrader.parts.state.flush()
+        self.children[0].ends("signal 9")
+        self.failureResultOf(done, UpgradeFailed)
+        self.clock.turn()
+        self.assertEqual(self.told, ["stop"])
+        self.new_state.close()
+        self.assertEqual(len(self.upgrader.parts.state.read()["leases"]), 1)
 
     def test_one_at_a_time(self) -> None:
         """And none before this process serves itself."""

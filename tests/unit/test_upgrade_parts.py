@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from llmproxy.http.headers import Fields
 from llmproxy.upgrade.handed import FIELD, Handed, handed_head, own_lines, read_handed, without
 from llmproxy.upgrade.inherited import VARIABLE, Inherited, told_of
 from llmproxy.upgrade.line import Line, pair
-from llmproxy.upgrade.spawn import Child, command_line, no_upgrade
+from llmproxy.upgrade.spawn import SHIM, Child, command_line, no_upgrade
 
 WORDS = ["/venv/bin/python", "-X", "dev", "/venv/bin/twistd", "-n", "--pidfile=x", "llmproxy", "--demo"]
 
@@ -248,6 +251,30 @@ def test_it_is_said_how_it_ended(error: Exception, words: str) -> None:
     child.kill()
     child.let_go()
     assert heard == [words]
+
+
+def test_the_process_between_ends_also_while_it_stands_still() -> None:
+    """Whoever waits in the old process waits for that; the new one goes on."""
+
+    class Transport:
+        def signalProcess(self, number: int) -> None:
+            between.send_signal(number)
+
+    words = [sys.executable, "-I", "-S", "-c", SHIM, "4", "/bin/sh", "-c", "echo $$; exec sleep 60"]
+    child = Child(lambda _: None)
+    child.transport = Transport()  # type: ignore[assignment]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as between:
+        assert between.stdout is not None
+        pid = int(between.stdout.readline())
+        try:
+            between.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, between.pid, os.WSTOPPED)
+            child.let_go()
+            between.wait(10)
+            os.kill(pid, 0)
+        finally:
+            between.kill()
+            os.kill(pid, signal.SIGKILL)
 
 
 # -- what is told of a request ------------------------------------------------------------------------
