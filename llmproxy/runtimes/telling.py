@@ -39,7 +39,7 @@ class Teller:
         self.watcher.running(instance)
 
     def replaced(self, instance: Instance) -> None:
-        """Another run has the place of the one that was known; told as one, so that nobody takes it between."""
+        """Another run has the place of the one that was known: told as one, so that nobody else takes it."""
         if self.known is not None:
             self._over.append(self.known)
             self.known = None
