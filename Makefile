@@ -14,8 +14,8 @@ export VENV PORT LISTEN
 # A plain editable install hides the twisted/plugins folder from Twisted; "compat" shows it.
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat
 
-.PHONY: help run env test coverage fuzz explore load chaos soak lint format bench test-vllm image wheelhouse lock audit sbom secrets clean docs \
-    up-coder up-chat up-qwen7b logs stop-all
+.PHONY: help run env test coverage fuzz explore load chaos soak mutate lint format bench test-vllm image wheelhouse lock audit sbom \
+    secrets clean docs up-coder up-chat up-qwen7b logs stop-all
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -51,6 +51,9 @@ chaos: $(STAMPS)/test ## break everything around a proxy at random (ARGS=--seed 
 
 soak: $(STAMPS)/test ## two hours of all kinds of clients: memory, files, timers, latency (ARGS="--minutes 10 --plot FILE")
 	$(PY) -m tests.integration.soak $(ARGS)
+
+mutate: $(STAMPS)/mutation ## put faults into the core and see its unit tests find them (ARGS="--only headers --jobs 4")
+	$(PY) -m tests.mutation $(ARGS)
 
 lint: $(STAMPS)/lint ## types, style and format
 	$(PY) -m mypy llmproxy twisted/plugins/llmproxy_plugin.py scripts tests bench
@@ -136,6 +139,15 @@ $(STAMPS)/test: setup.cfg pyproject.toml | $(PY)
 	    -r requirements/test.lock
 	@$(INSTALL) $(if $(LOCKED),--no-deps --no-build-isolation -e .,-e '.[test]')
 	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/run
+
+$(STAMPS)/mutation: setup.cfg pyproject.toml | $(PY)
+	@echo "Installing llmproxy and what mutates it into $(VENV) ..." >&2
+	@[ -z "$(LOCKED)" ] || $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes \
+	    -r requirements/build.lock
+	@[ -z "$(LOCKED)" ] || $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes \
+	    -r requirements/test.lock -r requirements/mutation.lock
+	@$(INSTALL) $(if $(LOCKED),--no-deps --no-build-isolation -e .,-e '.[test,mutation]')
+	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/run $(STAMPS)/test
 
 $(STAMPS)/docs: setup.cfg pyproject.toml | $(PY)
 	@echo "Installing llmproxy and what its documentation needs into $(VENV) ..." >&2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,6 +10,7 @@ from llmproxy.http.headers import (
     Fields,
     authority,
     is_event_stream,
+    is_json,
     request_head,
     response_head,
     upgrade,
@@ -274,3 +276,79 @@ def test_event_streams() -> None:
         assert is_event_stream(Fields([(b"content-TYPE", value)]))
     for raw in ([], [(b"Content-Type", b"application/json")], [(b"X-Content-Type", b"text/event-stream")]):
         assert not is_event_stream(Fields(raw))
+
+
+def test_json() -> None:
+    """``application/json`` and what is written as such (``+json``), in any case, with parameters or not."""
+    for value in (
+        b"application/json",
+        b"Application/JSON",
+        b"application/json; charset=utf-8",
+        b"application/json ;charset=utf-8",
+        b"application/problem+json",
+        b"application/vnd.api+JSON; x=y",
+    ):
+        assert is_json(Fields([(b"content-TYPE", value)])) is True
+    for value in (
+        b"text/json",
+        b"application/jsonl",
+        b"application/xml",
+        b"image/x+json",
+        b"x; application/json",
+    ):
+        assert is_json(Fields([(b"Content-Type", value)])) is False
+    assert is_json(Fields([])) is False
+
+
+@pytest.mark.parametrize(
+    "connection",
+    [
+        [b"x-odd"],
+        [b"keep-alive, X-Odd"],
+        # What is there most of the time hides nothing that stands in a second line, or behind one.
+        [b"close", b"x-odd"],
+        [b"X-Odd", b"keep-alive"],
+    ],
+)
+def test_what_connection_names_stays_behind(connection: list[bytes]) -> None:
+    """Every field that a ``Connection`` line names is about the connection, in whichever line it is named."""
+    raw = [(b"X-Odd", b"1"), *((b"Connection", value) for value in connection), (b"Accept", b"2")]
+    assert Fields(raw).passed_on(frozenset((b"connection",))) == b"Accept: 2\r\n"
+
+
+def test_fields_without_a_connection_line_are_passed_on_as_they_are() -> None:
+    """What is dropped is what was asked for, also of fields that are there more than once."""
+    fields = Fields([(b"A", b"1"), (b"B", b"2"), (b"A", b"3")])
+    assert fields.passed_on(frozenset((b"b",))) == b"A: 1\r\nA: 3\r\n"
+
+
+def test_lines_are_worked_out_once() -> None:
+    """They are kept for who asks for the same again, and for nobody else."""
+    fields = Fields([(b"A", b"1"), (b"B", b"2")])
+    one, other = frozenset((b"a",)), frozenset((b"b",))
+    first = fields.passed_on(one)
+    assert first == b"B: 2\r\n"
+    assert fields.passed_on(one) is first
+    assert fields.passed_on(other) == b"A: 1\r\n"
+    assert fields.passed_on(one) == first
+
+
+@pytest.mark.parametrize("status", [101, 200, 203, 204, 205])
+@pytest.mark.parametrize("cors", [False, True])
+def test_who_speaks_of_cors_and_of_lengths(status: int, cors: bool) -> None:
+    """What the backend says of CORS is dropped where the proxy does; a length where there can be no body."""
+    kept = [
+        (b"Content-Length", b"0"),
+        (b"Access-Control-Allow-Origin", b"*"),
+        (b"Access-Control-Max-Age", b"5"),
+    ]
+    raw = [*kept, (b"Server", b"x"), (b"X-LLMProxy-Fallback-For", b"y"), (b"Keep-Alive", b"z")]
+    head = response_head(status, b"R", Fields(raw), b"", chunked=False, close=False, cors=cors)
+    _, sent = lines(head)
+    assert sent == [
+        *[(b"Content-Length", b"0")] * (status not in (101, 204)),
+        *(kept[1:] if not cors else ()),
+        (b"Server", b"x"),
+    ]
+    if not cors:
+        assert head == response_head(status, b"R", Fields(raw), b"", chunked=False, close=False)

@@ -79,9 +79,9 @@ class Recorder:
         self.done.append(("reconsider",))
 
 
-def in_state(state: str) -> tuple[Lifecycle, Recorder]:
+def in_state(state: str, effects: Recorder | None = None) -> tuple[Lifecycle, Recorder]:
     """A lifecycle that was brought to ``state`` by its inputs."""
-    effects = Recorder()
+    effects = Recorder() if effects is None else effects
     lifecycle = Lifecycle(effects)
     if state == "absent":
         return lifecycle, effects
@@ -179,6 +179,151 @@ def test_every_input_in_every_state(state: str, name: str) -> None:
     lifecycle, _ = in_state(state)
     INPUTS[name](lifecycle)
     assert lifecycle.state == MOVES.get((state, name), state)
+
+
+# What each of them does, in its order; whatever is not here does nothing.
+EFFECTS = {
+    ("absent", "demand"): "moved:starting launch:1",
+    ("absent", "found"): "moved:starting arm:start probe:1",
+    ("starting", "healthy"): "disarm:start moved:ready arm:idle open_gate",
+    ("starting", "start_failed"): "disarm:start close_gate moved:failed arm:cool_down refuse:failed",
+    ("starting", "unavailable"): "disarm:start close_gate moved:absent refuse:unavailable reconsider",
+    ("starting", "overdue"): "disarm:start close_gate moved:stopping refuse:timeout stop:1",
+    ("starting", "died"): "disarm:start close_gate moved:absent reconsider",
+    ("starting", "leave"): "disarm:start close_gate moved:stopping refuse:stopped stop:1",
+    ("starting", "drain"): "disarm:start close_gate moved:stopping refuse:stopped stop:1",
+    ("starting", "found asleep"): "disarm:start close_gate moved:sleeping arm:sleep_idle reconsider",
+    ("ready", "died"): "disarm:idle close_gate moved:absent cut reconsider",
+    ("ready", "sick"): "disarm:idle close_gate moved:stopping cut stop:1",
+    ("ready", "leave"): "disarm:idle close_gate moved:stopping cut stop:1",
+    ("ready", "drain"): "disarm:idle close_gate moved:draining arm:drain",
+    ("ready", "doze"): "disarm:idle close_gate moved:falling_asleep sleep:1:1",
+    ("draining", "died"): "disarm:drain moved:absent cut reconsider",
+    ("draining", "sick"): "disarm:drain moved:stopping cut stop:1",
+    ("draining", "leave"): "disarm:drain moved:stopping cut stop:1",
+    ("draining", "doze"): "disarm:drain moved:falling_asleep sleep:1:1",
+    ("falling_asleep", "slept"): "moved:sleeping arm:sleep_idle reconsider",
+    ("falling_asleep", "sleep failed"): "moved:stopping stop:1",
+    ("falling_asleep", "leave"): "moved:stopping stop:1",
+    ("falling_asleep", "died"): "moved:absent reconsider",
+    ("sleeping", "demand"): "disarm:sleep_idle moved:waking wake:1",
+    ("sleeping", "leave"): "disarm:sleep_idle moved:stopping stop:1",
+    ("sleeping", "drain"): "disarm:sleep_idle moved:stopping stop:1",
+    ("sleeping", "died"): "disarm:sleep_idle moved:absent reconsider",
+    ("waking", "woken"): "moved:ready arm:idle open_gate",
+    ("waking", "wake failed"): "moved:stopping stop:1",
+    ("waking", "leave"): "moved:stopping refuse:stopped stop:1",
+    ("waking", "drain"): "moved:stopping refuse:stopped stop:1",
+    ("waking", "died"): "moved:absent reconsider",
+    ("stopping", "stopped"): "moved:absent reconsider",
+    ("failed", "found"): "disarm:cool_down moved:starting arm:start probe:2",
+    ("failed", "cooled"): "disarm:cool_down moved:absent reconsider",
+    ("failed", "forgive"): "disarm:cool_down moved:absent reconsider",
+    ("starting", "launched"): "arm:start probe:1",
+    ("draining", "drain overdue"): "cut",
+}
+
+
+class Teller(Recorder):
+    """Writes down timers and moves among the other effects."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moves: list[tuple[str, str, str]] = []
+
+    def arm(self, timer: str) -> None:
+        self.done.append(("arm", timer))
+
+    def disarm(self, timer: str) -> None:
+        self.done.append(("disarm", timer))
+
+    def moved(self, old: str, new: str, cause: str) -> None:
+        self.moves.append((old, new, cause))
+        self.done.append(("moved", new))
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("name", sorted(INPUTS))
+def test_what_each_transition_does(state: str, name: str) -> None:
+    """Each input in each state has the effects of the table, in that order, and no other one."""
+    lifecycle, effects = in_state(state, Teller())
+    effects.done.clear()
+    INPUTS[name](lifecycle)
+    assert " ".join(":".join(map(str, effect)) for effect in effects.done) == EFFECTS.get((state, name), "")
+
+
+@pytest.mark.parametrize("name", sorted(INPUTS))
+def test_what_is_overdue_hears_of_nothing_but_its_end(name: str) -> None:
+    """It is shown as stopping, whatever comes; when it has ended, it has failed and cools down."""
+    lifecycle, effects = in_state("starting", Teller())
+    lifecycle.start_overdue(1, TIMEOUT)
+    effects.done.clear()
+    INPUTS[name](lifecycle)
+    ended = name == "stopped"
+    assert lifecycle.state == ("failed" if ended else "stopping")
+    assert effects.done == ([("moved", "failed"), ("arm", "cool_down")] if ended else [])
+
+
+def test_news_of_another_attempt_changes_nothing_anywhere() -> None:
+    """Neither an older nor a newer one is the present one, in whichever state it is."""
+    for state in STATES:
+        lifecycle, effects = in_state(state, Teller())
+        effects.done.clear()
+        before = lifecycle.state, lifecycle.attempt
+        for attempt in (lifecycle.attempt - 1, lifecycle.attempt + 1):
+            lifecycle.launched(attempt)
+            lifecycle.healthy(attempt)
+            lifecycle.start_failed(attempt, FAILED)
+            lifecycle.start_failed(attempt, AWAY)
+            lifecycle.start_overdue(attempt, TIMEOUT)
+            lifecycle.slept(attempt)
+            lifecycle.sleep_failed(attempt, "500")
+            lifecycle.found_asleep(attempt)
+            lifecycle.woken(attempt)
+            lifecycle.wake_failed(attempt, "500")
+            lifecycle.stopped(attempt)
+        assert (lifecycle.state, lifecycle.attempt, effects.done) == (*before, [])
+
+
+def test_the_cause_of_a_move_is_told() -> None:
+    """What is given as the reason of a change is what is shown for it."""
+    told = {"died": "gone", "sick": "dead engine", "leave": "operator", "drain": "operator", "doze": "idle"}
+    told |= {"sleep failed": "500", "wake failed": "500", "start_failed": "it broke", "overdue": "too slow"}
+    told |= {"unavailable": "no engine"}
+    for (state, name), new in MOVES.items():
+        teller = Teller()
+        lifecycle, _ = in_state(state, teller)
+        teller.moves.clear()
+        INPUTS[name](lifecycle)
+        [(*move, cause)] = teller.moves
+        assert move == [state, new]
+        assert cause == told.get(name, cause)
+
+
+def test_starts_are_numbered_and_those_that_fail_in_a_row_are_counted() -> None:
+    """Each start has the next number, also of what is found running; health forgets what failed before."""
+    lifecycle, _ = in_state("absent")
+    assert (lifecycle.attempt, lifecycle.failures) == (0, 0)
+    lifecycle.found()
+    lifecycle.start_failed(1, FAILED)
+    lifecycle.found()
+    assert (lifecycle.attempt, lifecycle.failures) == (2, 1)
+    lifecycle.start_overdue(2, TIMEOUT)
+    assert lifecycle.failures == 2
+    lifecycle.stopped(2)
+    lifecycle.cooled()
+    lifecycle.demand()
+    lifecycle.start_failed(3, AWAY)
+    assert (lifecycle.attempt, lifecycle.failures) == (3, 2)
+    lifecycle.demand()
+    lifecycle.healthy(4)
+    assert (lifecycle.attempt, lifecycle.failures) == (4, 0)
+
+
+def test_cool_downs_in_a_row() -> None:
+    """5 s, and twice as long after each failure, up to 5 minutes; as a number that a header can have."""
+    assert [cool_down(failures) for failures in range(1, 9)] == [5, 10, 20, 40, 80, 160, 300, 300]
+    assert isinstance(cool_down(10_000), float)
 
 
 def test_a_start_in_order() -> None:
