@@ -498,3 +498,106 @@ def test_whatever_happens(story: Story) -> None:
         assert worst <= bound(story, world)
     served = sum(len(waits) for waits in world.waits.values())
     assert served + sum(world.refused.values()) == len(story.requests), "each is answered once"
+
+
+# -- the words and the order of whole plans -----------------------------------------------------------
+
+
+def only(**rooms: Any) -> dict[str, Room]:
+    """GPU 0 alone."""
+    return {"0": Room(**rooms)}
+
+
+@pytest.mark.parametrize(
+    ("one", "how"),
+    [
+        (model("b", "ready", 5, due="stop", sleeps=(1, 2), host=5), "stop"),
+        (model("b", "ready", 5, due="idle", sleeps=(1, 2), host=5), "1"),
+        (model("b", "ready", 5, due="idle", sleeps=(1, 2), host=6), "2"),
+        (model("b", "ready", 5, due="idle", sleeps=(1,), host=6), "stop"),
+        (model("b", "ready", 5, due="idle", sleeps=(2,), host=9), "2"),
+        (model("b", "ready", 5, due="idle"), "stop"),
+        (model("b", "draining", 5, sleeps=(1, 2), host=5, leaves_as="2"), "2"),
+        (model("b", "draining", 5, sleeps=(1, 2), host=5), "1"),
+        (model("b", "asleep", 5, due="idle", sleeps=(1, 2)), "stop"),
+    ],
+)
+def test_who_leaves_by_itself_leaves_as_gently_as_host_memory_allows(one: Model, how: str) -> None:
+    """It sleeps at the lowest level that there is room for; what is to be stopped, or sleeps, is stopped."""
+    found = look(one, rules=Rules(host_memory=5))
+    why = {"idle": "idle", "stop": "wanted"}.get(one.due, "drained")
+    assert found.leaves == (Leave("b", how, why),)
+
+
+@pytest.mark.parametrize("due", ["idle", "stop"])
+def test_who_is_due_and_busy(due: str) -> None:
+    """To be stopped it drains; idle it is not."""
+    busy = model("b", "ready", 5, busy=True, due=due)
+    assert look(busy).leaves == (() if due == "idle" else (Leave("b", "stop", "wanted", drain=True),))
+    assert look(model("b", "draining", 5, busy=True, due=due)).leaves == ()
+    assert look(model("b", "ready", 5, due="idle", waiting=1)).leaves == ()
+
+
+@pytest.mark.parametrize("phase", ["draining", "leaving"])
+def test_who_leaves_and_is_wanted_again_is_told_to_wait(phase: str) -> None:
+    """It starts again when it has been stopped; one that starts or serves has nothing to wait for."""
+    found = look(model("b", phase, 5, busy=True, waiting=1, waiting_since=NOW))
+    assert [(one.name, one.why) for one in found.waits] == [
+        ("b", "it is being stopped, and starts again after that")
+    ]
+    for other in ("starting", "ready"):
+        assert look(model("b", other, 5, waiting=1, waiting_since=NOW)).waits == ()
+    stopped = look(model("b", "ready", 5, due="stop", waiting=1, waiting_since=NOW))
+    assert (names(stopped.leaves), names(stopped.waits)) == (["b"], ["b"])
+
+
+def test_why_somebody_leaves_for_another() -> None:
+    """For whom, for how long that has waited, and what the one who leaves does at present."""
+    for one, state in (
+        (model("b", "ready", 5), "idle for 60 s"),
+        (model("b", "ready", 5, busy=True), "busy"),
+        (model("b", "asleep", 5, held=gpu(5)), "asleep"),
+    ):
+        (leave,) = look(wanted("a", 9, waited=31.0), one, rooms=only()).leaves
+        assert leave.why == f"makes room for a, which has waited for 31 s ({state})"
+
+
+def test_who_is_waited_for() -> None:
+    """Those that leave already, by their names; and nobody who holds nothing where room is needed."""
+    found = look(
+        wanted("a", 9),
+        model("b", "leaving", 3),
+        model("c", "draining", 3, busy=True),
+        model("d", "leaving", 3, "1"),
+    )
+    (wait,) = found.waits
+    assert (wait.why, wait.on) == ("until b and c has left", ("b", "c"))
+
+
+@pytest.mark.parametrize("phase", ["starting", "leaving"])
+def test_what_fits_waits_for_a_quiet_gpu(phase: str) -> None:
+    """Whoever starts or leaves there is waited for, by name, and what is free is kept for it."""
+    found = look(wanted("a", 3), model("b", phase, 2), wanted("c", 6, waited=0.5), rooms=only())
+    words = "until b has started: one at a time" if phase == "starting" else "until b has left"
+    assert found.waits[0].why == words
+    assert (found.starts, names(found.waits)) == ((), ["a", "c"])
+
+
+def test_what_is_in_the_way_is_told() -> None:
+    """Who starts for somebody else, who stays after a swap and for how long, who is busy."""
+    for one, why in (
+        (model("b", "starting", 5), "b starts for somebody else"),
+        (model("b", "ready", 5, served=False), "b starts for somebody else"),
+        (model("b", "ready", 5, stays_until=NOW + 7), "b stays for 7 s more after a swap"),
+        (model("b", "ready", 5, busy=True), "b is busy"),
+        (model("b", "ready", 5, pinned=True), "no room"),
+    ):
+        waits = look(wanted("a", 9), one, rooms=only()).waits
+        assert [wait.why for wait in waits] == ([why] if waits else [])
+        assert bool(waits) is not one.pinned
+
+
+def test_who_may_have_nobody_leave_is_refused_with_the_names() -> None:
+    """It is told who would have to leave, and that it may not have them do so."""
+    found = look(wanted("a", 9, may_evict=False), model("b", "ready", 5), rooms=only())
+    assert found.refusals == (Refuse("a", "b would have to leave for it", forbidden=True),)
