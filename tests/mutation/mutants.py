@@ -68,12 +68,13 @@ def _mutant(kind: str, source: str, code: str, lines: tuple[int, int]) -> Mutant
 
 def _spared(source: str) -> list[tuple[int, int]]:
     """Lines of statements that are no behaviour: what is exported, what is for the type checker (assertions
-    among it: what is asserted cannot be otherwise), slots, and what is logged."""
+    among it: what is asserted cannot be otherwise; and protocols), slots, and what is logged."""
     return [
         (node.lineno, node.end_lineno or node.lineno)
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Assert)
         or (isinstance(node, ast.If) and _name(node.test) == "TYPE_CHECKING")
+        or (isinstance(node, ast.ClassDef) and any(_name(base) == "Protocol" for base in node.bases))
         or (isinstance(node, ast.Assign) and _name(node.targets[0]) in ("__all__", "__slots__"))
         or (isinstance(node, ast.Expr) and ast.unparse(node).startswith("self._log."))
     ]

@@ -298,3 +298,171 @@ class AdmissionTests(SynchronousTestCase):
         admission.dismiss()
         self.hold(admission, "f", 4.6)
         self.assertEqual(admission.waiting_since, 4.6)
+
+
+class Ends:
+    """Connections that write down that they are closed."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Quiet(One):
+    """A request that keeps its leases and writes down how it was broken off."""
+
+    def __init__(self, crowd: Crowd, number: int = 0) -> None:
+        super().__init__(crowd, number)
+        self.cuts: list[str] = []
+
+    def cut(self, reason: str) -> None:
+        self.cuts.append(reason)
+        for lease in self.crowd.leases:
+            if id(lease.waiter) == id(self):
+                lease.release()
+
+
+class SeveralTests(SynchronousTestCase):
+    """A gate with tasks behind it."""
+
+    def setUp(self) -> None:
+        self.crowd = Crowd()
+        self.gate = self.crowd.gate
+        self.told: list[str] = []
+        self.gate._drained = lambda: self.told.append("drained")
+        self.gate._suspected = lambda replica: self.told.append(f"suspected {replica.id}")
+        self.gate.busied = lambda: self.told.append("busied")
+        self.pools = {id: Ends() for id in "ab"}
+        self.a, self.b = (Replica(id, HERE, pool) for id, pool in self.pools.items())  # type: ignore[arg-type]
+
+    def ask(self) -> Quiet:
+        waiter = Quiet(self.crowd)
+        self.gate.enter(waiter)  # type: ignore[arg-type]
+        return waiter
+
+    def counts(self) -> tuple[int, int, int]:
+        return self.a.in_flight, self.b.in_flight, self.crowd.admission.waiting
+
+    def test_at_first_nothing_has_happened(self) -> None:
+        """It is closed, unused, and has no address."""
+        self.assertEqual((self.gate.unused, self.gate.cuts, self.gate.address), (True, 0, None))
+        self.assertIs(self.gate.visit(Quiet(self.crowd)), False)  # type: ignore[arg-type]
+        self.gate.open(self.a)
+        self.assertEqual((self.gate.unused, self.gate.address), (True, HERE))
+        self.ask()
+        self.assertIs(self.gate.unused, False)
+        self.gate.close()
+        self.crowd.clock.advance(3)
+        self.gate.open(self.a)
+        self.assertEqual((self.gate.unused, self.gate.used_at), (True, 3.0))
+
+    def test_each_request_goes_where_fewest_are_and_is_counted_there(self) -> None:
+        """It gives its place back once, however often that is said."""
+        self.gate.open(self.a, self.b)
+        waiter = Quiet(self.crowd)
+        self.assertIs(self.gate.enter(waiter), False)  # type: ignore[arg-type]
+        self.ask()
+        self.assertEqual((self.counts(), self.told), ((1, 1, 0), ["busied"]))
+        for lease in self.crowd.leases:
+            lease.release()
+            lease.release(suspicious=True)
+        self.assertEqual((self.counts(), self.told), ((0, 0, 0), ["busied", "drained"]))
+        self.assertEqual((self.gate.busy, self.gate.leases()), (False, []))
+
+    def test_one_that_ended_as_if_its_engine_were_dead_is_suspected(self) -> None:
+        """That very task, before anything else is told."""
+        self.gate.open(self.a)
+        self.ask()
+        self.crowd.leases[0].release(suspicious=True)
+        self.assertEqual(self.told, ["busied", "suspected a", "drained"])
+
+    def test_who_only_looks_is_not_counted(self) -> None:
+        """But is broken off like others, without being a loss."""
+        self.gate.open(self.a)
+        visitor = Quiet(self.crowd)
+        self.assertIs(self.gate.visit(visitor), True)  # type: ignore[arg-type]
+        self.assertEqual((self.counts(), self.gate.unused, len(self.gate.leases())), ((0, 0, 0), True, 1))
+        self.gate.cut("over")
+        self.assertEqual((visitor.cuts, self.gate.cuts, self.told), (["over"], 0, []))
+        waiter = self.ask()
+        self.gate.cut("over")
+        self.assertEqual((waiter.cuts, self.gate.cuts), (["over"], 1))
+
+    def test_one_that_rests_or_is_spared_gets_nothing_new(self) -> None:
+        """Who comes waits where all of them rest; and goes on as soon as one of them does no more."""
+        for still in (self.gate.rest, self.gate.spare):
+            self.gate.open(self.a)
+            still("nobody", True)
+            still("a", False)
+            still("a", True)
+            waiting = self.crowd.admission.waiting
+            self.ask()
+            self.assertEqual((self.crowd.admission.waiting, self.crowd.admission.open), (waiting + 1, False))
+            still("a", False)
+            self.assertEqual((self.crowd.admission.waiting, self.crowd.admission.open), (0, True))
+
+    def test_one_more_takes_those_who_wait(self) -> None:
+        """At once."""
+        self.ask()
+        self.gate.join(self.a)
+        self.assertEqual(self.counts(), (1, 0, 0))
+
+    def test_a_pause_holds_whoever_comes(self) -> None:
+        """Until it is over, or the gate is closed or opened anew."""
+
+        def anew() -> None:
+            self.gate.close()
+            self.gate.join(self.a)
+
+        for end in (lambda: self.gate.pause(False), anew):
+            self.gate.open(self.a)
+            self.gate.pause(True)
+            self.ask()
+            self.assertEqual(self.crowd.admission.waiting, 1)
+            end()
+            self.assertEqual(self.crowd.admission.waiting, 0)
+        self.gate.pause(True)
+        self.gate.open(self.a)
+        self.assertTrue(self.crowd.admission.open)
+
+    def test_those_that_are_lost_take_what_was_in_flight_there_with_them(self) -> None:
+        """And nothing of others; their connections are closed."""
+        self.gate.open(self.a, self.b)
+        one, other = self.ask(), self.ask()
+        self.gate.lose("gone", "a", "nobody")
+        self.assertEqual(sorted([one.cuts, other.cuts]), [[], ["gone"]])
+        self.assertEqual((self.a.lost, self.b.lost, self.gate.cuts), (True, False, 1))
+        self.assertEqual([pool.closed for pool in self.pools.values()], [1, 0])
+        self.gate.close()
+        self.assertEqual([pool.closed for pool in self.pools.values()], [1, 1])
+        self.assertEqual((len(self.gate.roster), self.crowd.admission.open), (0, False))
+
+    def test_what_another_process_carries_is_counted_once(self) -> None:
+        """It is busy as long as that lasts, whatever state it is in."""
+        first, second = self.gate.occupy(), self.gate.occupy()
+        self.assertEqual((self.crowd.admission.in_flight, self.told), (2, ["busied"]))
+        for occupation in (first, first, second):
+            occupation.release()
+        self.assertEqual((self.crowd.admission.in_flight, self.told), (0, ["busied", "drained"]))
+        self.gate.busied = None
+        self.gate.occupy()
+
+    def test_a_fault_in_one_request_costs_no_other_its_turn(self) -> None:
+        """It is logged, and its place is free again; so it is when those who wait are sent away."""
+
+        def fail(_: object) -> None:
+            raise ZeroDivisionError
+
+        broken = Quiet(self.crowd)
+        broken.admitted = fail  # type: ignore[method-assign, assignment]
+        self.gate.enter(broken)  # type: ignore[arg-type]
+        self.ask()
+        self.gate.open(self.a)
+        self.assertEqual((len(self.flushLoggedErrors(ZeroDivisionError)), self.counts()), (1, (1, 0, 0)))
+        self.gate.close()
+        self.ask()
+        self.ask()
+        self.gate.dismiss(fail)
+        self.assertEqual((len(self.flushLoggedErrors(ZeroDivisionError)), self.counts()), (2, (1, 0, 0)))
