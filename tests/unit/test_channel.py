@@ -392,6 +392,37 @@ class BoundsTests(SynchronousTestCase):
             self.assertEqual(len(world.tree.seen), served)
             world.close()
 
+    def test_a_body_may_be_as_large_as_is_said(self) -> None:
+        """Up to the limit itself, told or in chunks, the first or one that is known; one more is 413."""
+        for extra, status in ((0, 200), (1, 413)):
+            for head in (LINE + b"Content-Length: %d\r\n\r\n" % (1000 + extra), CHUNKED):
+                world = World(limits=Limits(max_body=1000))
+                body = b"x" * (1000 + extra)
+                told = head is not CHUNKED
+                first = LINE + b"Content-Length: 1\r\n\r\nx"
+                for before in ((), (first,)):
+                    world = World(limits=Limits(max_body=1000)).send(*before)
+                    world.send(head + (body if told else b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)))
+                    self.assertIn(b"HTTP/1.1 %d " % status, world.take())
+                    self.assertEqual(len(world.tree.seen), len(before) + (not extra))
+                    world.close()
+
+    def test_another_host_or_target_is_looked_at_anew(self) -> None:
+        """Also on a connection that has asked for the same target, or of the same host, before."""
+        world = World()
+        for target, host, status in (
+            (b"/a", b"h", 200),
+            (b"/a", b"bad host", 400),
+        ):
+            world.send(b"GET %b HTTP/1.1\r\nHost: %b\r\n\r\n" % (target, host))
+            self.assertIn(b"HTTP/1.1 %d " % status, world.take())
+        world.close()
+        world = World().send(
+            *(b"GET %b HTTP/1.1\r\nHost: h\r\n\r\n" % each for each in (b"/a", b"/b", b"/a"))
+        )
+        self.assertEqual([seen[1] for seen in world.tree.seen], [b"/a", b"/b", b"/a"])
+        world.close()
+
     def test_what_an_upload_says_of_itself_does_not_add_up(self) -> None:
         """Many chunks with short extensions are no endless extension."""
         world = World().send(CHUNKED, *[b"1;a=b\r\nx\r\n"] * 20_000, b"0\r\n\r\n")

@@ -110,3 +110,35 @@ def test_what_it_costs_to_lose_a_model() -> None:
     assert weight(60.0, idle_for=60.0, priority=1) == 2 * base
     assert weight(60.0, idle_for=-5.0, priority=0) == weight(60.0, idle_for=0.0, priority=0)
     assert weight(0.0, idle_for=0.0, priority=-999) > 0
+
+
+def test_what_a_model_is_worth_in_numbers() -> None:
+    """Its seconds, halved after ten of idleness, doubled with each step of priority up to twenty of them."""
+    for seconds, idle, priority, worth in (
+        (60.0, 0.0, 0, 60.0),
+        (60.0, -5.0, 0, 60.0),
+        (60.0, 0.5, 0, 60.0 / 1.05),
+        (60.0, 10.0, 0, 30.0),
+        (60.0, 90.0, 0, 6.0),
+        (0.5, 0.0, 0, 0.5),
+        (0.0, 0.0, 0, 0.001),
+        (1.0, 0.0, 20, 2.0**20),
+        (1.0, 0.0, 99, 2.0**20),
+        (1.0, 0.0, -20, 2.0**-20),
+        (1.0, 0.0, -99, 2.0**-20),
+    ):
+        assert weight(seconds, idle_for=idle, priority=priority) == pytest.approx(worth)
+
+
+def test_one_unit_is_a_lack() -> None:
+    """It is covered by what frees one, and by nothing that frees none."""
+    one, none = Exit("a", "stop", {"0": 1}, 5.0), Exit("b", "stop", {"1": 9}, 1.0)
+    assert cheapest({"0": 1, "1": 0}, [one, none], 0) == [one]
+    assert cheapest({"0": 2}, [one, none], 0) is None
+
+
+def test_sleepers_share_host_memory() -> None:
+    """What one of them takes is not there for the next."""
+    exits = [Exit(name, "1", {"0": 5}, 1.0, 3) for name in "ab"]
+    assert cheapest({"0": 10}, exits, 5) is None
+    assert len(cheapest({"0": 10}, exits, 6) or ()) == 2
