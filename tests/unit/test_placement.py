@@ -601,3 +601,40 @@ def test_who_may_have_nobody_leave_is_refused_with_the_names() -> None:
     """It is told who would have to leave, and that it may not have them do so."""
     found = look(wanted("a", 9, may_evict=False), model("b", "ready", 5), rooms=only())
     assert found.refusals == (Refuse("a", "b would have to leave for it", forbidden=True),)
+
+
+def test_a_promise_to_another_is_waited_for_by_who_may_have_nobody_leave() -> None:
+    """It may fit beside that one later; else, or when it has waited for long, it is refused."""
+    busy = model("b", "ready", 5, busy=True, stays_until=NOW + 99)
+    first = wanted("a", 9, waited=40.0)
+    found = look(first, busy, wanted("c", 2, may_evict=False), rooms=only())
+    assert (names(found.waits), found.refusals) == (["a", "c"], ())
+    assert look(first, busy, wanted("c", 2, waited=35.0, may_evict=False), rooms=only()).refusals != ()
+    full = look(model("b", "ready", 10, busy=True), wanted("c", 2, may_evict=False), rooms=only())
+    assert (names(full.refusals), full.waits) == (["c"], ())
+
+
+def test_what_leaves_for_one_is_not_free_for_the_next() -> None:
+    """And what leaves beyond that is: nobody else leaves for who fits there then."""
+    found = look(
+        wanted("a", 6, waited=5.0),
+        model("b", "ready", 9),
+        wanted("c", 4),
+        model("d", "ready", 1),
+        rooms=only(),
+    )
+    assert (names(found.leaves), names(found.waits), found.starts) == (["b"], ["a", "c"], ())
+    assert {wait.why for wait in found.waits} == {"until b has left"}
+
+
+def test_nobody_leaves_beside_one_that_starts() -> None:
+    """It is waited for, and nobody after this one takes its turn there."""
+    found = look(
+        wanted("a", 8, waited=5.0),
+        model("s", "starting", 2),
+        model("b", "ready", 8),
+        wanted("c", 1),
+        rooms=only(),
+    )
+    assert found.leaves == ()
+    assert found.waits[0].why == "until s has started: nobody may leave beside it"
