@@ -619,7 +619,7 @@ def test_what_leaves_for_one_is_not_free_for_the_next() -> None:
     found = look(
         wanted("a", 6, waited=5.0),
         model("b", "ready", 9),
-        wanted("c", 4),
+        wanted("c", 3),
         model("d", "ready", 1),
         rooms=only(),
     )
