@@ -76,16 +76,16 @@ class Record:
 
 
 @cache
+def _boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
 def boot_id() -> str:
     """Names this boot of this machine."""
-
-    def read() -> str:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-
     try:
-        return SPARE.use(read)
-    except OSError:
+        return SPARE.use(_boot_id)
+    except FileNotFoundError:
         return ""
 
 

@@ -22,6 +22,7 @@ from llmproxy.fleet.keeping import remember
 from llmproxy.runtimes.gpus import settle
 from llmproxy.runtimes.interface import Facts
 from llmproxy.runtimes.url import UrlRuntime
+from llmproxy.web.api.following import BEAT
 from llmproxy.web.auth import Authenticator
 from llmproxy.web.resources import RootResource
 from llmproxy.web.site import ProxySite
@@ -606,6 +607,17 @@ class ApiTests(ApiCase):
         seen = follower.take()
         self.assertNotIn(b'"backend": "chat", "from": "ready"', seen)
         self.assertIn(b'"backend": "coder", "from": "absent", "to": "starting"', seen)
+
+    def test_events_show_that_they_go_on(self) -> None:
+        """Where nothing happens a comment comes now and then, until nobody listens."""
+        self.build(coder={})
+        follower = self.ask(b"GET", "events?tail=0")
+        follower.take()
+        self.clock.pump([BEAT] * 2)
+        self.assertEqual(follower.take().count(b": still here\n\n"), 2)
+        follower.leave()
+        self.clock.advance(BEAT)
+        self.assertEqual(follower.take(), b"")
 
     def test_a_plan_tells_of_what_is_on_its_way_and_of_refusals(self) -> None:
         """A start that goes on, one that does not fit, and a cool-down."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
 from llmproxy.backend.backend import Backend
@@ -15,10 +16,14 @@ from llmproxy.runtimes.interface import RuntimeUnavailable
 from llmproxy.web.api.answers import flag, not_found, number, text
 from llmproxy.web.request import ProxyRequest
 
-__all__ = ["Events", "Logs"]
+__all__ = ["BEAT", "Events", "Logs"]
 
 DEFAULT_TAIL = 100
 MOST_TAIL = 10_000
+
+BEAT = 15.0
+"""Seconds between comments on a stream of events, so that nothing in between takes it for dead (WHATWG, HTML,
+section 9.2.7)."""
 
 
 class Logs:
@@ -84,9 +89,21 @@ class Events:
         # A stream may be followed for days; what is sent need not be kept for it.
         self._kept = []
         if self._follow:
-            self._request.when_gone = self._fleet.follow(self._tell_wanted)
+            self._go_on()
         else:
             self._request.end_stream()
+
+    def _go_on(self) -> None:
+        unfollow = self._fleet.follow(self._tell_wanted)
+        beats = LoopingCall(self._request.stream, b": still here\n\n")
+        beats.clock = self._request.site.clock
+        beats.start(BEAT, now=False)
+
+        def gone() -> None:
+            beats.stop()
+            unfollow()
+
+        self._request.when_gone = gone
 
     def _asked(self) -> str | None:
         asked, fleet = text(self._request, b"backend"), self._fleet

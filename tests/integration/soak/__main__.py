@@ -117,7 +117,7 @@ def soak(
     :param file: each sample is added to it as it comes.
     :return: the samples; and what went wrong.
     """
-    stage = Stage("process", folder, f"soak{os.getpid()}")
+    stage = Stage("process", folder, f"soak{os.getpid()}", small_disk=False)
     samples: list[Sample] = []
     wrong: list[str] = []
     with stage.set_up():
