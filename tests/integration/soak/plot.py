@@ -51,10 +51,14 @@ def _chart(
     for part in (0.0, 0.5, 1.0):
         y = top + HEIGHT - HEIGHT * part
         marks.append(f'<line x1="{LEFT}" y1="{y}" x2="{LEFT + WIDTH}" y2="{y}" stroke="#ddd"/>')
-        marks.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{most * part:.3g}</text>')
+        marks.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{_number(most * part)}</text>')
     told = f"{name} ({unit})" if unit else name
     return (
         f'{"".join(marks)}<text x="{LEFT}" y="{top - 6}">{escape(told)}</text>'
         f'<polyline points="{points}" fill="none" stroke="{LINE}" stroke-width="1.5"/>'
         f'<text x="{LEFT + WIDTH}" y="{top + HEIGHT + 16}" text-anchor="end">{whole / 60:.0f} min</text>'
     )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
