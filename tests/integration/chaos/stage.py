@@ -135,6 +135,8 @@ class Stage:
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "DONT_FAKE_MONOTONIC": "1",
             "FAKETIME_NO_CACHE": "0",
+            # What it shares with its children is gone when the first of them ends, and they do not start then.
+            "FAKETIME_DISABLE_SHM": "1",
         }
 
     def step_clock(self, seconds: int) -> None:
