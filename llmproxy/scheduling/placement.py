@@ -62,7 +62,7 @@ class _Planner:
     # What is free, and what will be when those who leave already have left.
     free: dict[str, int] = field(factory=dict)
     coming: dict[str, int] = field(factory=dict)
-    host: int = 0
+    host: int = field(init=False)
     # GPUs where somebody starts, by whom; where somebody leaves; whose turn it is as soon as they are quiet.
     starting: dict[str, str] = field(factory=dict)
     leaving: dict[str, str] = field(factory=dict)
@@ -270,9 +270,7 @@ class _Planner:
                 for one in self._residents(model, offer.place.claim)
                 if offer.step != NEVER and one.stays_until > self.now
             ]
-        placed = evolve(model, claim=taken.place.claim, at=taken.place.host)
-        self.models[model.name] = placed
-        return placed
+        return evolve(model, claim=taken.place.claim, at=taken.place.host)
 
     def _offer(self, model: Model, place: Place) -> Offer:
         if place.lacks:
@@ -281,26 +279,27 @@ class _Planner:
         sums, until = self._why_never(there)
         if sums:
             return Offer(place, NEVER, sums=sums, until=until)
-        step, cost = self._soonest(there)
+        step, leavers = self._soonest(there)
+        cost = sum(one.cost for one in leavers)
         crowd = sum(one.at == place.host and one.phase != "absent" for one in self.models.values())
         return Offer(place, step, cost, spare(place.claim, self.free, self.rooms), crowd)
 
-    def _soonest(self, model: Model) -> tuple[int, float]:
-        """How soon it could start there, and what it would cost."""
+    def _soonest(self, model: Model) -> tuple[int, Sequence[Exit]]:
+        """How soon it could start there, and who would leave for it."""
         if fits(model.claim, self.free):
             closed = (self._closed(model.claim, by) for by in (self.starting, self.leaving, self.next))
-            return (SOON if any(closed) else NOW), 0.0
+            return (SOON if any(closed) else NOW), ()
         room = plus(self.free, self.coming)
         if fits(model.claim, room):
-            return COMING, 0.0
+            return COMING, ()
         lack = minus(model.claim, room)
         free = [one for one in self._residents(model, lack) if not one.pinned and self._may_leave(one)]
         if model.may_evict:
             for step, candidates in ((IDLE, [one for one in free if not one.busy]), (BUSY, free)):
                 chosen = self._cheapest(lack, candidates)
                 if chosen is not None:
-                    return step, sum(one.cost for one in chosen)
-        return HELD, 0.0
+                    return step, chosen
+        return HELD, ()
 
     def _make_room(self, model: Model, need: Memory) -> None:
         room = plus(self.free, self.coming)
@@ -340,7 +339,7 @@ class _Planner:
     ) -> None:
         """Nobody may be evicted for it: refuse it, unless what is in its way is a promise to those before it,
         beside whom it may fit once they run."""
-        promised = any(units > 0 and room.get(gpu, 0) < 0 for gpu, units in need.items())
+        promised = any(room[gpu] < 0 for gpu in need)
         if promised and not overdue:
             self._wait_for_residents(model, residents, overdue=False, need=need)
             return

@@ -32,7 +32,7 @@ class Exit:
     """One way in which one model may leave.
 
     :ivar how: ``stop``, or a level of sleep: ``1``, ``2``.
-    :ivar frees: what is free afterwards, by GPU.
+    :ivar frees: what is free afterwards, by GPU; never less than nothing.
     :ivar cost: what is lost by it, see :func:`weight`.
     :ivar host: bytes of host memory that it takes (those of a sleeper's weights).
     """
@@ -93,7 +93,7 @@ class _Search:
         self._most: list[list[int]] = [[0] * len(wanted)]
         for of in reversed(models):
             gains = [max(one.frees.get(gpu, 0) for one in of) for gpu in self._gpus]
-            self._most.append([a + max(0, b) for a, b in zip(self._most[-1], gains, strict=True)])
+            self._most.append([a + b for a, b in zip(self._most[-1], gains, strict=True)])
         self._most.reverse()
         # What a unit costs at least of those from the i-th on: the rest of the lack costs no less than that.
         self._rates: list[list[float]] = [[float("inf")] * len(wanted)]

@@ -299,3 +299,27 @@ def test_one_host_is_as_if_there_were_no_others(running: list[Model], asked: lis
     ]
     assert [wait.name for wait in one.waits] == [wait.name for wait in other.waits]
     assert [refuse.name for refuse in one.refusals] == [refuse.name for refuse in other.refusals]
+
+
+# -- what an offer is worth -----------------------------------------------------------------------------
+
+
+def test_who_never_leaves_is_not_offered() -> None:
+    """Neither a pinned one nor one that stays: another host is taken, however dear who leaves there."""
+    busy = on("tower", "x", 5, busy=True)
+    for stays in (
+        on("tower", "p", 5, pinned=True, reload=1.0),
+        on("tower", "p", 5, stays_until=NOW + 9, reload=1.0),
+    ):
+        found = look(wanted("a", places(4, "tower", "local")), busy, stays, on("local", "y", 9))
+        assert [(leave.name, leave.whom) for leave in found.leaves] == [("y", "a")]
+
+
+def test_a_residency_that_is_over_is_not_looked_at_again() -> None:
+    """It would look again at once, and for ever."""
+    found = look(
+        wanted("a", places(9, "local", "tower")),
+        on("local", "b", 9, busy=True, stays_until=NOW),
+        on("tower", "c", 9, busy=True, stays_until=NOW),
+    )
+    assert found.look_again == NOW + 29.0

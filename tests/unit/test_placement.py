@@ -638,3 +638,176 @@ def test_nobody_leaves_beside_one_that_starts() -> None:
     )
     assert found.leaves == ()
     assert found.waits[0].why == "until s has started: nobody may leave beside it"
+
+
+# -- host memory, what is on its way, and turns ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "memory", "how"),
+    [
+        # It falls asleep, and takes its part.
+        (model("b", "ready", 5, due="idle", sleeps=(1,), host=5), 10, "1"),
+        (model("b", "ready", 5, due="idle", sleeps=(1,), host=5), 9, "stop"),
+        # It has had its part since it began to drain.
+        (model("b", "draining", 5, leaves_as="1", host=5, sleeps=(1,)), 10, "1"),
+        (model("b", "draining", 5, leaves_as="1", host=5, sleeps=(1,)), 9, "stop"),
+        # It takes none.
+        (model("b", "draining", 5, leaves_as="stop", host=5, sleeps=(1,)), 5, "1"),
+        (model("b", "ready", 5, due="stop", host=5, sleeps=(1,)), 5, "1"),
+        (model("b", "ready", 5, due="idle", host=9, sleeps=(1, 2)), 5, "1"),
+        # It sleeps already, and has its part until it has been stopped.
+        (model("b", "asleep", 0, asleep_host=5, due="stop"), 9, "stop"),
+        (model("b", "asleep", 0, asleep_host=5, due="stop"), 10, "1"),
+    ],
+)
+def test_host_memory_is_given_once(first: Model, memory: int, how: str) -> None:
+    """Who falls asleep at level 1 takes what its weights need, once; the next has what is left."""
+    second = model("c", "ready", 5, "1", due="idle", sleeps=(1,), host=5)
+    found = look(first, second, rules=Rules(host_memory=memory))
+    assert {one.name: one.how for one in found.leaves}["c"] == how
+
+
+def test_who_leaves_for_another_takes_host_memory_once() -> None:
+    """What a victim takes to fall asleep is not there for who leaves by itself after it."""
+    victim = model("b", "ready", 9, sleeps=(1,), host=5)
+    idle = model("c", "ready", 5, "1", due="idle", sleeps=(1,), host=5)
+    for memory, how in ((10, "1"), (9, "stop")):
+        found = look(wanted("a", 9), victim, idle, rules=Rules(host_memory=memory))
+        assert [(one.name, one.how) for one in found.leaves] == [("b", "1"), ("c", how)]
+
+
+@pytest.mark.parametrize("phase", ["absent", "starting", "leaving"])
+def test_who_does_not_run_is_not_stopped(phase: str) -> None:
+    """Whatever it is due: one that starts is stopped when it has started."""
+    assert look(model("b", phase, 5, due="stop")).leaves == ()
+
+
+def test_who_is_due_and_leaves_for_another_leaves_once() -> None:
+    """It is idle for long enough to leave by itself, and has just been chosen."""
+    found = look(wanted("a", 9), model("b", "ready", 5, due="idle"))
+    assert [(one.name, one.whom) for one in found.leaves] == [("b", "a")]
+
+
+@pytest.mark.parametrize(
+    ("first", "starts"),
+    [
+        (model("b", "leaving", 5), False),
+        (model("b", "draining", 5), False),
+        (model("b", "draining", 5, busy=True), True),
+        (model("b", "ready", 5), False),
+        (model("b", "ready", 5, busy=True), True),
+        (model("b", "ready", 5, due="stop"), False),
+        (model("b", "ready", 5, due="stop", busy=True), True),
+    ],
+)
+def test_the_second_gpu_while_the_first_is_made_free(first: Model, starts: bool) -> None:
+    """Nobody else starts on the second while somebody leaves the first, as that takes a moment; somebody does
+    while that one still drains, which may take long."""
+    busy_elsewhere = model("x", "ready", 3, "3", busy=True)
+    found = look(wanted("a", 9, "0", "1", waited=40.0), first, busy_elsewhere, wanted("c", 1, "1"))
+    assert names(found.starts) == (["c"] if starts else [])
+    waits = {one.name: (one.why, one.on) for one in found.waits}
+    assert waits["a"] == ("until b has left", ("b",))
+    if not starts:
+        assert waits["c"] == ("until a has had its turn", ("a",))
+
+
+def test_nobody_starts_beside_who_has_just_begun_to_leave() -> None:
+    """Though it fits there: a GPU has to be quiet for a start."""
+    found = look(model("b", "ready", 5, due="stop"), wanted("a", 3))
+    assert (names(found.leaves), found.starts) == (["b"], ())
+    assert [(one.why, one.on) for one in found.waits] == [("until b has left", ("b",))]
+
+
+def test_what_one_takes_that_starts_is_not_free_for_the_next() -> None:
+    """It has somebody leave then, when the other one has started."""
+    found = look(wanted("a", 6, waited=5.0), model("b", "ready", 4), wanted("c", 4))
+    assert (names(found.starts), found.leaves) == (["a"], ())
+    assert [(one.name, one.why) for one in found.waits] == [
+        ("c", "until a has started: nobody may leave beside it")
+    ]
+
+
+def test_what_is_on_its_way_is_for_the_first() -> None:
+    """The next one has another one leave."""
+    found = look(wanted("a", 5, waited=5.0), model("b", "leaving", 5), wanted("c", 5), model("d", "ready", 5))
+    assert [(one.name, one.whom) for one in found.leaves] == [("d", "c")]
+    assert {one.name: one.on for one in found.waits} == {"a": ("b",), "c": ("d",)}
+
+
+def test_only_who_has_memory_where_some_is_lacking_is_in_the_way() -> None:
+    """Who is on a GPU with just enough room is not told of, and does not leave."""
+    b, d = model("b", "ready", 5), model("d", "ready", 1, "1")
+    found = look(wanted("a", 9, "0", "1", may_evict=False), b, d)
+    assert [one.why for one in found.refusals] == ["b would have to leave for it"]
+    waits = look(wanted("a", 9, "0", "1"), evolve(b, busy=True), evolve(d, busy=True)).waits
+    assert [(one.why, one.on) for one in waits] == [("b is busy", ("b",))]
+
+
+def test_one_unit_is_in_the_way() -> None:
+    """One that is lacking, and one that somebody holds."""
+    unit = Model("b", "ready", claim={"0": 1}, held={"0": 1}, used_at=NOW - 60.0)
+    assert names(look(wanted("a", 10), unit).leaves) == ["b"]
+
+
+def test_a_promise_of_one_unit_is_waited_for() -> None:
+    """Who may have nobody leave waits, for no longer than others wait for busy ones, and keeps nothing."""
+    busy = Model("b", "ready", claim={"0": 1}, held={"0": 1}, busy=True, stays_until=NOW + 99)
+    first, second = wanted("a", 10, waited=40.0), wanted("c", 2, waited=2.0, may_evict=False)
+    found = look(first, busy, second)
+    assert (names(found.waits), found.refusals) == (["a", "c"], ())
+    assert found.look_again == NOW + 28.0
+
+
+def test_who_waits_for_a_promise_keeps_nothing() -> None:
+    """What is free on its other GPU is there for those after it."""
+    busy = model("b", "ready", 5, busy=True, stays_until=NOW + 99)
+    second = wanted("c", 9, "0", "1", waited=2.0, may_evict=False)
+    found = look(wanted("a", 9, waited=40.0), busy, second, wanted("d", 9, "1"))
+    assert (names(found.starts), names(found.waits)) == (["d"], ["a", "c"])
+
+
+def test_a_promise_where_a_sleeper_needs_no_more() -> None:
+    """It is waited for as well, where the sleeper keeps all that it claims there."""
+    keeps = {"0": TENTH}
+    sleeper = Model(
+        "c",
+        "asleep",
+        claim={**keeps, "1": TENTH},
+        held=keeps,
+        waiting=1,
+        waiting_since=NOW - 2.0,
+        may_evict=False,
+    )
+    busy = model("b", "ready", 5, busy=True, stays_until=NOW + 99)
+    found = look(wanted("a", 9, waited=40.0), busy, sleeper)
+    assert (names(found.waits), found.refusals) == (["a", "c"], ())
+
+
+def test_nobody_takes_the_turn_of_who_waits_for_a_start() -> None:
+    """Neither on its own GPUs nor on those of who will leave for it."""
+    found = look(
+        wanted("a", 8, "0", "2", waited=5.0),
+        model("s", "starting", 2),
+        model("b", "ready", 8, "0", "1"),
+        wanted("c", 1, "1", waited=2.0),
+        wanted("d", 1, "2"),
+        wanted("e", 1, "3"),
+    )
+    assert (names(found.starts), found.leaves) == (["e"], ())
+    assert {one.name: one.on for one in found.waits} == {"a": ("s",), "c": ("a",), "d": ("a",)}
+
+
+def test_the_sooner_it_wakes_the_earlier_its_turn() -> None:
+    """Also where that takes less than a second, or has been measured as nothing."""
+
+    def asleep(name: str, seconds: float, waited: float) -> Model:
+        since = NOW - waited
+        return Model(
+            name, "asleep", claim=gpu(9), held=gpu(1), wake={1: seconds}, waiting=1, waiting_since=since
+        )
+
+    for seconds in (0.0, 0.5):
+        found = look(asleep("a", 0.9, 2.0), asleep("b", seconds, 1.0), rooms=only(total=2 * SHARES))
+        assert names(found.starts) == ["b"]
