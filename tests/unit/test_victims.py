@@ -316,3 +316,10 @@ def test_what_a_fleet_may_have_asleep_is_shared_as_it_costs_least() -> None:
         (6, "a:1 b:1"),
     ):
         assert chosen({"0": 10}, exits, host) == best
+
+
+def test_who_is_stopped_takes_no_host_memory_and_gives_none() -> None:
+    """What there is of it is for those that sleep, whoever else leaves."""
+    exits = [Exit("a", "stop", {"0": 5}, 1.0), Exit("b", "1", {"0": 5}, 2.0, 3)]
+    assert chosen({"0": 10}, exits, 2) == "nobody is enough"
+    assert chosen({"0": 10}, exits, 3) == "a:stop b:1"
