@@ -55,7 +55,7 @@ AREAS: dict[str, tuple[Module, ...]] = {
     "headers": _modules("http", ("headers",), "headers", "known"),
     "framing": (
         *_modules("relay", ("upstream",), "upstream", "known"),
-        *_modules("web", ("reader",), "channel", "smuggling", "known"),
+        *_modules("web", ("reader",), "reader", "channel", "smuggling", "known"),
     ),
 }
 """By the name that ``--only`` takes."""
