@@ -153,11 +153,10 @@ class Starts:
             where = Address(arrived.here.reach.published, task_port(spec, picture.service), "published")
             instance = Instance(run, (where,))
         if arrived.verdict.kind == "ended" and task is not None:
-            exit = await self._ends.failed(spec, picture, task)
             if watch is not None:
-                watch.started(instance)
-                # Said after the one who waits for the start has its answer.
-                self._reactor.callLater(0, watch.ended, run, exit)
+                watch.was_brief(instance, picture, task)
+            else:
+                await self._ends.failed(spec, picture, task)
         elif watch is not None:
             watch.started(instance)
             # It may have ended since that look.

@@ -145,9 +145,12 @@ class SwarmWatch:
         self._members.update((task.id, instance.run) for task in instance.tasks)
         self.teller.answered(instance)
 
-    def ended(self, run: str, exit: Exit) -> None:
-        """That run, just started, has ended already."""
-        self.teller.ended(run, exit)
+    def was_brief(self, instance: Instance, picture: Picture, last: SwarmTask) -> None:
+        """``ensure_started`` gives a run away whose last task has ended by itself already.  Its end is told
+        like that of any other run; whatever is seen before that is not yet the whole of it."""
+        self.started(instance)
+        self._members[last.id] = instance.run
+        self._end(instance.run, picture, last)
 
     def unseen(self, reason: Failure) -> None:
         """See :class:`~llmproxy.runtimes.swarm_monitor.Subject`."""
@@ -212,10 +215,13 @@ class SwarmWatch:
         if last is None or lost or not last.ended_by_itself or not replicas:
             self._is_over(run, Exit() if last is None or lost else last.exit)
             return True
+        self._end(run, picture, last)
+        return False
+
+    def _end(self, run: str, picture: Picture, last: SwarmTask) -> None:
         self._finishing = True
         finished = self._finish(self.spec, picture, last)
         finished.addCallbacks(self._finished, self._not_finished, callbackArgs=(run,))
-        return False
 
     def _finished(self, exit: Exit, run: str) -> None:
         self._finishing = False

@@ -12,13 +12,15 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llmproxy.config.model import BackendSpec, DockerSettings
 from llmproxy.engines.phases import Phase
-from llmproxy.runtimes.interface import RuntimeUnavailable, StartRefused, unheard
+from llmproxy.runtimes.interface import Exit, Instance, RuntimeUnavailable, StartRefused, unheard
 from llmproxy.runtimes.swarm_labels import RUN
 from llmproxy.runtimes.swarm_scale import Leaving
 from llmproxy.runtimes.swarm_start import AWAY_MOST, PREPARED_WITHIN, UNREACHED_MOST, Arrival, Begun
 from llmproxy.runtimes.swarm_starts import Starts
-from llmproxy.runtimes.swarm_state import SwarmTask
+from llmproxy.runtimes.swarm_state import Picture, SwarmTask
 from llmproxy.runtimes.swarm_stop import Ending
+from llmproxy.runtimes.swarm_watch import SwarmWatch
+from tests.fakes import RecordingWatcher
 from tests.unit.swarm_cases import FAR, picture, task
 
 SPEC = BackendSpec("m", runtime="swarm", service="m", port=8000, start_timeout=60.0)
@@ -180,6 +182,84 @@ class StoppedStartTests(SynchronousTestCase):
     def test_what_does_not_start(self) -> None:
         """There is nothing to wait for."""
         self.successResultOf(self.starts.stop("other"))
+
+
+class FakeEnds:
+    """Ends a run that has failed when the test says so."""
+
+    def __init__(self) -> None:
+        self.failures: list[Deferred[Exit]] = []
+
+    def failed(self, spec: BackendSpec, found: Picture, ended: SwarmTask) -> Deferred[Exit]:
+        self.failures.append(Deferred())
+        return self.failures[-1]
+
+
+FAILED = task("a", "failed", "shutdown", 5, code=3, error="task: non-zero exit (3)")
+MARK = {RUN: "mark"}
+
+
+class BriefStartTests(SynchronousTestCase):
+    """A backend that has ended before it was seen running."""
+
+    def setUp(self) -> None:
+        self.manager, self.ends = FakeManager(), FakeEnds()
+        self.watcher = RecordingWatcher()
+        self.watch: SwarmWatch | None = SwarmWatch(
+            Clock(), SPEC, self.watcher, self.ends.failed, lambda: False, "me"
+        )
+
+    def start(self) -> Deferred[Instance]:
+        manager: Any = self.manager
+        ends: Any = self.ends
+        starts = Starts(Clock(), manager, manager, ends, DockerSettings(), None, "me", lambda _: self.watch)
+        started = starts.start(SPEC, unheard)
+        self.manager.calls[0].callback(Begun(frozenset(), True))
+        (arrival,) = self.manager.subjects
+        assert isinstance(arrival, Arrival)
+        arrival.seen(picture(FAILED, labels=MARK), FAR)
+        return started
+
+    def sees(self, *tasks: SwarmTask, replicas: int = 1) -> None:
+        assert self.watch is not None
+        self.watch.seen(picture(*tasks, replicas=replicas, labels=MARK), FAR)
+
+    def test_its_status(self) -> None:
+        """It is told once nobody goes on trying, whatever is seen of the service meanwhile."""
+        self.sees(replicas=0)
+        self.assertEqual(self.successResultOf(self.start()).run, "s1:mark")
+        self.sees(FAILED, task("b", second=11, port=32768))
+        self.sees(FAILED, task("b", "shutdown", "shutdown", 12), replicas=0)
+        self.assertEqual(self.watcher.kinds(), ["gone"])
+        self.ends.failures[0].callback(Exit(3))
+        self.sees(FAILED, replicas=0)
+        self.assertEqual(self.watcher.events[1:], [("gone", "s1:mark", Exit(3))])
+
+    def test_its_end_is_seen_first(self) -> None:
+        """A look that says the same at the same time changes nothing."""
+        started = self.start()
+        self.sees(FAILED, replicas=0)
+        self.ends.failures[0].callback(Exit(3))
+        self.sees(FAILED, replicas=0)
+        self.successResultOf(started)
+        self.assertEqual(self.watcher.events, [("gone", "s1:mark", Exit(3))])
+
+    def test_the_manager_is_away_then(self) -> None:
+        """The next look that succeeds ends it."""
+        self.successResultOf(self.start())
+        self.ends.failures[0].errback(AWAY)
+        self.assertEqual(self.watcher.events, [])
+        self.sees(FAILED)
+        self.ends.failures[1].callback(Exit(3))
+        self.assertEqual(self.watcher.events, [("gone", "s1:mark", Exit(3))])
+
+    def test_nobody_watches(self) -> None:
+        """The start is over when Swarm starts no other."""
+        self.watch = None
+        started = self.start()
+        self.assertNoResult(started)
+        self.ends.failures[0].callback(Exit(3))
+        self.assertEqual(self.successResultOf(started).run, "s1:mark")
 
 
 class FakeEngine:
