@@ -14,7 +14,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor, IWriteDescriptor
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IReactorFDSet,
+    IReactorTime,
+    IReadDescriptor,
+    IWriteDescriptor,
+)
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -23,7 +29,14 @@ __all__ = ["Line", "pair"]
 LARGEST = 1 << 20
 """Bytes of a message.  The largest one names all backends, a thousand of them with some numbers each."""
 
+ROOM_AGAIN = 0.1
+"""Seconds until the next look whether a descriptor can be taken, where none is free."""
+
 Receive = Callable[[dict[str, Any], int | None], None]
+
+
+class LineReactor(IReactorFDSet, IReactorTime):
+    """What a line needs."""
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -45,7 +58,7 @@ class Line:
     """
 
     def __init__(
-        self, reactor: IReactorFDSet, end: socket.socket, received: Receive, lost: Callable[[], None]
+        self, reactor: LineReactor, end: socket.socket, received: Receive, lost: Callable[[], None]
     ) -> None:
         self._reactor = reactor
         self._end = end
@@ -53,6 +66,7 @@ class Line:
         self._lost = lost
         self._waiting: deque[tuple[bytes, int | None]] = deque()
         self._closed = False
+        self._later: IDelayedCall | None = None
         reactor.addReader(self)
 
     def say(self, what: str, fd: int | None = None, **more: Any) -> None:
@@ -60,13 +74,15 @@ class Line:
 
         :param fd: goes with it; a copy is kept for as long as that takes.
         :raises ConnectionError: the other end is gone.
+        :raises OSError: no descriptor is left for the copy; nothing has been sent.
         """
         if self._closed:
             raise ConnectionError("the other process is gone")
         message = json.dumps({"say": what, **more}).encode("ascii")
         if not self._waiting and self._sent(message, fd):
             return
-        self._waiting.append((message, None if fd is None else os.dup(fd)))
+        copy = None if fd is None else os.dup(fd)
+        self._waiting.append((message, copy))
         self._reactor.addWriter(self)
 
     def _sent(self, message: bytes, fd: int | None) -> bool:
@@ -82,6 +98,8 @@ class Line:
         if self._closed:
             return
         self._closed = True
+        if self._later is not None:
+            self._later.cancel()
         self._reactor.removeReader(self)
         self._reactor.removeWriter(self)
         self._end.close()
@@ -102,6 +120,11 @@ class Line:
 
     def doRead(self) -> None:
         """One message, or the end."""
+        if not self._has_room():
+            # What cannot be kept is dropped by the kernel, with the client that it belongs to.
+            self._reactor.removeReader(self)
+            self._later = self._reactor.callLater(ROOM_AGAIN, self._read_on)
+            return
         try:
             data, ancillary, _, _ = self._end.recvmsg(
                 LARGEST, socket.CMSG_SPACE(array.array("i").itemsize), socket.MSG_CMSG_CLOEXEC
@@ -118,6 +141,17 @@ class Line:
             fds.frombytes(rights)
         message: Mapping[str, Any] = json.loads(data)
         self._received(dict(message), fds[0] if fds else None)
+
+    def _has_room(self) -> bool:
+        try:
+            os.close(os.dup(self._end.fileno()))
+        except OSError:
+            return False
+        return True
+
+    def _read_on(self) -> None:
+        self._later = None
+        self._reactor.addReader(self)
 
     def doWrite(self) -> None:
         """Send what waits."""

@@ -179,6 +179,7 @@ class Successor:
         self._site.read_key_file()
         self._book.skip()
         self.marks.set(message["occupied"])
+        unseen: set[str] = set()
         for backend in fleet.backends.values():
             there = self._states.get(backend.name)
             if backend.state == "failed" and there != "failed":
@@ -188,8 +189,15 @@ class Successor:
                 backend.look_again("the process before this one has changed it")
             if backend.spec.runtime == "process" and backend.state in ("absent", "failed"):
                 # It may have been started since; nothing else tells.
-                backend.watch().addErrback(lambda failure: self._log.failure("looking again", failure))
-        self._say("serving")
+                unseen.add(backend.name)
+                looked = backend.watch()
+                looked.addErrback(lambda failure: self._log.failure("looking again", failure))
+                looked.addBoth(lambda _, name: unseen.discard(name), backend.name)
+        self._when(lambda: not unseen, AGREE, self._can_decide)
+
+    def _can_decide(self) -> None:
+        if not self._stopped:
+            self._say("serving")
 
     def _yours(self) -> None:
         """Decide, from here on."""

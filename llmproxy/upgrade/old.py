@@ -371,8 +371,11 @@ class Bow:
         transport = channel.transport
         try:
             self._line.say("client", transport.fileno(), family=int(transport.socket.family))
-        except OSError:
+        except ConnectionError:
             self._alone = True
+            return
+        except OSError:
+            # No descriptor is left for a copy of it: at another look.
             return
         # Only this copy of the socket is closed.
         transport._shouldShutdown = False

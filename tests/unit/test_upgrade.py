@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,7 +11,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, patch
 
 from attrs import define, evolve, field
 from hypothesis import given, settings
@@ -455,6 +458,51 @@ class UpgradeTests(UpgradeCase):
         self.assertEqual(self.new_fleet.backends["coder"].state, "starting")
         self.new_ready()
         self.assertEqual(self.new_fleet.backends["chat"].state, "absent")
+
+    def test_what_nothing_tells_of_is_seen_before_it_serves(self) -> None:
+        """A process may have been started since it was looked for, and has its place on the GPU."""
+        done, look = self.committed(), Deferred[None]()
+        there = self.new_fleet.backends["coder"]
+        there.spec = evolve(there.spec, runtime="process")
+        there.watch = lambda: look  # type: ignore[method-assign]
+        self.clock.turn()
+        self.assertEqual(self.told, [])
+        look.callback(None)
+        self.clock.advance(0.01)
+        self.clock.turn()
+        self.assertEqual(self.told, ["serves"])
+        self.finished(done)
+
+    def test_what_cannot_be_seen_is_not_waited_for(self) -> None:
+        """Nobody would be served meanwhile."""
+        done = self.committed()
+        there = self.new_fleet.backends["coder"]
+        there.spec = evolve(there.spec, runtime="process")
+        there.watch = Deferred[None]  # type: ignore[method-assign]
+        self.clock.turn()
+        self.clock.advance(AGREE)
+        self.clock.turn()
+        self.assertEqual(self.told, ["serves"])
+        self.finished(done)
+
+    def test_no_descriptor_is_left_for_a_connection(self) -> None:
+        """It is handed over when one is; the new process is not taken for dead."""
+        self.former = True
+        self.upgrade()
+        bow, lost, troubles = self.upgrader._bow, list[Failure](), [OSError(errno.EMFILE, "none"), None]
+        assert bow is not None
+        sock = SimpleNamespace(family=socket.AF_INET)
+        channel: Any = SimpleNamespace(
+            transport=SimpleNamespace(fileno=lambda: 0, socket=sock, connectionLost=lost.append)
+        )
+        with patch.object(bow._line, "say", Mock(side_effect=troubles)):
+            bow._give(channel)
+            self.assertEqual(lost, [])
+            bow._give(channel)
+            self.assertEqual(len(lost), 1)
+        with patch.object(bow._line, "say", Mock(side_effect=BrokenPipeError)):
+            bow._give(channel)
+        self.assertEqual(len(lost), 1, "of a process that is gone nobody gets it")
 
     def test_the_one_before_it_is_waited_for(self) -> None:
         """What that one hands over goes through this process to the new one, for as long as both have."""

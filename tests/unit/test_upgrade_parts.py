@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +20,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.error import ProcessTerminated
 from twisted.internet.protocol import Factory
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from llmproxy.http.forwarded import Origin
 from llmproxy.http.headers import Fields
 from llmproxy.upgrade.handed import FIELD, Handed, handed_head, own_lines, read_handed, without
 from llmproxy.upgrade.inherited import VARIABLE, Inherited, told_of
-from llmproxy.upgrade.line import Line, pair
+from llmproxy.upgrade.line import ROOM_AGAIN, Line, pair
 from llmproxy.upgrade.spawn import SHIM, Child, command_line, no_upgrade
 
 WORDS = ["/venv/bin/python", "-X", "dev", "/venv/bin/twistd", "-n", "--pidfile=x", "llmproxy", "--demo"]
 
 
-class Readers:
+class Readers(Clock):
     """What a line needs of a reactor."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.reading: list[Any] = []
         self.writing: list[Any] = []
 
@@ -140,6 +145,63 @@ def test_the_other_end_is_told(ends: Ends) -> None:
     with pytest.raises(ConnectionError):
         ends.second.say("anything")
     assert ends.reactor.reading == []
+
+
+@contextmanager
+def none_left() -> Iterator[None]:
+    """No descriptor can be had."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_no_descriptor_is_left_to_take_one(ends: Ends) -> None:
+    """The message stays where it is until one can be had, and with it what comes after it."""
+    read, write = os.pipe()
+    os.close(write)
+    ends.first.say("client", read)
+    ends.first.say("occupied")
+    os.close(read)
+    with none_left():
+        ends.second.doRead()
+        assert ends.second not in ends.reactor.reading
+        ends.reactor.advance(ROOM_AGAIN)
+        assert ends.second in ends.reactor.reading
+        ends.second.doRead()
+    assert ends.heard == []
+    ends.reactor.advance(ROOM_AGAIN)
+    ends.second.doRead()
+    ends.second.doRead()
+    assert [message["say"] for message, _ in ends.heard] == ["client", "occupied"]
+    assert ends.heard[0][1] is not None
+
+
+def test_no_descriptor_is_left_and_the_line_is_closed(ends: Ends) -> None:
+    """Nothing looks at it any more."""
+    with none_left():
+        ends.second.doRead()
+    ends.second.close()
+    assert ends.reactor.getDelayedCalls() == []
+
+
+def test_no_descriptor_is_left_for_what_waits(ends: Ends) -> None:
+    """That message is not sent at all; the line goes on."""
+    read, write = os.pipe()
+    while not ends.reactor.writing:
+        ends.first.say("much", filling="x" * 10_000)
+    with none_left(), pytest.raises(OSError, match="Too many open files"):
+        ends.first.say("client", read)
+    os.close(read)
+    os.close(write)
+    while ends.reactor.writing:
+        ends.second.doRead()
+        ends.first.doWrite()
+    assert "client" not in [message["say"] for message, _ in ends.heard]
 
 
 def test_what_waits_is_given_up_with_the_line(ends: Ends) -> None:
