@@ -35,7 +35,7 @@ coverage: $(STAMPS)/test ## all tests, what they start measured too; fails under
 	$(PY) -m coverage run --rcfile=tests/coverage.ini -m pytest $(TESTS) -m "not vllm" $(ARGS) || [ $$? -eq 1 ]
 	$(PY) -m coverage combine --rcfile=tests/coverage.ini --quiet
 	$(PY) -m coverage report --rcfile=tests/coverage.ini
-	$(PY) -m tests.measured
+	$(PY) -m tests.integration.measured
 
 fuzz: $(STAMPS)/test ## look for inputs that break a parser (SECONDS=60, SEED= of the first, ONLY=requests,json)
 	$(PY) -m tests.fuzz --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
@@ -53,7 +53,7 @@ soak: $(STAMPS)/test ## two hours of all kinds of clients: memory, files, timers
 	$(PY) -m tests.integration.soak $(ARGS)
 
 mutate: $(STAMPS)/mutation ## put faults into the core and see its unit tests find them (ARGS="--only headers --jobs 4")
-	$(PY) -m tests.mutation $(ARGS)
+	$(PY) -m tests.integration.mutation $(ARGS)
 
 lint: $(STAMPS)/lint ## types, style and format
 	$(PY) -m mypy llmproxy twisted/plugins/llmproxy_plugin.py scripts tests bench

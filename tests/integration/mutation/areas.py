@@ -10,7 +10,7 @@ from attrs import frozen
 
 __all__ = ["AREAS", "LEAST", "ROOT", "Module"]
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 LEAST = 90.0
 """Percent of an area's mutants that have to be found."""

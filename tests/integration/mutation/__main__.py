@@ -1,4 +1,4 @@
-"""``python -m tests.mutation --only headers``: put faults into modules, and see whether tests find them.
+"""``python -m tests.integration.mutation``: put faults into modules, and see whether tests find them.
 
 What was found out is kept in build/mutation, by module, tests and fault: a run that was broken off goes on
 where it was.  Ends with 1 where less than 90 % of an area's mutants are found.
@@ -16,9 +16,9 @@ from collections.abc import Iterable
 
 from attrs import define
 
-from tests.mutation.areas import AREAS, LEAST, ROOT, Module
-from tests.mutation.mutants import Mutant, mutants
-from tests.mutation.trial import Baseline, Trial, load_others, measure
+from tests.integration.mutation.areas import AREAS, LEAST, ROOT, Module
+from tests.integration.mutation.mutants import Mutant, mutants
+from tests.integration.mutation.trial import Baseline, Trial, load_others, measure
 
 FOLDER = ROOT / "build" / "mutation"
 
@@ -132,7 +132,9 @@ def _report(scores: dict[str, list[Score]], survivors: Iterable[str]) -> bool:
 def main() -> int:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.mutation", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m tests.integration.mutation",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--only", default="", help=f"areas or modules, by commas: {', '.join(AREAS)}")
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time [2]")
@@ -169,7 +171,7 @@ if __name__ == "__main__":
     if os.environ.get("PYTHONHASHSEED") != "0":
         os.execve(
             sys.executable,
-            [sys.executable, "-m", "tests.mutation", *sys.argv[1:]],
+            [sys.executable, "-m", "tests.integration.mutation", *sys.argv[1:]],
             {**os.environ, "PYTHONHASHSEED": "0"},
         )
     sys.exit(main())

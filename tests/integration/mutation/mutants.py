@@ -11,7 +11,7 @@ from attrs import frozen
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 
-from tests.mutation.operators import OPERATORS
+from tests.integration.mutation.operators import OPERATORS
 
 __all__ = ["Mutant", "mutants"]
 

@@ -28,7 +28,7 @@ import hypothesis
 import pytest
 from attrs import frozen
 
-from tests.mutation.areas import ROOT, Module
+from tests.integration.mutation.areas import ROOT, Module
 
 __all__ = ["Baseline", "Trial", "load_others", "measure"]
 
