@@ -344,7 +344,8 @@ def _backend(route: str, settings: Mapping[str, Setting]) -> BackendSpec:
     for name, runtimes in _WHERE.items():
         if name in settings and spec.runtime not in runtimes:
             known = " or ".join(runtimes)
-            raise fault(f"{name} is for runtime {known}, and its runtime is {spec.runtime}", name)
+            hint = "" if "runtime" in settings else f"; say runtime: {runtimes[0]}"
+            raise fault(f"{name} is for runtime {known}, and its runtime is {spec.runtime}{hint}", name)
     if spec.engine == "generic" and spec.sleep in ("1", "2"):
         raise fault("an engine that is generic cannot sleep; leave sleep away", "sleep")
     if spec.runtime == "docker":

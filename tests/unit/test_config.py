@@ -173,6 +173,7 @@ def test_the_launchers_environment() -> None:
             {},
             "container is for runtime docker",
         ),
+        ("backends: {a: {url: 'http://x'}}", {}, "its runtime is docker; say runtime: url"),
         ("backends: {a: {runtime: swarm}}", {}, "needs service or image"),
         ("backends: {a: {runtime: swarm, service: x, sleep: 1}}", {}, "never put to sleep"),
         (
