@@ -30,6 +30,8 @@ from tests.integration.world import ROOT, ProcessWorld, World, until
 __all__ = [
     "ADMIN",
     "KEY",
+    "NOT_RELOADED",
+    "READ_AGAIN",
     "Answer",
     "Demo",
     "Proxy",
@@ -47,6 +49,9 @@ ADMIN = "admin-key-for-tests"
 BACKEND_KEY = "backend-key-for-tests"
 PATIENCE = 20.0
 """Seconds after which a client of a test gives up."""
+
+RELOADS = READ_AGAIN, NOT_RELOADED = ("configuration read again", "not reloaded")
+"""What it says when it has been told to read its configuration again."""
 
 _T = TypeVar("_T")
 
@@ -281,7 +286,7 @@ class Proxy:
         base = [sys.executable, twistd, "-n", "--pidfile=", "llmproxy", "--config", str(self.file)]
         return [*base, "--listen", listen, *arguments]
 
-    def start(self, *arguments: str) -> None:
+    def start(self, *arguments: str, seconds: float = 15.0) -> None:
         """Start it and wait until it answers."""
         with open(self.log_file, "ab") as log:
             self.process = subprocess.Popen(
@@ -293,7 +298,7 @@ class Proxy:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        until(self._answers, 15)
+        until(self._answers, seconds)
 
     def _answers(self) -> bool:
         assert self.process is not None
@@ -313,12 +318,19 @@ class Proxy:
         """Ask it to end."""
         os.kill(self.pid, signal.SIGTERM)
 
-    def hang_up(self) -> None:
-        """Ask it to read its configuration again, and wait until it has."""
-        marks = ("configuration read again", "not reloaded")
+    def hang_up(self, pid: int | None = None, *, seconds: float = 10.0) -> str:
+        """Ask it to read its configuration again, and wait until it has; which of :data:`RELOADS` it says.
+
+        :param pid: of the process that serves now, if that is not the one that was started here.
+        """
         before = len(self.log())
-        os.kill(self.pid, signal.SIGHUP)
-        until(lambda: any(mark in self.log()[before:] for mark in marks))
+        os.kill(pid or self.pid, signal.SIGHUP)
+
+        def told() -> str | None:
+            log = self.log()[before:]
+            return next((mark for mark in RELOADS if mark in log), None)
+
+        return until(told, seconds) or ""
 
     def wait(self, seconds: float = PATIENCE) -> int:
         """Its exit status."""

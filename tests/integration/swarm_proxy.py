@@ -39,7 +39,7 @@ class ContainedProxy(Proxy):
         """Where it runs."""
         return services_of(self).swarm.manager
 
-    def start(self, *arguments: str) -> None:
+    def start(self, *arguments: str, seconds: float = 30.0) -> None:
         """Start it and wait until it answers."""
         node = self.node
         self.address = node.address
@@ -58,7 +58,7 @@ class ContainedProxy(Proxy):
             *("--workdir", str(self.folder), DEMO_IMAGE),
             *("sh", "-c", 'exec "$@" >>"$0" 2>&1', str(self.log_file), *command),
         )
-        until(self._answers, 30, 0.05)
+        until(self._answers, seconds, 0.05)
 
     def _answers(self) -> bool:
         assert self.runs, f"the proxy ended:\n{self.log()}"
