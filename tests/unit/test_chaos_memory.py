@@ -86,5 +86,5 @@ def test_what_is_not_allowed(tmp_path: Path) -> None:
     """The root does not give memory away: it is said why."""
     (tmp_path / "cgroup.controllers").write_text("memory")
     (tmp_path / "cgroup.subtree_control").mkdir()
-    with pytest.raises(NoMemoryGroup, match="can be made here: .*subtree_control"):
+    with pytest.raises(NoMemoryGroup, match=r"can be made here: .*subtree_control"):
         memory_group("ours", tmp_path)

@@ -52,21 +52,19 @@ class EngineLine:
         """In ``DOCKER_HOST`` form."""
         return f"unix://{self.path}"
 
-    def cut_events(self) -> int:
+    def cut_events(self) -> None:
         """End the streams of events that there are."""
         with self._lock:
             found = list(self._events)
         for each in found:
             _end(each)
-        return len(found)
 
-    def cut_all(self) -> int:
+    def cut_all(self) -> None:
         """End all connections that there are."""
         with self._lock:
             found = list(self._all)
         for each in found:
             _end(each)
-        return len(found)
 
     def close(self) -> None:
         """End it."""

@@ -10,18 +10,18 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from pathlib import Path
+from typing import Any
 
 from attrs import frozen
 
-from tests.integration.chaos.stage import GPU_ROUTES, ROUTES, Stage
+from tests.integration.chaos.stage import GPU_ROUTES, ROUTES, SMALL, Stage
 from tests.integration.chaos.windows import ALL, BACKEND
 from tests.integration.docker_world import DockerWorld
-from tests.integration.proxy import ADMIN
+from tests.integration.proxy import ADMIN, NOT_RELOADED, READ_AGAIN
 
-__all__ = ["BACKEND_FAULTS", "PROXY_FAULTS", "Fault", "chosen", "memory_can_be_limited"]
+__all__ = ["BACKEND_FAULTS", "PROXY_FAULTS", "Fault", "able", "chosen"]
 
 
 @frozen
@@ -36,6 +36,10 @@ class Fault:
     act: Callable[[Stage, random.Random], None]
     weight: int = 3
     kinds: Sequence[str] = ()
+
+    def is_for(self, kind: str) -> bool:
+        """Whether it can be done to such a runtime."""
+        return not self.kinds or kind in self.kinds
 
 
 BACKEND_FAULTS: list[Fault] = []
@@ -52,16 +56,21 @@ def _fault(into: list[Fault], name: str, weight: int = 3, kinds: Sequence[str] =
     return add
 
 
-def chosen(faults: Sequence[Fault], stage: Stage, random: random.Random, only: Sequence[str] = ()) -> Fault:
-    """One that can be done here."""
-    can = [
+def able(faults: Sequence[Fault], stage: Stage, only: Collection[str] = ()) -> list[Fault]:
+    """Those that can be done here.
+
+    :param only: these by name; all if empty.
+    """
+    return [
         each
         for each in faults
-        if (not each.kinds or stage.kind in each.kinds)
-        and each.name not in stage.absent
-        and (not only or each.name in only)
+        if each.is_for(stage.kind) and each.name not in stage.absent and (not only or each.name in only)
     ]
-    return random.choices(can, [each.weight for each in can])[0]
+
+
+def chosen(faults: Sequence[Fault], random: random.Random) -> Fault:
+    """One of them."""
+    return random.choices(faults, [each.weight for each in faults])[0]
 
 
 def _with(route: str) -> Sequence[str]:
@@ -70,10 +79,11 @@ def _with(route: str) -> Sequence[str]:
 
 
 # -- backends -------------------------------------------------------------------------------------
+# Where nothing runs there is nothing to be harmed: that is no fault, and excuses nothing.
 
 
-def _send(stage: Stage, route: str, number: int) -> None:
-    for pid in stage.pids(route):
+def _send(pids: Sequence[int], number: int) -> None:
+    for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
@@ -82,33 +92,42 @@ def _send(stage: Stage, route: str, number: int) -> None:
 def kill(stage: Stage, random: random.Random) -> None:
     """KILL, from outside."""
     route = random.choice(ROUTES)
+    pids = stage.pids(route)
+    if not pids:
+        return
     with (
         stage.windows.open("killed", BACKEND, (route,)),
         stage.windows.open("(killed)", {"refused"}, _with(route)),
     ):
-        _send(stage, route, signal.SIGKILL)
+        _send(pids, signal.SIGKILL)
 
 
 @_fault(BACKEND_FAULTS, "stopped", 3)
 def stop(stage: Stage, random: random.Random) -> None:
     """TERM, from outside: ``docker stop`` by somebody."""
     route = random.choice(ROUTES)
+    pids = stage.pids(route)
+    if not pids:
+        return
     with (
         stage.windows.open("stopped", BACKEND, (route,)),
         stage.windows.open("(stopped)", {"refused"}, _with(route)),
     ):
-        _send(stage, route, signal.SIGTERM)
-        time.sleep(0.3)
+        _send(pids, signal.SIGTERM)
+        stage.rest(0.3)
 
 
 @_fault(BACKEND_FAULTS, "paused", 3)
 def pause(stage: Stage, random: random.Random) -> None:
     """It stands still for a moment: it hangs before the head, and in mid-stream.  Nobody is cut for it."""
     route = random.choice(ROUTES)
+    pids = stage.pids(route)
+    if not pids:
+        return
     with stage.windows.open("paused", (), (route,)):
-        _send(stage, route, signal.SIGSTOP)
-        time.sleep(random.uniform(0.3, 4))
-        _send(stage, route, signal.SIGCONT)
+        _send(pids, signal.SIGSTOP)
+        stage.rest(random.uniform(0.3, 4))
+        _send(pids, signal.SIGCONT)
 
 
 @_fault(BACKEND_FAULTS, "removed", 3, ("docker",))
@@ -117,6 +136,8 @@ def remove(stage: Stage, random: random.Random) -> None:
     route = random.choice(ROUTES)
     world = stage.proxy.world
     assert isinstance(world, DockerWorld)
+    if world.name(route) not in stage.containers():
+        return
     with (
         stage.windows.open("removed", BACKEND, (route,)),
         stage.windows.open("(removed)", {"refused"}, _with(route)),
@@ -124,39 +145,41 @@ def remove(stage: Stage, random: random.Random) -> None:
         world.docker("rm", "-f", world.name(route), check=False)
 
 
+def _ail(stage: Stage, random: random.Random, name: str, excuses: Collection[str] = (), **what: Any) -> None:
+    route = random.choice(ROUTES)
+    url = stage.ailing(route)
+    if url is None:
+        return
+    with stage.windows.open(name, excuses, (route,)):
+        stage.ail(url, **what)
+        stage.rest(what.get("seconds", 0))
+
+
 @_fault(BACKEND_FAULTS, "unhealthy", 2)
 def unhealthy(stage: Stage, random: random.Random) -> None:
     """Its health path fails, or never answers; its answers are as good as ever, and come as ever."""
-    route, seconds = random.choice(ROUTES), random.uniform(0.5, 4)
-    with stage.windows.open("unhealthy", (), (route,)):
-        stage.ail(route, seconds=seconds, health=random.choice(("503", "hang")))
-        time.sleep(seconds)
+    seconds, health = random.uniform(0.5, 4), random.choice(("503", "hang"))
+    _ail(stage, random, "unhealthy", seconds=seconds, health=health)
 
 
 @_fault(BACKEND_FAULTS, "slow", 2)
 def slow(stage: Stage, random: random.Random) -> None:
     """Its tokens come slowly."""
-    route, seconds = random.choice(ROUTES), random.uniform(0.5, 3)
-    with stage.windows.open("slow", (), (route,)):
-        stage.ail(route, seconds=seconds, pace=0.03)
-        time.sleep(seconds)
+    seconds = random.uniform(0.5, 3)
+    _ail(stage, random, "slow", seconds=seconds, pace=0.03)
 
 
 @_fault(BACKEND_FAULTS, "hangs before the head", 2)
 def hang(stage: Stage, random: random.Random) -> None:
     """No answer begins for a moment."""
-    route, seconds = random.choice(ROUTES), random.uniform(0.5, 4)
-    with stage.windows.open("hangs before the head", (), (route,)):
-        stage.ail(route, seconds=seconds, head="hang")
-        time.sleep(seconds)
+    seconds = random.uniform(0.5, 4)
+    _ail(stage, random, "hangs before the head", seconds=seconds, head="hang")
 
 
 @_fault(BACKEND_FAULTS, "connections reset", 3)
 def reset(stage: Stage, random: random.Random) -> None:
     """All answers that it gives are cut in mid-stream."""
-    route = random.choice(ROUTES)
-    with stage.windows.open("connections reset", {"cut", "refused"}, (route,)):
-        stage.ail(route, reset=True)
+    _ail(stage, random, "connections reset", {"cut", "refused"}, reset=True)
 
 
 # -- the proxy itself -----------------------------------------------------------------------------
@@ -170,7 +193,7 @@ def kill_proxy(stage: Stage, random: random.Random) -> None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         stage.gone(10)
-        time.sleep(random.uniform(0, 1))
+        stage.rest(random.uniform(0, 1))
         stage.configure()
         stage.start_proxy()
 
@@ -200,23 +223,22 @@ def stop_proxy(stage: Stage, random: random.Random) -> None:
     """STOP, and CONT after a moment."""
     with stage.windows.open("proxy stands still"):
         pid = stage.signal(signal.SIGSTOP)
-        time.sleep(random.uniform(0.2, 3))
+        stage.rest(random.uniform(0.2, 3))
         if pid is not None:
             os.kill(pid, signal.SIGCONT)
 
 
-def _hang_up(stage: Stage) -> None:
-    marks = ("configuration read again", "not reloaded")
-    before = len(stage.proxy.log())
-    if stage.signal(signal.SIGHUP) is None:
+def _hang_up(stage: Stage, wanted: str) -> None:
+    proxies = stage.look().proxies
+    if not proxies:
         return
-    deadline = time.monotonic() + 15
-    while not any(mark in stage.proxy.log()[before:] for mark in marks):
-        if time.monotonic() > deadline:
-            if not stage.kept_from_starting():
-                stage.records.wrong.append("a reload was not told of within 15 s")
-            return
-        time.sleep(0.05)
+    try:
+        told = stage.proxy.hang_up(proxies[-1], seconds=15)
+    except AssertionError:
+        stage.records.wrong.append("a reload was not told of within 15 s")
+        return
+    if told != wanted:
+        stage.records.wrong.append(f"a reload was answered {told!r}, and {wanted!r} is right")
 
 
 @_fault(PROXY_FAULTS, "reload", 2)
@@ -225,7 +247,7 @@ def reload(stage: Stage, random: random.Random) -> None:
     with stage.windows.open("reload"):
         stage.generation += 1
         stage.configure()
-        _hang_up(stage)
+        _hang_up(stage, READ_AGAIN)
 
 
 @_fault(PROXY_FAULTS, "bad reload", 2)
@@ -233,46 +255,85 @@ def bad_reload(stage: Stage, random: random.Random) -> None:
     """HUP with a file that is no good."""
     with stage.windows.open("bad reload"):
         stage.spoil()
-        _hang_up(stage)
+        _hang_up(stage, NOT_RELOADED)
         stage.configure()
+
+
+_UPGRADED = "upgraded: llmproxy"
+_NOT_UPGRADED = "no upgrade: "
+_BUSY = "is being created or stopped; try again later"
+_KEPT_FROM_STARTING = "In ft_shm_init()"
+"""What libfaketime says when it has kept a process from starting: what it shares with the children of its
+first process, and theirs, is gone when that one ends, and now and then it does not get over that."""
 
 
 @_fault(PROXY_FAULTS, "upgrade", 3)
 def upgrade(stage: Stage, random: random.Random) -> None:
     """SIGUSR2: another process takes its place."""
     with stage.windows.open("upgrade"):
+        before = len(stage.proxy.log())
         old = stage.signal(signal.SIGUSR2)
-        deadline = time.monotonic() + 30
-        while stage.look().proxies[-1:] == [old]:
-            if time.monotonic() > deadline:
-                if not stage.kept_from_starting():
-                    stage.records.wrong.append("an upgrade had not begun after 30 s")
+        if old is None:
+            return
+        deadline = time.monotonic() + 45
+        while True:
+            log = stage.proxy.log()[before:]
+            if _UPGRADED in log:
+                break
+            if _NOT_UPGRADED in log:
+                if _BUSY not in log and _KEPT_FROM_STARTING not in log:
+                    stage.records.wrong.append(f"an upgrade failed: {log[-1500:]}")
                 return
-            time.sleep(0.05)
+            if time.monotonic() > deadline:
+                if _KEPT_FROM_STARTING not in log:
+                    stage.records.wrong.append(f"an upgrade was not over after 45 s: {log[-1500:]}")
+                return
+            stage.rest(0.05)
         # Another signal is for whoever serves.
-        while old in stage.look().proxies and time.monotonic() < deadline:
-            time.sleep(0.1)
+        deadline = time.monotonic() + 20
+        while old in stage.look().proxies:
+            if time.monotonic() > deadline:
+                stage.records.wrong.append(
+                    "the old process was there 20 s after an upgrade, with a drain of 10 s"
+                )
+                return
+            stage.rest(0.1)
+
+
+def _may_end_both(killed: int, old: int, log: str) -> bool:
+    """Whether no process may be left when one of them was killed: the old one, before it had given its place
+    away, or the new one, when it had."""
+    return (killed == old) != (_UPGRADED in log)
 
 
 @_fault(PROXY_FAULTS, "killed in an upgrade", 1)
 def kill_in_upgrade(stage: Stage, random: random.Random) -> None:
     """One of its processes is killed while the other takes its place."""
     with stage.windows.open("killed in an upgrade", ALL), stage.starting:
-        stage.signal(signal.SIGUSR2)
-        time.sleep(random.uniform(0, 2.5))
+        before = len(stage.proxy.log())
+        old = stage.signal(signal.SIGUSR2)
+        stage.rest(random.uniform(0, 2.5))
         proxies = stage.look().proxies
-        if proxies:
-            with suppress(ProcessLookupError):
-                os.kill(random.choice(proxies), signal.SIGKILL)
+        if old is None or not proxies:
+            return
+        killed = random.choice(proxies)
+        with suppress(ProcessLookupError):
+            os.kill(killed, signal.SIGKILL)
         # The old one goes on, unless the new one had begun to serve: then it finishes what it has, and ends.
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             if not stage.look().proxies:
+                log = stage.proxy.log()[before:]
+                if not _may_end_both(killed, old, log):
+                    which = "old" if killed == old else "new"
+                    stage.records.wrong.append(
+                        f"the {which} process was killed, and both ended: {log[-1500:]}"
+                    )
                 stage.start_proxy()
             with suppress(AssertionError):
-                if stage.answers() and len(stage.look().proxies) == 1:
+                if stage.serves() and len(stage.look().proxies) == 1:
                     return
-            time.sleep(0.1)
+            stage.rest(0.1)
         stage.records.wrong.append("nobody serves 30 s after an upgrade in which a process was killed")
 
 
@@ -282,7 +343,7 @@ def operate(stage: Stage, random: random.Random) -> None:
     route, verb = random.choice(ROUTES), random.choice(("start", "stop", "restart", "sleep", "wake", "reset"))
     with (
         stage.windows.open("operator", {"refused"}, _with(route)),
-        suppress(OSError),
+        suppress(ConnectionError),
     ):
         answer = stage.proxy.ask("POST", f"/api/backends/{route}/{verb}", key=ADMIN)
         if answer.status not in (200, 202, 404, 409, 503):
@@ -299,11 +360,13 @@ def fill_disk(stage: Stage, random: random.Random) -> None:
     """Nothing more can be written where its state is.  A process needs its record to be started."""
     ballast = stage.folder / "state" / "ballast"
     with stage.windows.open("disk full", {"refused"} if stage.kind == "process" else ()):
-        with suppress(OSError), open(ballast, "wb", buffering=0) as file:
-            while True:
-                file.write(b"\0" * 4096)
-        time.sleep(random.uniform(0.5, 4))
-        ballast.unlink(missing_ok=True)
+        try:
+            with suppress(OSError), open(ballast, "wb", buffering=0) as file:
+                for _ in range(2 * SMALL // 4096):  # and no more, should it be on another disk
+                    file.write(b"\0" * 4096)
+            stage.rest(random.uniform(0.5, 4))
+        finally:
+            ballast.unlink(missing_ok=True)
 
 
 @_fault(PROXY_FAULTS, "clock", 2)
@@ -311,9 +374,9 @@ def step_clock(stage: Stage, random: random.Random) -> None:
     """The time of day makes a step, and another one back."""
     with stage.windows.open("clock"):
         stage.step_clock(random.choice((-86_400, -3600, -60, 60, 3600, 86_400)))
-        time.sleep(random.uniform(1.5, 5))
+        stage.rest(random.uniform(1.5, 5))
         stage.step_clock(0)
-        time.sleep(1.1)  # it is read once a second
+        stage.rest(1.1)  # it is read once a second
 
 
 @_fault(PROXY_FAULTS, "descriptors", 2)
@@ -323,43 +386,25 @@ def use_up_descriptors(stage: Stage, random: random.Random) -> None:
         proxies = stage.look().proxies
         with suppress(OSError, ProcessLookupError):
             stage.limit_descriptors(proxies[-1], random.randint(0, 6))
-        time.sleep(random.uniform(0.5, 3))
+        stage.rest(random.uniform(0.5, 3))
         with suppress(OSError, ProcessLookupError):
             stage.limit_descriptors(proxies[-1], None)
-
-
-_MEMORY = Path("/sys/fs/cgroup/memory")
 
 
 @_fault(PROXY_FAULTS, "memory", 1)
 def short_memory(stage: Stage, random: random.Random) -> None:
     """It may have hardly more memory than it has: it goes on, or the kernel ends it as KILL does."""
-    group = _MEMORY / f"llmproxy-chaos-{stage.token}"
     with stage.windows.open("memory", ALL), stage.starting:
-        pid = (stage.look().proxies or [0])[-1]
-        if not pid:
+        proxies = stage.look().proxies
+        if not proxies:
             return
-        home = next(
-            line.split(":", 2)[2]
-            for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-            if ":memory:" in line
-        )
-        group.mkdir(exist_ok=True)
         try:
-            (group / "memory.limit_in_bytes").write_text(str(random.choice((2, 8, 16)) << 20))
-            (group / "cgroup.procs").write_text(str(pid))
-            time.sleep(random.uniform(1, 3))
+            stage.memory.limited(random.choice((2, 8, 16)) << 20)
+            stage.memory.take(proxies[-1])
+            stage.rest(random.uniform(1, 3))
         finally:
-            (group / "memory.limit_in_bytes").write_text("-1")
-            for each in (group / "cgroup.procs").read_text().split():
-                with suppress(OSError):
-                    (_MEMORY / home.lstrip("/") / "cgroup.procs").write_text(each)
-            for _ in range(50):
-                with suppress(OSError):
-                    group.rmdir()
-                    break
-                time.sleep(0.05)
-        if not stage.look().proxies:
+            stage.memory.close()
+        if stage.gone(1):  # who is ended by the kernel is there for a moment more
             stage.configure()
             stage.start_proxy()
 
@@ -373,7 +418,7 @@ def restart_engine(stage: Stage, random: random.Random) -> None:
     assert stage.engine is not None
     with stage.windows.open("engine restarted", BACKEND, after=6):
         stage.engine.end(random.choice((signal.SIGTERM, signal.SIGKILL)))
-        time.sleep(random.uniform(0, 2))
+        stage.rest(random.uniform(0, 2))
         stage.engine.start()
 
 
@@ -399,7 +444,7 @@ def slow_api(stage: Stage, random: random.Random) -> None:
     assert stage.line is not None
     with stage.windows.open("API slow"):
         stage.line.delay = random.uniform(0.05, 0.6)
-        time.sleep(random.uniform(1, 5))
+        stage.rest(random.uniform(1, 5))
         stage.line.delay = 0.0
 
 
@@ -410,19 +455,5 @@ def fail_api(stage: Stage, random: random.Random) -> None:
     how = random.choice(("failing", "refusing", "silent"))
     with stage.windows.open("API failing", {"refused"}):
         setattr(stage.line, how, True)
-        time.sleep(random.uniform(0.5, 4))
+        stage.rest(random.uniform(0.5, 4))
         setattr(stage.line, how, False)
-
-
-def memory_can_be_limited() -> bool:
-    """Whether a group of ours can be made here."""
-    group = _MEMORY / f"llmproxy-chaos-try-{os.getpid()}"
-    try:
-        group.mkdir()
-        (group / "memory.limit_in_bytes").write_text(str(1 << 24))
-    except OSError:
-        return False
-    finally:
-        with suppress(OSError):
-            group.rmdir()
-    return True

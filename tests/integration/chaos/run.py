@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tests.integration.chaos.aftermath import (
@@ -18,9 +19,9 @@ from tests.integration.chaos.aftermath import (
     over_the_budget,
     unexcused,
 )
-from tests.integration.chaos.faults import BACKEND_FAULTS, PROXY_FAULTS, Fault, chosen, memory_can_be_limited
+from tests.integration.chaos.faults import BACKEND_FAULTS, PROXY_FAULTS, Fault, able, chosen
 from tests.integration.chaos.report import Report
-from tests.integration.chaos.stage import ROUTES, Kind, Stage
+from tests.integration.chaos.stage import ROUTES, BrokenOff, Kind, Stage
 from tests.integration.chaos.traffic import PATIENCE, Client
 from tests.integration.private_engine import PrivateEngine
 
@@ -42,38 +43,47 @@ def run(
     :param only: faults by name; all if empty.
     """
     stage = Stage(kind, folder, f"{kind[0]}{abs(hash((seed, time.time()))) % 10**10}", engine)
-    if not memory_can_be_limited():
-        stage.absent["memory"] = "no group of processes with a limit can be made here"
     began = time.monotonic()
+    quiet = threading.Event()
+    begun: list[threading.Thread] = []
     with stage.set_up():
-        stage.start_proxy()
-        before = _warm(stage, seed)
-        stage.watch.start()
-        quiet = threading.Event()
-        crowd = [_client(stage, f"c{number}", seed, quiet) for number in range(clients)]
-        for client in crowd:
-            client.start()
-        harm = [
-            threading.Thread(
-                target=_harm, args=(stage, faults, seed, time.monotonic() + seconds, only), daemon=True
-            )
-            for faults in (BACKEND_FAULTS, PROXY_FAULTS)
-        ]
-        guard = threading.Thread(target=_guard, args=(stage,), daemon=True)
-        for thread in (*harm, guard):
-            thread.start()
-        for thread in harm:
-            thread.join()
-        time.sleep(1)
-        quiet.set()
-        deadline = time.monotonic() + PATIENCE + 10
-        for client in crowd:
-            client.join(max(0.1, deadline - time.monotonic()))
-            if client.is_alive():
-                stage.records.wrong.append(f"client {client.label} still waits")
-        wrong = aftermath(stage, _client(stage, RECOVERING, seed, threading.Event()), before)
-        stage.over.set()
-        guard.join()
+        harms = [able(faults, stage, only) for faults in (BACKEND_FAULTS, PROXY_FAULTS)]
+        if not any(harms):
+            stage.records.wrong.append(f"none of these faults can be done here: {', '.join(only)}")
+        try:
+            stage.start_proxy()
+            before = _warm(stage, seed)
+            stage.watch.start()
+            crowd = [_client(stage, f"c{number}", seed, quiet) for number in range(clients)]
+            for client in crowd:
+                client.start()
+            until = time.monotonic() + seconds
+            harm = [
+                threading.Thread(target=_harm, args=(stage, faults, seed, until), daemon=True)
+                for faults in harms
+                if faults
+            ]
+            guard = threading.Thread(target=_guard, args=(stage,), daemon=True)
+            for thread in (*harm, guard):
+                thread.start()
+                begun.append(thread)
+            for thread in harm:
+                thread.join()
+            stage.rest(1)
+            quiet.set()
+            deadline = time.monotonic() + PATIENCE + 10
+            for client in crowd:
+                client.join(max(0.1, deadline - time.monotonic()))
+                if client.is_alive():
+                    stage.records.wrong.append(f"client {client.label} still waits")
+            wrong = aftermath(stage, _client(stage, RECOVERING, seed, threading.Event()), before)
+            wrong += stage.watch.lacks()
+        finally:
+            # However it ends: what is harmed from here on nobody would mend.
+            quiet.set()
+            stage.over.set()
+            for thread in begun:
+                thread.join(60)
         return _report(stage, seed, time.monotonic() - began, wrong)
 
 
@@ -94,17 +104,18 @@ def _warm(stage: Stage, seed: str) -> Footprint:
     return footprint(stage.look().proxies[-1], 2.0)
 
 
-def _harm(stage: Stage, faults: Sequence[Fault], seed: str, until: float, only: Sequence[str]) -> None:
+def _harm(stage: Stage, faults: Sequence[Fault], seed: str, until: float) -> None:
     choose = random.Random(f"{seed}/{faults[0].name}")
-    if only and not any(each.name in only for each in faults):
-        return
-    while time.monotonic() < until:
-        time.sleep(choose.expovariate(1 / 1.5))
-        fault = chosen(faults, stage, choose, only)
-        try:
-            fault.act(stage, random.Random(choose.random()))
-        except Exception as cause:
-            stage.records.wrong.append(f"fault {fault.name}: {cause!r}")
+    with suppress(BrokenOff):
+        while time.monotonic() < until:
+            stage.rest(choose.expovariate(1 / 1.5))
+            fault = chosen(faults, choose)
+            try:
+                fault.act(stage, random.Random(choose.random()))
+            except BrokenOff:
+                raise
+            except Exception as cause:
+                stage.records.wrong.append(f"fault {fault.name}: {cause!r}")
 
 
 def _guard(stage: Stage) -> None:
@@ -112,7 +123,7 @@ def _guard(stage: Stage) -> None:
     while not stage.over.wait(0.2):
         if stage.watch.last.proxies:
             continue
-        with stage.starting:  # whoever holds it starts one
+        with stage.starting, suppress(BrokenOff):  # whoever holds it starts one
             if stage.over.is_set() or stage.look().proxies:
                 continue
             stage.records.wrong.append(f"the proxy has ended by itself: {stage.proxy.log()[-1500:]}")
@@ -122,7 +133,7 @@ def _guard(stage: Stage) -> None:
                     stage.start_proxy()
                 except AssertionError as cause:
                     stage.records.wrong.append(str(cause))
-                    time.sleep(5)
+                    stage.rest(5)
 
 
 def _report(stage: Stage, seed: str, seconds: float, wrong: list[str]) -> Report:

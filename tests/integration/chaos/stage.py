@@ -20,25 +20,34 @@ import yaml
 from attrs import define, field
 
 from tests.integration.chaos.engine_line import EngineLine
+from tests.integration.chaos.memory import MemoryGroup, NoMemoryGroup, memory_group
 from tests.integration.chaos.traffic import Records
 from tests.integration.chaos.watch import Seen, Watch, look
 from tests.integration.chaos.windows import Windows
 from tests.integration.docker_world import DockerWorld
 from tests.integration.private_engine import PrivateEngine
 from tests.integration.proxy import Demo, Proxy, demo
-from tests.integration.world import ProcessWorld, until
+from tests.integration.world import ProcessWorld
 
-__all__ = ["GPU_ROUTES", "ROUTES", "SHARES", "Stage"]
+__all__ = ["GPU_ROUTES", "ROUTES", "SHARES", "SMALL", "BrokenOff", "Stage"]
 
 Kind = Literal["process", "docker"]
 
-SHARES = {"alpha": 0.5, "beta": 0.5, "nap": 0.3, "pin": 0.1}
-"""Of one GPU: alpha and beta do not fit beside each other; nap can sleep; pin is pinned."""
+SHARES = {"alpha": 0.5, "beta": 0.5, "nap": 0.45, "pin": 0.1}
+"""Of one GPU: alpha, beta and nap do not fit beside each other; nap can sleep, and then fits beside one of
+them; pin is pinned."""
 
 GPU_ROUTES = tuple(SHARES)
 ROUTES = (*GPU_ROUTES, "free")
 
+SMALL = 8 << 20
+"""Bytes of the disk that its state is on."""
+
 _FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
+
+
+class BrokenOff(Exception):
+    """It is over before its time."""
 
 
 class _World(DockerWorld):
@@ -70,6 +79,7 @@ class Stage:
     over: threading.Event = field(factory=threading.Event)
     proxy: Proxy = field(init=False)
     watch: Watch = field(init=False)
+    memory: MemoryGroup = field(init=False)
     line: EngineLine | None = field(init=False, default=None)
     generation: int = field(init=False, default=0)
     starting: threading.RLock = field(init=False, factory=threading.RLock)
@@ -93,6 +103,7 @@ class Stage:
         (folder / "journal").touch()
         (folder / "journal").chmod(0o666)
         self._small_disk()
+        self._memory()
         self.proxy = Proxy(folder, self._world())
         self._stack.callback(self._end_all)
         self.proxy.environment = {"TMPDIR": str(folder / "tmp"), **self._clock()}
@@ -117,11 +128,19 @@ class Stage:
         state.mkdir()
         if not self.small_disk:
             return
-        mount = ["mount", "-t", "tmpfs", "-o", "size=8m,mode=0777", "chaos", str(state)]
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL},mode=0777", "chaos", str(state)]
         if os.geteuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0:
             self._stack.callback(partial(subprocess.run, ["umount", "--lazy", str(state)], check=False))
         else:
             self.absent["disk full"] = "a file system of its own cannot be mounted here"
+
+    def _memory(self) -> None:
+        try:
+            self.memory = memory_group(f"llmproxy-chaos-{self.token}")
+        except NoMemoryGroup as cause:
+            self.absent["memory"] = str(cause)
+        else:
+            self._stack.callback(self.memory.close)
 
     def _clock(self) -> dict[str, str]:
         if not _FAKETIME.exists():
@@ -136,11 +155,6 @@ class Stage:
             "DONT_FAKE_MONOTONIC": "1",
             "FAKETIME_NO_CACHE": "0",
         }
-
-    def kept_from_starting(self) -> bool:
-        """Whether libfaketime has kept a process from starting: what it shares with the children of its first
-        process, and theirs, is gone when that one ends, and now and then it does not get over that."""
-        return "In ft_shm_init()" in self.proxy.log()
 
     def step_clock(self, seconds: int) -> None:
         """From now on the proxy's time of day is off by so much."""
@@ -224,53 +238,48 @@ class Stage:
         assert isinstance(world, DockerWorld)
         return world.docker("ps", "-a", "--format", "{{.Names}}", "--filter", f"name={world.prefix}").split()
 
-    def ail(self, route: str, **what: Any) -> bool:
-        """Have a backend be ill for some seconds, behind the proxy's back; whether it was there."""
+    def ailing(self, route: str) -> str | None:
+        """Where a backend is told to be ill; None: it does not run, or is not ready."""
         ready = [
             each for each in self.journal() if each["model"] == f"{route}-model" and each["what"] == "ready"
         ]
         if not ready or not self.pids(route):
-            return False
+            return None
         address = "127.0.0.1"
         world = self.proxy.world
         if isinstance(world, DockerWorld):
             address = world.look(route, ".NetworkSettings.IPAddress")
-        url = f"http://{address}:{ready[-1]['port']}/demo/ail"
+        return f"http://{address}:{ready[-1]['port']}/demo/ail"
+
+    def ail(self, url: str, **what: Any) -> None:
+        """Have a backend be ill for some seconds, behind the proxy's back."""
         asked = urllib.request.Request(url, json.dumps(what).encode(), {"Content-Type": "application/json"})
         with suppress(OSError), urllib.request.urlopen(asked, timeout=3):
-            return True
-        return False
+            pass
 
     # -- the proxy --------------------------------------------------------------------------------
 
     def start_proxy(self, seconds: float = 40.0) -> None:
         """Start it where none runs, and wait until it answers."""
         with self.starting:
+            self.rest(0)
             if self.proxy.process is not None:
                 self.proxy.process.wait(10)
-            with open(self.proxy.log_file, "ab") as log:
-                self.proxy.process = subprocess.Popen(
-                    self.proxy.command(),
-                    cwd=self.folder,
-                    env=self.proxy.environ(),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            until(self.answers, seconds, 0.05)
+            self.proxy.start(seconds=seconds)
 
-    def answers(self) -> bool:
-        """Whether it does."""
-        with (
-            suppress(OSError),
-            urllib.request.urlopen(f"http://127.0.0.1:{self.proxy.port}/healthz", timeout=5),
-        ):
-            return True
-        process = self.proxy.process
-        ended = process is not None and process.poll() is not None
-        assert not ended or self.look().proxies, f"the proxy does not start:\n{self.proxy.log()[-3000:]}"
+    def serves(self) -> bool:
+        """Whether it answers, whatever process of it does."""
+        with suppress(OSError):
+            return self.proxy.ask("GET", "/healthz", key=None).status == 200
         return False
+
+    def rest(self, seconds: float) -> None:
+        """Do nothing for so long.
+
+        :raises BrokenOff: all of it has been broken off, and nothing more is to be begun.
+        """
+        if self.over.wait(seconds):
+            raise BrokenOff
 
     def signal(self, number: int) -> int | None:
         """Send it to the process of the proxy that came last; its process id."""
@@ -289,7 +298,7 @@ class Stage:
                 self.proxy.process.poll()
             if time.monotonic() > deadline:
                 return False
-            time.sleep(0.05)
+            self.rest(0.05)
         return True
 
     def limit_descriptors(self, pid: int, more: int | None) -> None:
@@ -299,6 +308,16 @@ class Stage:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (min(soft, hard), hard))
 
     def _end_all(self) -> None:
+        self.over.set()
+        # Whoever holds it is about to start one; who gets it later does not.
+        held = self.starting.acquire(timeout=60)
+        try:
+            self._kill_all()
+        finally:
+            if held:
+                self.starting.release()
+
+    def _kill_all(self) -> None:
         for _ in range(100):
             seen = self.look()
             pids = [*seen.proxies, *(pid for each in seen.backends.values() for pid in each)]

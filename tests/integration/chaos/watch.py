@@ -15,6 +15,9 @@ __all__ = ["Seen", "Watch", "look"]
 
 EVERY = 0.1
 
+LEAST = 3.0
+"""Looks in a second without which too little was seen; a busy machine has fewer than it is asked for."""
+
 
 @frozen
 class Seen:
@@ -70,6 +73,7 @@ class Watch(threading.Thread):
     wrong: list[str] = field(factory=list)
     last: Seen = field(init=False)
     samples: int = field(init=False, default=0)
+    began: float = field(init=False, default=0.0)
     _before: dict[str, set[int]] = field(init=False, factory=dict)
 
     def __attrs_pre_init__(self) -> None:
@@ -80,20 +84,31 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Until it is over."""
+        self.began = time.monotonic()
         while not self.over.wait(EVERY):
-            self.last = seen = self.look()
-            self.samples += 1
-            # Twice in a row: one that has been killed is there a moment longer.
-            both = {
-                route: set(pids) & self._before.get(route, set()) for route, pids in seen.backends.items()
-            }
-            for route, twice in both.items():
-                if len(twice) > 1:
-                    self._tell(f"{route} ran {len(twice)} times at once: {sorted(twice)}")
-            held = sorted(route for route, twice in both.items() if twice and route in self.shares)
-            if sum(self.shares[route] for route in held) > 1:
-                self._tell(f"more ran at once than the GPU has room for: {', '.join(held)}")
-            self._before = {route: set(pids) for route, pids in seen.backends.items()}
+            self._look()
+
+    def lacks(self) -> list[str]:
+        """What it has not seen, while it is not over: nobody else looks whether one ran twice."""
+        seconds = time.monotonic() - self.began
+        if not self.is_alive():
+            return [f"nobody looked at what runs any more: that ended after {self.samples} looks"]
+        if self.samples < LEAST * seconds:
+            return [f"what runs was looked at {self.samples} times only in {seconds:.0f} s"]
+        return []
+
+    def _look(self) -> None:
+        self.last = seen = self.look()
+        self.samples += 1
+        # Twice in a row: one that has been killed is there a moment longer.
+        both = {route: set(pids) & self._before.get(route, set()) for route, pids in seen.backends.items()}
+        for route, twice in both.items():
+            if len(twice) > 1:
+                self._tell(f"{route} ran {len(twice)} times at once: {sorted(twice)}")
+        held = sorted(route for route, twice in both.items() if twice and route in self.shares)
+        if sum(self.shares[route] for route in held) > 1:
+            self._tell(f"more ran at once than the GPU has room for: {', '.join(held)}")
+        self._before = {route: set(pids) for route, pids in seen.backends.items()}
 
     def _tell(self, what: str) -> None:
         if what not in self.wrong:
