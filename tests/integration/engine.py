@@ -21,7 +21,9 @@ __all__ = [
     "docker",
     "remove_containers",
     "require_docker",
+    "skip_or_fail",
     "unique",
+    "why_no_docker",
 ]
 
 BASE_IMAGE = "llmproxy-test-base:1"
@@ -47,10 +49,19 @@ def _make_image(kind: str) -> str | None:
     return None if made.returncode == 0 else f"no {kind} image: {made.stderr.strip()[-600:]}"
 
 
+def why_no_docker(image: str = "base") -> str | None:
+    """Why no engine answers, or the image (``base`` or ``demo``) cannot be made; None when all is there."""
+    return _why_not() or _make_image(image)
+
+
 def require_docker(image: str = "base") -> None:
-    """Skip the test when no engine answers or the image (``base`` or ``demo``) cannot be made; fail it where
-    ``LLMPROXY_REQUIRE_DOCKER`` is set (continuous integration)."""
-    reason = _why_not() or _make_image(image)
+    """Skip the test when there is none, with that image; fail it where ``LLMPROXY_REQUIRE_DOCKER`` is set
+    (continuous integration)."""
+    skip_or_fail(why_no_docker(image))
+
+
+def skip_or_fail(reason: str | None) -> None:
+    """For want of an engine, if there is a reason."""
     if reason is not None:
         if os.environ.get("LLMPROXY_REQUIRE_DOCKER") or os.environ.get("CI"):
             pytest.fail(reason)

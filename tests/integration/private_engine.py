@@ -12,26 +12,25 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
-import pytest
 from attrs import define, field
 
-from tests.integration.engine import DEMO_IMAGE, TEST_LABEL, docker, require_docker
+from tests.integration.engine import DEMO_IMAGE, TEST_LABEL, docker, skip_or_fail, why_no_docker
 from tests.integration.world import until
 
-__all__ = ["PrivateEngine", "require_private_engine", "save_image"]
+__all__ = ["PrivateEngine", "require_private_engine", "save_image", "why_no_private_engine"]
+
+
+def why_no_private_engine() -> str | None:
+    """Why a second engine cannot be run here, if so: it takes root and the programs themselves, which is not
+    where Docker Desktop or a socket of another machine is all there is."""
+    if os.geteuid() == 0 and shutil.which("dockerd") and shutil.which("containerd") and shutil.which("ip"):
+        return why_no_docker("demo")
+    return "a second Docker engine needs root, dockerd, containerd and ip"
 
 
 def require_private_engine() -> None:
-    """Skip the test where a second engine cannot be run: it takes root and the programs themselves, which is
-    not where Docker Desktop or a socket of another machine is all there is.  Fail it in continuous
-    integration."""
-    require_docker("demo")
-    if os.geteuid() == 0 and shutil.which("dockerd") and shutil.which("containerd") and shutil.which("ip"):
-        return
-    reason = "a second Docker engine needs root, dockerd, containerd and ip"
-    if os.environ.get("LLMPROXY_REQUIRE_DOCKER") or os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
+    """Skip the test where a second engine cannot be run.  Fail it in continuous integration."""
+    skip_or_fail(why_no_private_engine())
 
 
 @define

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.chaos.report import Report
 from tests.integration.chaos.run import run
+from tests.integration.chaos.stage import ROUTES
 from tests.integration.chaos.wire import Conn, read_answer
 from tests.integration.private_engine import PrivateEngine, require_private_engine
 
@@ -32,14 +34,20 @@ def engine() -> Iterator[PrivateEngine]:
         made.close()
 
 
+def look_at(report: Report) -> None:
+    """Nothing is wrong, and enough was done for that to say something."""
+    print(report)
+    assert report.wrong == []
+    # Each model answers once before all faults, and once after them.
+    assert report.outcomes["right"] > 2 * len(ROUTES) + 5
+    done = sum(count for name, count in report.faults.items() if not name.startswith("request: "))
+    assert done > 3
+
+
 @pytest.mark.timeout(240)
 def test_processes(tmp_path: Path) -> None:
     """Whatever breaks, each request has one answer, right or visibly not so; in the end all is well."""
-    report = run("process", "5", SECONDS, tmp_path, clients=5)
-    print(report)
-    assert report.wrong == []
-    assert report.outcomes["right"] > 10
-    assert report.faults.total() > 3
+    look_at(run("process", "5", SECONDS, tmp_path, clients=5))
 
 
 @pytest.mark.docker
@@ -47,11 +55,7 @@ def test_processes(tmp_path: Path) -> None:
 def test_containers(engine: PrivateEngine, tmp_path: Path) -> None:
     """The same of containers, whose engine is broken as well."""
     tmp_path.chmod(0o755)
-    report = run("docker", "15", SECONDS, tmp_path, engine=engine, clients=5)
-    print(report)
-    assert report.wrong == []
-    assert report.outcomes["right"] > 10
-    assert report.faults.total() > 3
+    look_at(run("docker", "15", SECONDS, tmp_path, engine=engine, clients=5))
 
 
 @pytest.mark.parametrize(
