@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 
+from tests.integration.chaos import run as chaos
+from tests.integration.chaos.faults import Fault
 from tests.integration.chaos.report import Report
-from tests.integration.chaos.run import run
-from tests.integration.chaos.stage import ROUTES
+from tests.integration.chaos.stage import ROUTES, Stage
+from tests.integration.chaos.traffic import Client
 from tests.integration.chaos.wire import Conn, read_answer
 from tests.integration.private_engine import PrivateEngine, require_private_engine
 
@@ -47,7 +53,7 @@ def look_at(report: Report) -> None:
 @pytest.mark.timeout(240)
 def test_processes(tmp_path: Path) -> None:
     """Whatever breaks, each request has one answer, right or visibly not so; in the end all is well."""
-    look_at(run("process", "5", SECONDS, tmp_path, clients=5))
+    look_at(chaos.run("process", "5", SECONDS, tmp_path, clients=5))
 
 
 @pytest.mark.docker
@@ -55,7 +61,68 @@ def test_processes(tmp_path: Path) -> None:
 def test_containers(engine: PrivateEngine, tmp_path: Path) -> None:
     """The same of containers, whose engine is broken as well."""
     tmp_path.chmod(0o755)
-    look_at(run("docker", "15", SECONDS, tmp_path, engine=engine, clients=5))
+    look_at(chaos.run("docker", "15", SECONDS, tmp_path, engine=engine, clients=5))
+
+
+class Interrupted(Exception):
+    """As by Ctrl-C."""
+
+
+@pytest.fixture
+def interrupt() -> Iterator[Callable[[], None]]:
+    """Have the main thread break off what it does."""
+
+    def stop(*_: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    yield lambda: os.kill(os.getpid(), signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.timeout(120)
+def test_what_is_broken_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupt: Callable[[], None]
+) -> None:
+    """Just as a fault has ended the proxy and would start another one, and memory is short: nothing is left,
+    and nothing is begun any more."""
+    stages: list[Stage] = []
+    held = threading.Event()
+
+    def made(*words: Any) -> Stage:
+        stages.append(Stage(*words))
+        return stages[-1]
+
+    def short_of_memory(stage: Stage, _: Random) -> None:
+        if "memory" not in stage.absent:
+            stage.memory.limited(1 << 28)
+            stage.memory.take(stage.look().proxies[-1])
+        held.set()
+        stage.rest(60)
+
+    def kill(stage: Stage, _: Random) -> None:
+        assert held.wait(10)
+        with stage.starting:
+            for pid in stage.look().proxies:
+                os.kill(pid, signal.SIGKILL)
+            interrupt()
+            time.sleep(1)
+            stage.start_proxy()
+
+    monkeypatch.setattr(chaos, "Stage", made)
+    monkeypatch.setattr(chaos, "_warm", lambda *_: None)
+    monkeypatch.setattr(chaos, "BACKEND_FAULTS", [Fault("memory", short_of_memory)])
+    monkeypatch.setattr(chaos, "PROXY_FAULTS", [Fault("proxy killed", kill)])
+    before = set(threading.enumerate())
+    with pytest.raises(Interrupted):
+        chaos.run("process", "6", 60, tmp_path, clients=2)
+    (stage,) = stages
+    left = [each for each in threading.enumerate() if each not in before and not isinstance(each, Client)]
+    assert left == []
+    seen = stage.look()
+    assert (seen.proxies, seen.backends) == ([], {})
+    assert not os.path.ismount(stage.folder / "state")
+    assert "memory" in stage.absent or not stage.memory.folder.exists()
 
 
 @pytest.mark.parametrize(
