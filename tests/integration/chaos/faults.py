@@ -17,7 +17,7 @@ from pathlib import Path
 from attrs import frozen
 
 from tests.integration.chaos.stage import GPU_ROUTES, ROUTES, Stage
-from tests.integration.chaos.windows import ALL, BACKEND
+from tests.integration.chaos.windows import ALL, BACKEND, TERMED
 from tests.integration.docker_world import DockerWorld
 from tests.integration.proxy import ADMIN
 
@@ -94,7 +94,7 @@ def stop(stage: Stage, random: random.Random) -> None:
     """TERM, from outside: ``docker stop`` by somebody."""
     route = random.choice(ROUTES)
     with (
-        stage.windows.open("stopped", BACKEND, (route,)),
+        stage.windows.open("stopped", TERMED, (route,)),
         stage.windows.open("(stopped)", {"refused"}, _with(route)),
     ):
         _send(stage, route, signal.SIGTERM)
@@ -371,7 +371,7 @@ def short_memory(stage: Stage, random: random.Random) -> None:
 def restart_engine(stage: Stage, random: random.Random) -> None:
     """The engine ends, by TERM or KILL, with all of its containers, and comes again."""
     assert stage.engine is not None
-    with stage.windows.open("engine restarted", BACKEND, after=6):
+    with stage.windows.open("engine restarted", TERMED, after=6):
         stage.engine.end(random.choice((signal.SIGTERM, signal.SIGKILL)))
         time.sleep(random.uniform(0, 2))
         stage.engine.start()

@@ -21,6 +21,7 @@ from tests.integration.chaos.aftermath import (
 from tests.integration.chaos.faults import BACKEND_FAULTS, PROXY_FAULTS, Fault, chosen, memory_can_be_limited
 from tests.integration.chaos.report import Report
 from tests.integration.chaos.stage import ROUTES, Kind, Stage
+from tests.integration.chaos.story import Story
 from tests.integration.chaos.traffic import PATIENCE, Client
 from tests.integration.private_engine import PrivateEngine
 
@@ -47,6 +48,8 @@ def run(
     began = time.monotonic()
     with stage.set_up():
         stage.start_proxy()
+        story = Story(stage.proxy.log_file, stage.over)
+        story.start()
         before = _warm(stage, seed)
         stage.watch.start()
         quiet = threading.Event()
@@ -74,7 +77,7 @@ def run(
         wrong = aftermath(stage, _client(stage, RECOVERING, seed, threading.Event()), before)
         stage.over.set()
         guard.join()
-        return _report(stage, seed, time.monotonic() - began, wrong)
+        return _report(stage, story, seed, time.monotonic() - began, wrong)
 
 
 def _client(stage: Stage, label: str, seed: str, over: threading.Event) -> Client:
@@ -125,19 +128,19 @@ def _guard(stage: Stage) -> None:
                     time.sleep(5)
 
 
-def _report(stage: Stage, seed: str, seconds: float, wrong: list[str]) -> Report:
+def _report(stage: Stage, story: Story, seed: str, seconds: float, wrong: list[str]) -> Report:
     report = Report(stage.kind, seed, seconds, absent=stage.absent)
     for exchange in list(stage.records.exchanges.values()):
         report.kinds[exchange.asked.kind] += 1
         word, code = exchange.verdict.word, exchange.verdict.code
         report.outcomes[f"{word} {code}" if word == "refused" else word] += 1
-        told = unexcused(exchange, stage.windows)
+        told = unexcused(exchange, stage.windows, story)
         if told is not None:
             report.wrong.append(told)
             if exchange.verdict.body:
                 (stage.folder / f"wrong-{exchange.asked.ident}").write_bytes(exchange.verdict.body)
         elif word in ("cut", "refused", "unreachable"):
-            excuse = excused(exchange, stage.windows)
+            excuse = excused(exchange, stage.windows, story)
             report.excused[f"{word} by {excuse or 'what was asked'}"] += 1
     for name, count in stage.windows.faults.items():
         if not name.startswith("("):
@@ -146,6 +149,6 @@ def _report(stage: Stage, seed: str, seconds: float, wrong: list[str]) -> Report
     report.wrong += stage.records.wrong
     report.wrong += stage.watch.wrong
     report.wrong += ended_in_flight(stage)
-    report.wrong += over_the_budget(stage)
+    report.wrong += over_the_budget(stage, time.time() - time.monotonic())
     report.wrong += wrong
     return report
