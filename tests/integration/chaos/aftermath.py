@@ -45,11 +45,13 @@ class Footprint:
 
     :ivar kinds: descriptors by what they are.
     :ivar wakes: how often it wakes in a second.
+    :ivar busy: part of a core that it takes.
     """
 
     kinds: Counter[str]
     threads: int
     wakes: float
+    busy: float
 
     @property
     def descriptors(self) -> int:
@@ -59,10 +61,10 @@ class Footprint:
 
 def footprint(pid: int, seconds: float) -> Footprint:
     """Look at it for that long."""
-    began = _switches(pid)
+    began, worked = _switches(pid), _worked(pid)
     time.sleep(seconds)
-    wakes = (_switches(pid) - began) / seconds
-    return Footprint(_descriptors(pid), len(os.listdir(f"/proc/{pid}/task")), wakes)
+    wakes, busy = (_switches(pid) - began) / seconds, (_worked(pid) - worked) / seconds
+    return Footprint(_descriptors(pid), len(os.listdir(f"/proc/{pid}/task")), wakes, busy)
 
 
 def _descriptors(pid: int) -> Counter[str]:
@@ -85,6 +87,12 @@ def _switches(pid: int) -> int:
         if line.startswith("voluntary_ctxt_switches"):
             return int(line.split()[1])
     return 0
+
+
+def _worked(pid: int) -> float:
+    """Seconds of a core that it has had."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def excused(exchange: Exchange, windows: Windows, story: Story | None = None) -> str | None:
@@ -268,4 +276,6 @@ def _left(stage: Stage, before: Footprint) -> list[str]:
             wrong.append(
                 f"it wakes {after.wakes:.0f} times a second, {before.wakes:.0f} before: timers are left"
             )
+        if after.busy > before.busy + 0.1:
+            wrong.append(f"it takes {after.busy:.0%} of a core, {before.busy:.0%} before")
     return wrong
