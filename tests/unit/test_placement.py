@@ -590,11 +590,16 @@ def test_what_is_in_the_way_is_told() -> None:
         (model("b", "ready", 5, served=False), "b starts for somebody else"),
         (model("b", "ready", 5, stays_until=NOW + 7), "b stays for 7 s more after a swap"),
         (model("b", "ready", 5, busy=True), "b is busy"),
-        (model("b", "ready", 5, pinned=True), "no room"),
     ):
-        waits = look(wanted("a", 9), one, rooms=only()).waits
-        assert [wait.why for wait in waits] == ([why] if waits else [])
-        assert bool(waits) is not one.pinned
+        (wait,) = look(wanted("a", 9), one, rooms=only()).waits
+        assert wait.why == why
+
+
+def test_who_is_pinned_is_not_waited_for() -> None:
+    """Nobody may have it leave: what does not fit beside it is refused."""
+    found = look(wanted("a", 9), model("b", "ready", 5, pinned=True), rooms=only())
+    why = "it needs 0.90 of GPU 0, which has 1.00, 0.50 of it pinned by b"
+    assert (found.refusals, found.waits) == ((Refuse("a", why),), ())
 
 
 def test_who_may_have_nobody_leave_is_refused_with_the_names() -> None:
