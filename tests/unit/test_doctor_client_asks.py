@@ -6,7 +6,6 @@ import errno
 import json
 import socket
 import ssl
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +29,7 @@ from llmproxy.doctor.doctor_client import (
     resolve,
 )
 from tests.certificates import authority, issue
+from tests.serving import serving
 
 KEY = "key-of-the-client"
 EVENTS = "text/event-stream"
@@ -102,18 +102,6 @@ class Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that shakes no hands is no fault."""
-
-
-@contextmanager
-def serving(server: Server) -> Iterator[Server]:
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture

@@ -593,7 +593,7 @@ class RouteTests(SynchronousTestCase):
         self.route = Route(SPEC, ("local", "tower"), self.watcher, lambda host: False, lambda: None)
 
     def test_one_that_ends_before_its_start_is_answered(self) -> None:
-        """Its end is told once the answer has come, and not that it ran; then the backend is looked at anew."""
+        """Its end is told once the answer has come, and not that it ran; then it is looked at anew."""
         self.route.begin("tower")
         self.route.gone("tower", "r1", Exit(3))
         self.route.started("tower", Instance("r1", ()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from typing import IO
 from unittest import mock
 
 from attrs import define, field
@@ -316,7 +317,7 @@ class SendingTests(SynchronousTestCase):
     """What goes to the backend, and what it means for the connection."""
 
     def post(
-        self, body: bytes | io.BytesIO
+        self, body: bytes | IO[bytes]
     ) -> tuple[UpstreamConnection, Far, list[UpstreamConnection], Answer]:
         protocol, far, idle = connected()
         answer = Answer()
@@ -343,7 +344,7 @@ class SendingTests(SynchronousTestCase):
         """Wherever whoever wrote it has left the file; and the connection is free when it has been sent."""
         with tempfile.TemporaryFile() as file:
             file.write(b"from a file")
-            protocol, far, idle, answer = self.post(file)  # type: ignore[arg-type]
+            protocol, far, idle, answer = self.post(file)
             self.assertEqual(far.received, b"HEAD\r\n\r\n")
             while far.transport.producer is not None:
                 far.transport.producer.resumeProducing()
