@@ -97,7 +97,7 @@ def test_what_cannot_be_looked_at_is_not_over(monkeypatch: pytest.MonkeyPatch) -
     info = read_process(os.getpid())
     assert info is not None
     over: list[Group] = []
-    group = Group(clock, info.pid, info.start_time + 1, over.append)
+    group = Group(clock, info.pid, info.start_time + 1, lambda group: over.append(group))
     with monkeypatch.context() as patch:
         failing(OSError(errno.EIO, "no"), patch)
         group._poll()
