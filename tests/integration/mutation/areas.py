@@ -45,16 +45,16 @@ def _modules(package: str, names: Iterable[str], *tests: str) -> tuple[Module, .
 AREAS: dict[str, tuple[Module, ...]] = {
     "lifecycle": _modules("backend", ("lifecycle", "machine"), "lifecycle", "backend"),
     "placement": (
-        *_modules("scheduling", ("placement", "turns"), "placement", "hosts_placement"),
-        *_modules("scheduling", ("victims",), "victims", "placement"),
+        *_modules("scheduling", ("placement", "turns"), "placement", "plans", "hosts_placement"),
+        *_modules("scheduling", ("victims",), "victims", "placement", "plans"),
     ),
     "admission": (
-        *_modules("backend", ("admission",), "gate", "backend"),
+        *_modules("backend", ("admission",), "admission", "gate", "backend"),
         *_modules("backend", ("gate",), "gate", "backend", "moving_on"),
     ),
     "headers": _modules("http", ("headers",), "headers", "known"),
     "framing": (
-        *_modules("relay", ("upstream",), "upstream", "known"),
+        *_modules("relay", ("upstream",), "upstream", "upstream_asked", "known"),
         *_modules("web", ("reader",), "reader", "channel", "smuggling", "known"),
     ),
 }
