@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import ClassVar
 
@@ -79,8 +80,11 @@ class Small(Beside):
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
         asked = urllib.request.Request(url, SMALL, headers)
         began = time.monotonic()
-        with urllib.request.urlopen(asked, timeout=60) as answer:
-            answer.read()
+        try:
+            with urllib.request.urlopen(asked, timeout=60) as answer:
+                answer.read()
+        except (OSError, HTTPException) as cause:
+            raise RuntimeError(f"{url} was answered {cause!r}") from cause
         taken.append(time.monotonic() - began)
 
 
