@@ -96,7 +96,8 @@ class ProcessRuntime:
 
     def start(self) -> None:
         SPARE.keep()
-        boot_id()  # known from now on
+        with suppress(OSError):  # looked at again where it is needed
+            boot_id()  # known from now on
         for name in ("processes", "logs"):
             # One after the other: the mode is that of the last one only.
             for folder in (self.state_dir, os.path.join(self.state_dir, name)):
