@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 
 from attrs import define, field
-from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import Deferred, execute, fail, gatherResults, succeed
 from twisted.internet.interfaces import IReactorProcess
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -185,11 +185,14 @@ class ProcessRuntime:
         return succeed(Facts(words, {**inherited, **spec.environment}, None, name))
 
     def logs(self, spec: BackendSpec, tail: int) -> Deferred[str]:
-        return succeed(self._log(spec.route).tail(tail))
+        return execute(self._log(spec.route).tail, tail)
 
     def follow_logs(self, spec: BackendSpec, tail: int, line: Callable[[str], None]) -> Deferred[None]:
         log = self._log(spec.route)
-        following = log.follow(tail, line)
+        try:
+            following = log.follow(tail, line)
+        except OSError:
+            return fail()
         if spec.route not in self._runs:
             log.end()
         return following
@@ -240,8 +243,15 @@ class ProcessRuntime:
             return succeed(None)
         if not record.is_alive() or record.command != command_hash(spec):
             return self._end(spec.route, record)
-        self._add(spec, record).group.observe()
+        self._take_over(spec, record)
         return succeed(None)
+
+    def _take_over(self, spec: BackendSpec, record: Record) -> None:
+        run = self._add(spec, record)
+        # It may have ended since it was looked at.
+        run.group.observe()
+        if not run.group.is_over:
+            self._log(spec.route).begin()
 
     def _add(self, spec: BackendSpec, record: Record) -> _Run:
         route = spec.route
@@ -250,7 +260,6 @@ class ProcessRuntime:
         instance = Instance(record.run, (address,), record.started_at or None)
         run: _Run = _Run(group, instance, record.port)
         self._runs[route] = run
-        self._log(route).begin()
         return run
 
     # -- Starting and ending -------------------------------------------------------------------------------
@@ -304,6 +313,7 @@ class ProcessRuntime:
             child, record = self._begin(spec, port)
             run = self._add(spec, record)
             run.held = held.pop_all()
+        self._log(spec.route).begin()
         # Not at once: that it runs is told before that it has ended.
         self._reactor.callLater(0, child.tell_end, run.group.leader_ended)
         return run
@@ -384,9 +394,8 @@ class ProcessRuntime:
                 return None
         except OSError:
             return None
-        run = self._add(spec, record)
-        run.group.observe()
-        return run
+        self._take_over(spec, record)
+        return self._runs.get(spec.route)
 
     def _log(self, route: str) -> LogFile:
         log = self._logs.get(route)

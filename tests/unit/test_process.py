@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 
 from llmproxy.config.model import BackendSpec
 from llmproxy.runtimes import process, process_group
 from llmproxy.runtimes.process import ProcessRuntime
-from llmproxy.runtimes.process_group import Group, read_process, session_members
+from llmproxy.runtimes.process_group import POLL_EVERY, Group, read_process, session_members
+from llmproxy.runtimes.process_logs import LogFile
+from llmproxy.runtimes.process_records import Record, boot_id, command_hash
+from tests.fakes import RecordingWatcher
 
 SPEC = BackendSpec("a", runtime="process", engine="generic", command=("true",))
 
@@ -65,4 +70,64 @@ def test_a_machine_that_does_not_name_its_boot(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(process, "boot_id", unread)
     runtime = made(Clock(), tmp_path)
     assert (tmp_path / "logs").is_dir()
+    runtime.close()
+
+
+def own(spec: BackendSpec = SPEC) -> Record:
+    """A record that has this very process as what was started from that."""
+    info = read_process(os.getpid())
+    assert info is not None
+    return Record(info.pid, info.start_time, boot_id(), 20_000, command_hash(spec), 1.0)
+
+
+def unopened(*_: Any, **__: Any) -> Any:
+    """Nothing can be opened."""
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_what_is_adopted_without_its_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its end is noticed although its log cannot be opened, and the log is looked at no more then."""
+    clock, watcher = Clock(), RecordingWatcher()
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    runtime = made(clock, tmp_path)
+    record = own()
+    runtime._records.write("a", record)
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "getsize", unopened)
+        runtime.watch(SPEC, watcher)
+    assert watcher.kinds() == ["running"]
+    # Its number is another's now.
+    monkeypatch.setattr(process_group, "read_process", lambda pid: None)
+    monkeypatch.setattr(process_group, "session_members", lambda pid, start_time: [])
+    clock.advance(POLL_EVERY)
+    assert watcher.kinds() == ["running", "gone"]
+    assert clock.getDelayedCalls() == []
+    runtime.close()
+
+
+def test_what_has_ended_while_it_was_adopted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is absent, and nobody looks at its log any more."""
+    clock, watcher = Clock(), RecordingWatcher()
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    runtime = made(clock, tmp_path)
+    runtime._records.write("a", own())
+    # Its end comes between the look at its record and the one at itself.
+    monkeypatch.setattr(process_group, "read_process", lambda pid: None)
+    monkeypatch.setattr(process_group, "session_members", lambda pid, start_time: [])
+    runtime.watch(SPEC, watcher)
+    assert watcher.kinds() == ["gone"]
+    assert clock.getDelayedCalls() == []
+    runtime.close()
+
+
+def test_a_log_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever asks for its lines, or follows it, is told by the Deferred."""
+    runtime = made(Clock(), tmp_path)
+    told: list[Failure] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(LogFile, "_tail", unopened)
+        asked: list[Deferred[Any]] = [runtime.logs(SPEC, 3), runtime.follow_logs(SPEC, 3, print)]
+        for each in asked:
+            each.addErrback(told.append)
+    assert [failure.type for failure in told] == [OSError] * 2
     runtime.close()
