@@ -16,7 +16,6 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from llmproxy.config.model import BackendSpec
-from llmproxy.runtimes.docker_threads import shielded
 from llmproxy.runtimes.fingerprint import fingerprint
 from llmproxy.runtimes.interface import Address, Exit, Facts, Instance, StartRefused, Step, Watcher, unheard
 from llmproxy.runtimes.process_child import (
@@ -31,6 +30,7 @@ from llmproxy.runtimes.process_child import (
 from llmproxy.runtimes.process_group import Group, GroupReactor, read_process
 from llmproxy.runtimes.process_logs import LogFile
 from llmproxy.runtimes.process_records import SHIM, Record, Records, boot_id, command_hash
+from llmproxy.runtimes.shared import Shared, shielded
 from llmproxy.runtimes.spare import SPARE
 from llmproxy.runtimes.telling import Teller
 
@@ -81,7 +81,7 @@ class ProcessRuntime:
     _records: Records = field(init=False)
     _runs: dict[str, _Run] = field(factory=dict, init=False)
     _tellers: dict[str, Teller] = field(factory=dict, init=False)
-    _starts: dict[str, Deferred[Instance]] = field(factory=dict, init=False)
+    _starts: dict[str, Shared[Instance]] = field(factory=dict, init=False)
     _logs: dict[str, LogFile] = field(factory=dict, init=False)
     _ending: list[Group] = field(factory=list, init=False)
     _closed: bool = field(default=False, init=False)
@@ -160,19 +160,14 @@ class ProcessRuntime:
     def ensure_started(self, spec: BackendSpec, step: Step = unheard) -> Deferred[Instance]:
         started = self._starts.get(spec.route)
         if started is None:
-            started = Deferred.fromCoroutine(self._start(spec))
-            if not started.called:
+            begun = Deferred.fromCoroutine(self._start(spec))
+            started = Shared(begun.addBoth(self._start_over, spec.route))
+            if not started.over:
                 self._starts[spec.route] = started
-                started.addBoth(self._start_over, spec.route)
-        answer = shielded(started)
-        started.addErrback(lambda _: None)  # told to those who still wait
-        return answer
+        return started.wait()
 
     def stop(self, spec: BackendSpec, grace: float) -> Deferred[None]:
-        stopped = Deferred.fromCoroutine(self._adopt_and_stop(spec, grace))
-        answer = shielded(stopped)
-        stopped.addErrback(lambda _: None)  # told to the one who still waits
-        return answer
+        return shielded(Deferred.fromCoroutine(self._adopt_and_stop(spec, grace)))
 
     def facts(self, spec: BackendSpec) -> Deferred[Facts]:
         words = spec.command + spec.args
