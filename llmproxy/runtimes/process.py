@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 
 from attrs import define, field
-from twisted.internet.defer import Deferred, execute, fail, gatherResults, succeed
+from twisted.internet.defer import CancelledError, Deferred, execute, fail, gatherResults, succeed
 from twisted.internet.interfaces import IReactorProcess
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -84,6 +84,8 @@ class ProcessRuntime:
     _starts: dict[str, Shared[Instance]] = field(factory=dict, init=False)
     _logs: dict[str, LogFile] = field(factory=dict, init=False)
     _ending: list[Group] = field(factory=list, init=False)
+    # Until it is looked again.
+    _pauses: set[Deferred[None]] = field(factory=set, init=False)
     _closed: bool = field(default=False, init=False)
     # Why nothing can be kept in the state folder.
     _unkept: str = field(default="", init=False)
@@ -111,6 +113,7 @@ class ProcessRuntime:
     def close(self) -> Deferred[None]:
         self._closed = True
         self._tellers.clear()
+        self._look_now()
         for started in list(self._starts.values()):
             started.cancel()
         for group in [*self._ending, *(run.group for run in self._runs.values())]:
@@ -125,37 +128,57 @@ class ProcessRuntime:
         return succeed(None)
 
     def watch(self, spec: BackendSpec, watcher: Watcher) -> Deferred[None]:
+        self.unwatch(spec.route)
         teller = Teller(watcher)
         self._tellers[spec.route] = teller
-        return Deferred.fromCoroutine(self._look(spec, teller))
+        # Who waits no more for that is still told.
+        return shielded(Deferred.fromCoroutine(self._look(spec, teller)))
 
     async def _look(self, spec: BackendSpec, teller: Teller) -> None:
         """Tell whether it runs, as soon as that can be seen."""
-        told = False
-        while True:
-            try:
-                await self._adopt(spec)
-                break
-            except OSError as cause:
-                if not told:
-                    told = True
-                    self._said.error(
-                        "cannot see whether {route} runs, and looks again: {cause}",
-                        route=spec.route,
-                        cause=str(cause),
-                    )
-            await deferLater(self._reactor, LOOK_AGAIN)
-            if self._closed or self._tellers.get(spec.route) is not teller:
-                return
-        if self._tellers.get(spec.route) is teller:
+
+        def wanted() -> bool:
+            return self._is_open() and self._tellers.get(spec.route) is teller
+
+        await self._insist(lambda: self._adopt(spec), f"whether {spec.route} runs", wanted)
+        if wanted():
             run = self._runs.get(spec.route)
             if run is None:
                 teller.absent()
             else:
                 teller.running(run.instance)
 
+    async def _insist(self, job: Callable[[], Deferred[None]], what: str, wanted: Callable[[], bool]) -> None:
+        """Do what needs a look at the machine, again after a while where that look fails.
+
+        :param job: may be begun several times.
+        :param what: what it looks at, for the log.
+        """
+        told = False
+        while wanted():
+            try:
+                await job()
+                return
+            except OSError as cause:
+                if not told:
+                    told = True
+                    self._said.error(
+                        "cannot see {what}, and looks again: {cause}", what=what, cause=str(cause)
+                    )
+            pause: Deferred[None] = deferLater(self._reactor, LOOK_AGAIN)
+            self._pauses.add(pause)
+            with suppress(CancelledError):
+                await pause
+            self._pauses.discard(pause)
+
+    def _look_now(self) -> None:
+        """Somebody may not want to know any more."""
+        for pause in list(self._pauses):
+            pause.cancel()
+
     def unwatch(self, route: str) -> None:
-        self._tellers.pop(route, None)
+        if self._tellers.pop(route, None) is not None:
+            self._look_now()
 
     def ensure_started(self, spec: BackendSpec, step: Step = unheard) -> Deferred[Instance]:
         started = self._starts.get(spec.route)
@@ -196,17 +219,37 @@ class ProcessRuntime:
 
     def end_strays(self, known: Iterable[BackendSpec]) -> Deferred[None]:
         """End the children of an earlier proxy that the configuration does not ask for any more: their route
-        is gone, or they were started from another command.  Fires when they have ended.
+        is gone, or they were started from another command.  Fires when they have ended; what cannot be seen
+        is looked at again.
 
         :param known: the process backends of the present configuration.
         """
-        wanted = {spec.route: command_hash(spec) for spec in known}
-        ends = [
-            self._end(route, record)
-            for route, record in list(self._records.all())
-            if route not in self._runs and (wanted.get(route) != record.command or not record.is_alive())
-        ]
-        return gatherResults(ends, consumeErrors=True).addCallback(lambda _: None)
+        return Deferred.fromCoroutine(self._end_strays({spec.route: command_hash(spec) for spec in known}))
+
+    async def _end_strays(self, wanted: Mapping[str, str]) -> None:
+        left: list[str] = []
+
+        def look() -> Deferred[None]:
+            left[:] = [route for route, _ in self._records.all()]
+            return succeed(None)
+
+        await self._insist(look, "what an earlier proxy left", self._is_open)
+        ends = [Deferred.fromCoroutine(self._end_stray(route, wanted.get(route))) for route in left]
+        await gatherResults(ends, consumeErrors=True)
+
+    async def _end_stray(self, route: str, command: str | None) -> None:
+        def end() -> Deferred[None]:
+            # It may have been adopted while nobody could look at it.
+            record = None if route in self._runs else self._records.read(route)
+            if record is None or (record.command == command and record.is_alive()):
+                return succeed(None)
+            return self._end(route, record)
+
+        with suppress(CancelledError):  # this proxy ends before it does
+            await self._insist(end, f"what an earlier proxy left of {route}", self._is_open)
+
+    def _is_open(self) -> bool:
+        return not self._closed
 
     def _end(self, route: str, record: Record) -> Deferred[None]:
         return self.spared(route).addCallback(lambda _: self._end_now(route, record))

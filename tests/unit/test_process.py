@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import builtins
 import errno
+import gc
 import os
 import signal
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
 
 from llmproxy.config.model import BackendSpec
 from llmproxy.runtimes import process, process_group
-from llmproxy.runtimes.process import ProcessRuntime
+from llmproxy.runtimes.process import LOOK_AGAIN, STRAY_GRACE, ProcessRuntime
 from llmproxy.runtimes.process_group import POLL_EVERY, Group, read_process, session_members
 from llmproxy.runtimes.process_logs import LogFile
-from llmproxy.runtimes.process_records import Record, boot_id, command_hash
+from llmproxy.runtimes.process_records import Record, Records, boot_id, command_hash
+from llmproxy.runtimes.spare import Spare
 from tests.fakes import RecordingWatcher
 
 SPEC = BackendSpec("a", runtime="process", engine="generic", command=("true",))
@@ -131,3 +135,122 @@ def test_a_log_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
             each.addErrback(told.append)
     assert [failure.type for failure in told] == [OSError] * 2
     runtime.close()
+
+
+def test_who_gives_up_waiting_for_the_first_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What runs is found all the same, as soon as that can be seen."""
+    clock, watcher = Clock(), RecordingWatcher()
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    runtime = made(clock, tmp_path)
+    runtime._records.write("a", own())
+    with monkeypatch.context() as patch:
+        patch.setattr(Spare, "use", unopened)
+        watched = runtime.watch(SPEC, watcher)
+        watched.addErrback(lambda failure: failure.trap(CancelledError)).cancel()
+        assert watched.called
+    clock.advance(LOOK_AGAIN)
+    assert watcher.kinds() == ["running"]
+    runtime.close()
+    assert clock.getDelayedCalls() == []
+
+
+def test_no_look_after_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Who is watched no more, or whose runtime is closed, is not waited for."""
+    clock = Clock()
+    runtime = made(clock, tmp_path)
+    monkeypatch.setattr(Spare, "use", unopened)
+    for end in (lambda: runtime.unwatch("a"), runtime.close):
+        over: list[None] = []
+        runtime.watch(SPEC, RecordingWatcher()).addCallback(over.append)
+        assert over == []
+        end()
+        assert over == [None]
+        assert clock.getDelayedCalls() == []
+
+
+def strays_end(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What is put down from now on; it ends at once."""
+    killed: list[int] = []
+
+    def stop(group: Group, grace: float) -> Deferred[None]:
+        killed.append(group.pid)
+        group.leader_ended(None)
+        return group.over()
+
+    monkeypatch.setattr(Group, "stop", stop)
+    monkeypatch.setattr(Group, "observe", lambda _: None)
+    monkeypatch.setattr(process_group, "session_members", lambda pid, start_time: [])
+    return killed
+
+
+def test_strays_that_cannot_be_seen_are_looked_at_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither the list of what was left nor how one of them is needs to be readable at once."""
+    clock = Clock()
+    runtime = made(clock, tmp_path)
+    for route in ("a", "b"):
+        runtime._records.write(route, own())
+    killed = strays_end(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(Records, "all", unopened)
+        ended = runtime.end_strays([])
+        clock.advance(LOOK_AGAIN)
+    assert not ended.called
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "is_alive", unopened)
+        clock.advance(LOOK_AGAIN)
+    assert (ended.called, killed) == (False, [])
+    clock.advance(LOOK_AGAIN)
+    assert (ended.called, killed) == (True, [os.getpid()] * 2)
+    assert list(runtime._records.all()) == []
+    assert clock.getDelayedCalls() == []
+    runtime.close()
+
+
+def test_a_stray_that_is_adopted_meanwhile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is none any more."""
+    clock = Clock()
+    runtime = made(clock, tmp_path)
+    runtime._records.write("a", own())
+    killed = strays_end(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(Records, "all", unopened)
+        ended = runtime.end_strays([])
+    runtime.watch(SPEC, RecordingWatcher())
+    clock.advance(LOOK_AGAIN)
+    assert (ended.called, killed) == (True, [])
+    runtime.close()
+    assert clock.getDelayedCalls() == []
+
+
+class TestStrays(SynchronousTestCase):
+    """What would be logged as an error that nobody has handled fails these tests."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.patch(os, "pidfd_open", unopened)
+        folder = TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.runtime = made(self.clock, Path(folder.name))
+
+    def test_the_proxy_ends_while_strays_do(self) -> None:
+        """They are not waited for any more, and nobody needs to hear of that."""
+        self.patch(os, "kill", lambda pid, number: None)
+        self.runtime._records.write("a", own())
+        ended = self.runtime.end_strays([])
+        self.clock.advance(STRAY_GRACE / 2)
+        self.assertNoResult(ended)
+        self.runtime.close()
+        self.successResultOf(ended)
+        gc.collect()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_the_proxy_ends_before_strays_can_be_seen(self) -> None:
+        """It is not looked for them again."""
+        self.patch(Records, "all", unopened)
+        ended = self.runtime.end_strays([])
+        self.runtime.close()
+        self.successResultOf(ended)
+        gc.collect()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
