@@ -62,6 +62,27 @@ def test_a_job_is_done_with_the_spare_one(kept: None) -> None:
     assert failure.value.errno == errno.EMFILE
 
 
+def test_a_spare_one_that_was_lost_is_had_again() -> None:
+    """Something else may take its descriptor in the moment in which it is used."""
+    spare, taken = Spare(), []
+    spare.keep()
+
+    def job() -> bytes:
+        data = Path(os.devnull).read_bytes()
+        taken.append(os.open(os.devnull, os.O_RDONLY))
+        return data
+
+    with none_left():
+        assert spare.use(job) == b""
+        with pytest.raises(OSError, match="Too many open files"):
+            spare.use(job)
+        os.close(taken.pop())
+        assert spare.use(lambda: b"") == b""
+        assert spare.use(job) == b""
+        os.close(taken.pop())
+    spare.let_go()
+
+
 def test_what_fails_otherwise_fails(kept: None) -> None:
     """It is not tried again."""
     tries = []
