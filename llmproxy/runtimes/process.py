@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +10,7 @@ from contextlib import ExitStack, suppress
 
 from attrs import define, field
 from twisted.internet.defer import CancelledError, Deferred, execute, fail, gatherResults, succeed
+from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.interfaces import IReactorProcess
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -23,8 +23,9 @@ from llmproxy.runtimes.process_child import (
     child_environment,
     find_command,
     free_port,
+    is_listened_on,
     is_taken,
-    lacking,
+    refused_for,
     with_port,
 )
 from llmproxy.runtimes.process_group import Group, GroupReactor, read_process
@@ -52,13 +53,13 @@ class ProcessReactor(GroupReactor, IReactorProcess):
 class _Run:
     """A run that is not over.
 
-    :ivar held: given back with it.
+    :ivar give_back: gives its port back.
     """
 
     group: Group
     instance: Instance
     port: int
-    held: ExitStack = field(factory=ExitStack)
+    give_back: Callable[[], None] = lambda: None
 
 
 @define(eq=False)
@@ -119,7 +120,7 @@ class ProcessRuntime:
         for group in [*self._ending, *(run.group for run in self._runs.values())]:
             group.close()
         for run in self._runs.values():
-            run.held.close()
+            run.give_back()
         for log in self._logs.values():
             log.close()
         return succeed(None)
@@ -319,7 +320,7 @@ class ProcessRuntime:
                 run = self._spawn(spec)
                 self._reactor.callLater(0, self._tell_running, route, run)
         except OSError as error:
-            raise lacking(spec, error) from error
+            raise refused_for(spec, error) from error
         teller = self._tellers.get(route)
         if teller is not None:
             teller.answered(run.instance)
@@ -336,25 +337,36 @@ class ProcessRuntime:
                 f"backend {spec.route!r} cannot be started: {self._unkept}",
                 "Have state_dir (LLMPROXY_STATE_DIR) name a folder that llmproxy's user may write to.",
             )
-        with ExitStack() as held:
-            if spec.port:
-                if is_taken(spec.port):
-                    raise StartRefused(
-                        f"backend {spec.route!r} cannot be started:"
-                        f" something else listens on its port {spec.port}",
-                        "End that program, or give the backend another `port`.",
-                    )
-                port = spec.port
-            else:
-                port, hold = free_port({run.port for run in self._runs.values()})
-                held.callback(hold)
+        port, give_back = self._port_for(spec)
+        try:
             child, record = self._begin(spec, port)
-            run = self._add(spec, record)
-            run.held = held.pop_all()
+        except BaseException:
+            give_back()
+            raise
+        run = self._add(spec, record)
+        run.give_back = give_back
         self._log(spec.route).begin()
         # Not at once: that it runs is told before that it has ended.
         self._reactor.callLater(0, child.tell_end, run.group.leader_ended)
         return run
+
+    def _port_for(self, spec: BackendSpec) -> tuple[int, Callable[[], None]]:
+        """Its port, and what gives that back."""
+        if not spec.port:
+            return free_port({run.port for run in self._runs.values()})
+        if is_taken(spec.port):
+            refused = f"backend {spec.route!r} cannot be started:"
+            if is_listened_on(spec.port):
+                raise StartRefused(
+                    f"{refused} something else listens on its port {spec.port}",
+                    "End that program, or give the backend another `port`.",
+                )
+            raise StartRefused(
+                f"{refused} a connection of another program has its port {spec.port}",
+                "Try again, or give the backend a `port` that no connection is given"
+                " (net.ipv4.ip_local_port_range): mostly one below 32768.",
+            )
+        return spec.port, lambda: None
 
     def _begin(self, spec: BackendSpec, port: int) -> tuple[Child, Record]:
         environment = child_environment(os.environ, spec, port, self._backend_key, self._secret_names)
@@ -369,9 +381,9 @@ class ProcessRuntime:
             return child, self._recorded(spec, child.pid, port, started_at)
         except OSError:
             if child.pid:
-                # Nobody would know of it.
-                with suppress(ProcessLookupError):
-                    os.kill(child.pid, signal.SIGKILL)
+                # Nobody would know of it.  If it has ended its number may be another's.
+                with suppress(ProcessExitedAlready):
+                    child.kill()
             raise
 
     def _spawn_child(
@@ -407,7 +419,7 @@ class ProcessRuntime:
             await run.group.stop(grace)
 
     def _over(self, spec: BackendSpec, run: _Run) -> None:
-        run.held.close()
+        run.give_back()
         if self._closed:
             return
         route = spec.route

@@ -7,19 +7,25 @@ import errno
 import gc
 import os
 import signal
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from attrs import evolve
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ProcessDone, ProcessExitedAlready
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from llmproxy.config.model import BackendSpec
-from llmproxy.runtimes import process, process_group
+from llmproxy.runtimes import process, process_child, process_group
+from llmproxy.runtimes.interface import StartRefused
 from llmproxy.runtimes.process import LOOK_AGAIN, STRAY_GRACE, ProcessRuntime
+from llmproxy.runtimes.process_child import Child, is_listened_on, is_taken, refused_for
 from llmproxy.runtimes.process_group import POLL_EVERY, Group, read_process, session_members
 from llmproxy.runtimes.process_logs import LogFile
 from llmproxy.runtimes.process_records import Record, Records, boot_id, command_hash
@@ -254,3 +260,147 @@ class TestStrays(SynchronousTestCase):
         self.successResultOf(ended)
         gc.collect()
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EMFILE, "file descriptor"),
+        (errno.ENFILE, "file descriptor"),
+        (errno.EAGAIN, "memory or process numbers"),
+        (errno.ENOMEM, "memory or process numbers"),
+        *(
+            (number, "state_dir")
+            for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+        ),
+        (errno.ENOENT, "state_dir"),
+        (errno.EIO, "state_dir"),
+    ],
+)
+def test_what_a_start_lacks(number: int, words: str) -> None:
+    """The hint is about what is missing: most often that is what is kept of it."""
+    refusal = refused_for(SPEC, OSError(number, os.strerror(number)))
+    assert os.strerror(number) in str(refusal)
+    assert words in str(refusal.hint)
+
+
+def test_a_port_that_a_connection_has() -> None:
+    """It cannot be bound, but nobody listens there: what is said of it says so."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+        with socket.create_connection(address) as connection:
+            port = connection.getsockname()[1]
+            assert is_taken(port)
+            assert not is_listened_on(port)
+            assert is_listened_on(address[1])
+
+
+def test_a_port_that_is_listened_on_by_another_family() -> None:
+    """All addresses count."""
+    try:
+        server = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with server:
+        assert is_listened_on(server.getsockname()[1])
+
+
+def test_a_machine_that_does_not_list_its_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then what is taken is most likely listened on."""
+    for lack in (unopened, without("/proc/net/tcp")):
+        monkeypatch.setattr(process_child, "open", lack, raising=False)
+        assert is_listened_on(1)
+
+
+def test_a_machine_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing listens there by that."""
+    monkeypatch.setattr(process_child, "open", without("/proc/net/tcp6"), raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert is_listened_on(port)
+    assert not is_listened_on(port)
+
+
+def without(lacking: str) -> Callable[..., Any]:
+    """What opens all files but that one, which does not exist."""
+
+    def opened(path: str, *rest: Any, **named: Any) -> Any:
+        if path == lacking:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return builtins.open(path, *rest, **named)
+
+    return opened
+
+
+@pytest.mark.parametrize(("listens", "words"), [(True, "something else listens"), (False, "a connection")])
+def test_why_its_port_is_refused(
+    listens: bool, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In the words that are true."""
+    monkeypatch.setattr(process, "is_taken", lambda port: True)
+    monkeypatch.setattr(process, "is_listened_on", lambda port: listens)
+    runtime = made(Clock(), tmp_path)
+    told: list[Failure] = []
+    runtime.ensure_started(evolve(SPEC, port=40_000)).addErrback(told.append)
+    assert told[0].check(StartRefused)
+    assert words in str(told[0].value)
+    assert "40000" in str(told[0].value)
+    runtime.close()
+
+
+class _Transport:
+    """Of a child that may have been waited for already: its number may be another's by then."""
+
+    def __init__(self, ended: bool) -> None:
+        self.pid = os.getpid()
+        self.ended = ended
+        self.sent: list[str] = []
+
+    def signalProcess(self, name: str) -> None:
+        self.sent.append(name)
+        if self.ended:
+            raise ProcessExitedAlready
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_child_that_cannot_be_recorded(
+    ended: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is put down, and only it: what has its number by now is left alone."""
+    transport = _Transport(ended)
+
+    def spawn(self: Any, child: Child, *_: Any) -> None:
+        child.makeConnection(transport)
+
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(pid))
+    monkeypatch.setattr(ProcessRuntime, "_spawn_child", spawn)
+    monkeypatch.setattr(Records, "write", unopened)
+    held: list[int] = []
+    monkeypatch.setattr(process, "free_port", lambda taken: (20_000, lambda: held.append(1)))
+    runtime = made(Clock(), tmp_path)
+    told: list[Failure] = []
+    runtime.ensure_started(SPEC).addErrback(told.append)
+    assert told[0].check(StartRefused)
+    assert (transport.sent, killed) == (["KILL"], [])
+    assert held == [1]
+    runtime.close()
+
+
+def test_the_port_of_a_run_is_given_back_when_it_is_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And not before."""
+    held: list[int] = []
+    monkeypatch.setattr(process, "free_port", lambda taken: (20_000, lambda: held.append(1)))
+    child, clock = Child(), Clock()
+    monkeypatch.setattr(ProcessRuntime, "_begin", lambda self, spec, port: (child, own()))
+    monkeypatch.setattr(process_group, "session_members", lambda pid, start_time: [])
+    runtime = made(clock, tmp_path)
+    runtime.ensure_started(SPEC)
+    clock.advance(0)
+    assert held == []
+    child.processEnded(Failure(ProcessDone(0)))
+    assert held == [1]
+    assert clock.getDelayedCalls() == []
+    runtime.close()
