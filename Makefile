@@ -49,7 +49,7 @@ load: $(STAMPS)/test ## crowds of clients in full: 2,000 streams, 10,000 held, .
 chaos: $(STAMPS)/test ## break everything around a proxy at random (ARGS=--seed 7 --seconds 60 --seeds 20 --runtime process)
 	$(PY) -m tests.integration.chaos $(ARGS)
 
-soak: $(STAMPS)/test ## two hours of all kinds of clients: memory, files, timers, latency (ARGS="--minutes 10 --plot FILE")
+soak: $(STAMPS)/test ## two hours of all kinds of clients: memory, files, timers, latency (ARGS="--minutes 70 --plot FILE")
 	$(PY) -m tests.integration.soak $(ARGS)
 
 mutate: $(STAMPS)/mutation ## put faults into the core and see its unit tests find them (ARGS="--only headers --jobs 4")

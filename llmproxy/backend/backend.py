@@ -208,14 +208,20 @@ class Backend(Conduct):
     def retire(self, cause: str, *, succeeded: bool) -> Deferred[None]:
         """It is configured no more: those who wait go to its successor, and it ends when it has drained.
 
-        Fires when it has ended.
+        Fires when it has ended; where its runtime does not say so, when that has been waited for long enough.
         """
-        self._closing = True
+        self._closing = self._retired = True
         self._launcher.give_up()
         self.gate.dismiss(lambda waiter: waiter.handed_on(self.name if succeeded else None))
         self.reset()
         self.stop_wanted(cause)
-        return self.when("absent", "failed").addCallback(lambda _: self.close())
+        return self.when("absent", "failed").addCallback(self._has_left)
+
+    def _has_left(self, _: None) -> Deferred[None] | None:
+        if self.unsure:
+            return self._is_sure().addCallback(self._has_left)
+        self.close()
+        return None
 
     @property
     def changing(self) -> bool:
@@ -231,7 +237,9 @@ class Backend(Conduct):
 
     def close(self) -> None:
         """Let go of timers and connections; the backend itself is left as it is."""
-        self._closing = True
+        self._closing, self._retired = True, False
+        for waiting in list(self._until_sure):
+            waiting.cancel()
         self._launcher.give_up()
         self._engine.leave_alone()
         self._serving.ask_no_more()

@@ -128,6 +128,9 @@ class Conduct(Timed):
         self._closing = False
         self._abandoned = False
         self._doubts: IDelayedCall | None = None
+        # Configured no more, and not let go of yet.
+        self._retired = False
+        self._until_sure: list[Deferred[None]] = []
 
     def _together(self, runtime: IReplicator) -> Serving:
         # Few have a Swarm.
@@ -223,7 +226,7 @@ class Conduct(Timed):
         return False
 
     def _adopt(self) -> None:
-        if self._present.there is not None and self.state in ("absent", "failed"):
+        if self._present.there is not None and self.state in ("absent", "failed") and not self._closing:
             self._present.known = self._present.there
             self._found = True
             self._startup.begin("starting")
@@ -328,10 +331,15 @@ class Conduct(Timed):
 
     def _doubt(self) -> None:
         """The runtime did not answer to a start, which it may have carried out all the same, or to a stop,
-        which it may not have carried out: what it claims is kept for it until the runtime says how it is."""
-        if self._closing:
+        which it may not have carried out: what it claims is kept for it until the runtime says how it is.
+
+        That goes for what is configured no more as well, and its successor waits so long.  If it then runs on
+        it is not stopped once more: the successor finds it, or somebody else has to end it.
+        """
+        if self._closing and not self._retired:
             return
-        self._doubted_out()
+        if self._doubts is not None:
+            self._doubts.cancel()
         self._doubts = self.surroundings.clock.callLater(DOUBT_MOST, self._doubted_out)
         # It is told by that: at once, or when the runtime is back.
         self.runtime.watch(self.spec, self).addErrback(lambda _: None)
@@ -342,6 +350,15 @@ class Conduct(Timed):
             if doubts.active():
                 doubts.cancel()
             self.surroundings.scheduler.moved(self)
+            waiters, self._until_sure = self._until_sure, []
+            for waiting in waiters:
+                waiting.callback(None)
+
+    def _is_sure(self) -> Deferred[None]:
+        """Fires when nobody is unsure of it any more; cancelled when it is let go of."""
+        waiting: Deferred[None] = Deferred(self._until_sure.remove)
+        self._until_sure.append(waiting)
+        return waiting
 
     @property
     def unsure(self) -> bool:
@@ -404,18 +421,18 @@ class Conduct(Timed):
     def stop(self, attempt: int) -> None:
         """See :class:`~llmproxy.backend.effects.Effects`."""
         self._engine.leave_alone()
-        self._launcher.stop(self.spec, lambda seen: self._stopped(attempt, seen))
+        self._launcher.stop(self.spec, lambda took: self._stopped(attempt, took))
 
-    def _stopped(self, attempt: int, seen: bool) -> None:
-        if seen and self._launcher.stop_seconds is not None:
-            self._diary.stopped(self._launcher.stop_seconds)
+    def _stopped(self, attempt: int, took: float | None) -> None:
+        if took is not None:
+            self._diary.stopped(took)
         self._present.stopped()
-        if seen or self.state != "stopping" or attempt != self.lifecycle.attempt:
-            self.lifecycle.stopped(attempt)
-            return
-        self._doubt()
+        unsure = took is None and self.state == "stopping" and attempt == self.lifecycle.attempt
+        if unsure:
+            self._doubt()
         self.lifecycle.stopped(attempt)
-        self._adopt()
+        if unsure:
+            self._adopt()
 
     def sleep(self, attempt: int, level: int) -> None:
         """See :class:`~llmproxy.backend.effects.Effects`."""

@@ -83,7 +83,7 @@ class _Question:
         connection.send(self._head, self._body, self)
 
     def _not_connected(self, failure: Failure) -> None:
-        if lacking(failure) and not self.answered.called:
+        if lacking(failure):
             # It says nothing about the engine, and a loaded model is worth some patience.
             self._again = self._clock.callLater(AGAIN, self._connect)
             return

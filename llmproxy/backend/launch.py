@@ -27,7 +27,6 @@ class Launcher:
 
     :param predecessor: fires when an earlier backend of the same route has ended; a start waits for it.
     :ivar launching: the runtime has been asked for a start and has not answered.
-    :ivar stop_seconds: how long the last end took; None when none was seen.
     """
 
     _log = Logger()
@@ -37,7 +36,6 @@ class Launcher:
         self._runtime = runtime
         self._predecessor = predecessor
         self.launching = False
-        self.stop_seconds: float | None = None
         self._given_up = False
         self._asked = False
         self._after: list[Callable[[], None]] = []
@@ -99,23 +97,21 @@ class Launcher:
         for call in pending:
             call()
 
-    def stop(self, spec: BackendSpec, ended: Callable[[bool], None]) -> None:
+    def stop(self, spec: BackendSpec, ended: Callable[[float | None], None]) -> None:
         """Have it end.
 
-        :param ended: called with True when its end has been seen, and with False when the runtime cannot say.
+        :param ended: called with the seconds that its end took, and with None when the runtime cannot say.
         """
 
         def end() -> None:
             begun = self._clock.seconds()
 
-            def failed(failure: Failure) -> bool:
+            def failed(failure: Failure) -> None:
                 if not isinstance(failure.value, RuntimeUnavailable):
                     self._log.failure("stopping {backend}", failure, backend=spec.route)
-                return False
 
-            def seen(_: None) -> bool:
-                self.stop_seconds = self._clock.seconds() - begun
-                return True
+            def seen(_: None) -> float | None:
+                return self._clock.seconds() - begun
 
             stopping = self._runtime.stop(spec, spec.stop_grace)
             stopping.addCallbacks(seen, failed).addCallback(ended)

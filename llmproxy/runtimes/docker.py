@@ -40,7 +40,6 @@ from llmproxy.runtimes.docker_state import (
     spec_hash,
 )
 from llmproxy.runtimes.docker_stop import Stopping
-from llmproxy.runtimes.docker_threads import shielded
 from llmproxy.runtimes.docker_watch import Watch
 from llmproxy.runtimes.interface import (
     Facts,
@@ -52,6 +51,7 @@ from llmproxy.runtimes.interface import (
     Watcher,
     unheard,
 )
+from llmproxy.runtimes.shared import Shared, shielded
 
 __all__ = ["DockerReactor", "DockerRuntime"]
 
@@ -88,7 +88,7 @@ class DockerRuntime:
     _connected: bool = field(default=False, init=False)
     _closed: bool = field(default=False, init=False)
     _watches: dict[str, Watch] = field(factory=dict, init=False)
-    _starts: dict[str, Deferred[Instance]] = field(factory=dict, init=False)
+    _starts: dict[str, Shared[Instance]] = field(factory=dict, init=False)
     _stops: list[Stopping] = field(factory=list, init=False)
     _followers: set[Follower] = field(factory=set, init=False)
     _own: set[str] = field(factory=set, init=False)
@@ -152,19 +152,14 @@ class DockerRuntime:
         name = container_name(spec)
         started = self._starts.get(name)
         if started is None:
-            started = Deferred.fromCoroutine(self._start(spec, name, step))
-            if not started.called:
+            begun = Deferred.fromCoroutine(self._start(spec, name, step))
+            started = Shared(begun.addBoth(self._start_over, name))
+            if not started.over:
                 self._starts[name] = started
-                started.addBoth(self._start_over, name)
-        answer = shielded(started)
-        started.addErrback(lambda _: None)  # told to those who still wait
-        return answer
+        return started.wait()
 
     def stop(self, spec: BackendSpec, grace: float) -> Deferred[None]:
-        stopped = Deferred.fromCoroutine(self._stop(spec, grace))
-        answer = shielded(stopped)
-        stopped.addErrback(lambda _: None)  # told to the one who still waits
-        return answer
+        return shielded(Deferred.fromCoroutine(self._stop(spec, grace)))
 
     def facts(self, spec: BackendSpec) -> Deferred[Facts]:
         return self._safely(Deferred.fromCoroutine(self._facts(spec)))

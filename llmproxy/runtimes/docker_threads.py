@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 
-__all__ = ["Lane", "shielded"]
+__all__ = ["Lane"]
 
 T = TypeVar("T")
 _Job = tuple[Callable[[], Any], "Deferred[Any]"]
@@ -93,17 +93,3 @@ class Lane:
 def _deliver(waiting: Deferred[Any], result: Any) -> None:
     if not waiting.called:
         waiting.callback(result)
-
-
-def shielded(inner: Deferred[T]) -> Deferred[T]:
-    """Another Deferred with the same result; cancelling it gives up waiting and leaves ``inner`` alone."""
-    outer: Deferred[T] = Deferred()
-
-    def pass_on(result: T | Failure) -> T | Failure | None:
-        if outer.called:
-            return None if isinstance(result, Failure) else result
-        outer.callback(result)
-        return None
-
-    inner.addBoth(pass_on)
-    return outer

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 
 from attrs import define, field
-from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import CancelledError, Deferred, execute, fail, gatherResults, succeed
+from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.interfaces import IReactorProcess
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from llmproxy.config.model import BackendSpec
-from llmproxy.runtimes.docker_threads import shielded
 from llmproxy.runtimes.fingerprint import fingerprint
 from llmproxy.runtimes.interface import Address, Exit, Facts, Instance, StartRefused, Step, Watcher, unheard
 from llmproxy.runtimes.process_child import (
@@ -24,13 +23,15 @@ from llmproxy.runtimes.process_child import (
     child_environment,
     find_command,
     free_port,
+    is_listened_on,
     is_taken,
-    lacking,
+    refused_for,
     with_port,
 )
 from llmproxy.runtimes.process_group import Group, GroupReactor, read_process
 from llmproxy.runtimes.process_logs import LogFile
 from llmproxy.runtimes.process_records import SHIM, Record, Records, boot_id, command_hash
+from llmproxy.runtimes.shared import Shared, shielded
 from llmproxy.runtimes.spare import SPARE
 from llmproxy.runtimes.telling import Teller
 
@@ -52,13 +53,13 @@ class ProcessReactor(GroupReactor, IReactorProcess):
 class _Run:
     """A run that is not over.
 
-    :ivar held: given back with it.
+    :ivar give_back: gives its port back.
     """
 
     group: Group
     instance: Instance
     port: int
-    held: ExitStack = field(factory=ExitStack)
+    give_back: Callable[[], None] = lambda: None
 
 
 @define(eq=False)
@@ -81,9 +82,11 @@ class ProcessRuntime:
     _records: Records = field(init=False)
     _runs: dict[str, _Run] = field(factory=dict, init=False)
     _tellers: dict[str, Teller] = field(factory=dict, init=False)
-    _starts: dict[str, Deferred[Instance]] = field(factory=dict, init=False)
+    _starts: dict[str, Shared[Instance]] = field(factory=dict, init=False)
     _logs: dict[str, LogFile] = field(factory=dict, init=False)
     _ending: list[Group] = field(factory=list, init=False)
+    # Until it is looked again.
+    _pauses: set[Deferred[None]] = field(factory=set, init=False)
     _closed: bool = field(default=False, init=False)
     # Why nothing can be kept in the state folder.
     _unkept: str = field(default="", init=False)
@@ -96,7 +99,8 @@ class ProcessRuntime:
 
     def start(self) -> None:
         SPARE.keep()
-        boot_id()  # known from now on
+        with suppress(OSError):  # looked at again where it is needed
+            boot_id()  # known from now on
         for name in ("processes", "logs"):
             # One after the other: the mode is that of the last one only.
             for folder in (self.state_dir, os.path.join(self.state_dir, name)):
@@ -110,12 +114,13 @@ class ProcessRuntime:
     def close(self) -> Deferred[None]:
         self._closed = True
         self._tellers.clear()
+        self._look_now()
         for started in list(self._starts.values()):
             started.cancel()
         for group in [*self._ending, *(run.group for run in self._runs.values())]:
             group.close()
         for run in self._runs.values():
-            run.held.close()
+            run.give_back()
         for log in self._logs.values():
             log.close()
         return succeed(None)
@@ -124,54 +129,69 @@ class ProcessRuntime:
         return succeed(None)
 
     def watch(self, spec: BackendSpec, watcher: Watcher) -> Deferred[None]:
+        self.unwatch(spec.route)
         teller = Teller(watcher)
         self._tellers[spec.route] = teller
-        return Deferred.fromCoroutine(self._look(spec, teller))
+        # Who waits no more for that is still told.
+        return shielded(Deferred.fromCoroutine(self._look(spec, teller)))
 
     async def _look(self, spec: BackendSpec, teller: Teller) -> None:
         """Tell whether it runs, as soon as that can be seen."""
-        told = False
-        while True:
-            try:
-                await self._adopt(spec)
-                break
-            except OSError as cause:
-                if not told:
-                    told = True
-                    self._said.error(
-                        "cannot see whether {route} runs, and looks again: {cause}",
-                        route=spec.route,
-                        cause=str(cause),
-                    )
-            await deferLater(self._reactor, LOOK_AGAIN)
-            if self._closed or self._tellers.get(spec.route) is not teller:
-                return
-        if self._tellers.get(spec.route) is teller:
+
+        def wanted() -> bool:
+            return self._is_open() and self._tellers.get(spec.route) is teller
+
+        await self._insist(lambda: self._adopt(spec), f"whether {spec.route} runs", wanted)
+        if wanted():
             run = self._runs.get(spec.route)
             if run is None:
                 teller.absent()
             else:
                 teller.running(run.instance)
 
+    async def _insist(self, job: Callable[[], Deferred[None]], what: str, wanted: Callable[[], bool]) -> None:
+        """Do what needs a look at the machine, again after a while where that look fails.
+
+        :param job: may be begun several times.
+        :param what: what it looks at, for the log.
+        """
+        told = False
+        while wanted():
+            try:
+                await job()
+                return
+            except OSError as cause:
+                if not told:
+                    told = True
+                    self._said.error(
+                        "cannot see {what}, and looks again: {cause}", what=what, cause=str(cause)
+                    )
+            pause: Deferred[None] = deferLater(self._reactor, LOOK_AGAIN)
+            self._pauses.add(pause)
+            with suppress(CancelledError):
+                await pause
+            self._pauses.discard(pause)
+
+    def _look_now(self) -> None:
+        """Somebody may not want to know any more."""
+        for pause in list(self._pauses):
+            pause.cancel()
+
     def unwatch(self, route: str) -> None:
-        self._tellers.pop(route, None)
+        if self._tellers.pop(route, None) is not None:
+            self._look_now()
 
     def ensure_started(self, spec: BackendSpec, step: Step = unheard) -> Deferred[Instance]:
         started = self._starts.get(spec.route)
         if started is None:
-            started = Deferred.fromCoroutine(self._start(spec))
-            if not started.called:
+            begun = Deferred.fromCoroutine(self._start(spec))
+            started = Shared(begun.addBoth(self._start_over, spec.route))
+            if not started.over:
                 self._starts[spec.route] = started
-                started.addBoth(self._start_over, spec.route)
-        answer = shielded(started)
-        started.addErrback(lambda _: None)  # told to those who still wait
-        return answer
+        return started.wait()
 
     def stop(self, spec: BackendSpec, grace: float) -> Deferred[None]:
-        stopped = Deferred.fromCoroutine(self._adopt_and_stop(spec, grace))
-        answer = shielded(stopped)
-        stopped.addErrback(lambda _: None)  # told to the one who still waits
-        return answer
+        return shielded(Deferred.fromCoroutine(self._adopt_and_stop(spec, grace)))
 
     def facts(self, spec: BackendSpec) -> Deferred[Facts]:
         words = spec.command + spec.args
@@ -184,11 +204,14 @@ class ProcessRuntime:
         return succeed(Facts(words, {**inherited, **spec.environment}, None, name))
 
     def logs(self, spec: BackendSpec, tail: int) -> Deferred[str]:
-        return succeed(self._log(spec.route).tail(tail))
+        return execute(self._log(spec.route).tail, tail)
 
     def follow_logs(self, spec: BackendSpec, tail: int, line: Callable[[str], None]) -> Deferred[None]:
         log = self._log(spec.route)
-        following = log.follow(tail, line)
+        try:
+            following = log.follow(tail, line)
+        except OSError:
+            return fail()
         if spec.route not in self._runs:
             log.end()
         return following
@@ -197,17 +220,37 @@ class ProcessRuntime:
 
     def end_strays(self, known: Iterable[BackendSpec]) -> Deferred[None]:
         """End the children of an earlier proxy that the configuration does not ask for any more: their route
-        is gone, or they were started from another command.  Fires when they have ended.
+        is gone, or they were started from another command.  Fires when they have ended; what cannot be seen
+        is looked at again.
 
         :param known: the process backends of the present configuration.
         """
-        wanted = {spec.route: command_hash(spec) for spec in known}
-        ends = [
-            self._end(route, record)
-            for route, record in list(self._records.all())
-            if route not in self._runs and (wanted.get(route) != record.command or not record.is_alive())
-        ]
-        return gatherResults(ends, consumeErrors=True).addCallback(lambda _: None)
+        return Deferred.fromCoroutine(self._end_strays({spec.route: command_hash(spec) for spec in known}))
+
+    async def _end_strays(self, wanted: Mapping[str, str]) -> None:
+        left: list[str] = []
+
+        def look() -> Deferred[None]:
+            left[:] = [route for route, _ in self._records.all()]
+            return succeed(None)
+
+        await self._insist(look, "what an earlier proxy left", self._is_open)
+        ends = [Deferred.fromCoroutine(self._end_stray(route, wanted.get(route))) for route in left]
+        await gatherResults(ends, consumeErrors=True)
+
+    async def _end_stray(self, route: str, command: str | None) -> None:
+        def end() -> Deferred[None]:
+            # It may have been adopted while nobody could look at it.
+            record = None if route in self._runs else self._records.read(route)
+            if record is None or (record.command == command and record.is_alive()):
+                return succeed(None)
+            return self._end(route, record)
+
+        with suppress(CancelledError):  # this proxy ends before it does
+            await self._insist(end, f"what an earlier proxy left of {route}", self._is_open)
+
+    def _is_open(self) -> bool:
+        return not self._closed
 
     def _end(self, route: str, record: Record) -> Deferred[None]:
         return self.spared(route).addCallback(lambda _: self._end_now(route, record))
@@ -239,8 +282,15 @@ class ProcessRuntime:
             return succeed(None)
         if not record.is_alive() or record.command != command_hash(spec):
             return self._end(spec.route, record)
-        self._add(spec, record).group.observe()
+        self._take_over(spec, record)
         return succeed(None)
+
+    def _take_over(self, spec: BackendSpec, record: Record) -> None:
+        run = self._add(spec, record)
+        # It may have ended since it was looked at.
+        run.group.observe()
+        if not run.group.is_over:
+            self._log(spec.route).begin()
 
     def _add(self, spec: BackendSpec, record: Record) -> _Run:
         route = spec.route
@@ -249,7 +299,6 @@ class ProcessRuntime:
         instance = Instance(record.run, (address,), record.started_at or None)
         run: _Run = _Run(group, instance, record.port)
         self._runs[route] = run
-        self._log(route).begin()
         return run
 
     # -- Starting and ending -------------------------------------------------------------------------------
@@ -271,7 +320,7 @@ class ProcessRuntime:
                 run = self._spawn(spec)
                 self._reactor.callLater(0, self._tell_running, route, run)
         except OSError as error:
-            raise lacking(spec, error) from error
+            raise refused_for(spec, error) from error
         teller = self._tellers.get(route)
         if teller is not None:
             teller.answered(run.instance)
@@ -288,24 +337,36 @@ class ProcessRuntime:
                 f"backend {spec.route!r} cannot be started: {self._unkept}",
                 "Have state_dir (LLMPROXY_STATE_DIR) name a folder that llmproxy's user may write to.",
             )
-        with ExitStack() as held:
-            if spec.port:
-                if is_taken(spec.port):
-                    raise StartRefused(
-                        f"backend {spec.route!r} cannot be started:"
-                        f" something else listens on its port {spec.port}",
-                        "End that program, or give the backend another `port`.",
-                    )
-                port = spec.port
-            else:
-                port, hold = free_port({run.port for run in self._runs.values()})
-                held.callback(hold)
+        port, give_back = self._port_for(spec)
+        try:
             child, record = self._begin(spec, port)
-            run = self._add(spec, record)
-            run.held = held.pop_all()
+        except BaseException:
+            give_back()
+            raise
+        run = self._add(spec, record)
+        run.give_back = give_back
+        self._log(spec.route).begin()
         # Not at once: that it runs is told before that it has ended.
         self._reactor.callLater(0, child.tell_end, run.group.leader_ended)
         return run
+
+    def _port_for(self, spec: BackendSpec) -> tuple[int, Callable[[], None]]:
+        """Its port, and what gives that back."""
+        if not spec.port:
+            return free_port({run.port for run in self._runs.values()})
+        if is_taken(spec.port):
+            refused = f"backend {spec.route!r} cannot be started:"
+            if is_listened_on(spec.port):
+                raise StartRefused(
+                    f"{refused} something else listens on its port {spec.port}",
+                    "End that program, or give the backend another `port`.",
+                )
+            raise StartRefused(
+                f"{refused} a connection of another program has its port {spec.port}",
+                "Try again, or give the backend a `port` that no connection is given"
+                " (net.ipv4.ip_local_port_range): mostly one below 32768.",
+            )
+        return spec.port, lambda: None
 
     def _begin(self, spec: BackendSpec, port: int) -> tuple[Child, Record]:
         environment = child_environment(os.environ, spec, port, self._backend_key, self._secret_names)
@@ -320,9 +381,9 @@ class ProcessRuntime:
             return child, self._recorded(spec, child.pid, port, started_at)
         except OSError:
             if child.pid:
-                # Nobody would know of it.
-                with suppress(ProcessLookupError):
-                    os.kill(child.pid, signal.SIGKILL)
+                # Nobody would know of it.  If it has ended its number may be another's.
+                with suppress(ProcessExitedAlready):
+                    child.kill()
             raise
 
     def _spawn_child(
@@ -358,7 +419,7 @@ class ProcessRuntime:
             await run.group.stop(grace)
 
     def _over(self, spec: BackendSpec, run: _Run) -> None:
-        run.held.close()
+        run.give_back()
         if self._closed:
             return
         route = spec.route
@@ -383,9 +444,8 @@ class ProcessRuntime:
                 return None
         except OSError:
             return None
-        run = self._add(spec, record)
-        run.group.observe()
-        return run
+        self._take_over(spec, record)
+        return self._runs.get(spec.route)
 
     def _log(self, route: str) -> LogFile:
         log = self._logs.get(route)

@@ -20,7 +20,16 @@ from llmproxy.config.model import BackendSpec
 from llmproxy.runtimes.interface import StartRefused
 from llmproxy.runtimes.spare import NONE_LEFT
 
-__all__ = ["Child", "child_environment", "find_command", "free_port", "is_taken", "lacking", "with_port"]
+__all__ = [
+    "Child",
+    "child_environment",
+    "find_command",
+    "free_port",
+    "is_listened_on",
+    "is_taken",
+    "refused_for",
+    "with_port",
+]
 
 PORTS = range(20_000, 32_000)
 """Ports for ``${port}``: below those that Linux gives to outgoing connections (``ip_local_port_range``, from
@@ -69,14 +78,17 @@ def with_port(text: str, port: int) -> str:
     return text.replace("${port}", str(port))
 
 
-def lacking(spec: BackendSpec, error: OSError) -> StartRefused:
+def refused_for(spec: BackendSpec, error: OSError) -> StartRefused:
     """The machine lacks something that it needs."""
     if error.errno in NONE_LEFT:
         hint = "No file descriptor is left: raise the limit (LimitNOFILE= in systemd's unit, ulimit -n)."
-    elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-        hint = "Its log and a record of it are written to state_dir: see to it that there is room for them."
-    else:
+    elif error.errno in (errno.EAGAIN, errno.ENOMEM):
         hint = "The machine lacks memory or process numbers."
+    else:
+        hint = (
+            "Its log and a record of it are written to state_dir: see to it that it can be written to, and"
+            " has room for them."
+        )
     return StartRefused(f"backend {spec.route!r} cannot be started: {error.strerror}", hint)
 
 
@@ -108,7 +120,7 @@ def free_port(taken: Container[int]) -> tuple[int, Callable[[], None]]:
 
 
 def is_taken(port: int) -> bool:
-    """Whether something listens there."""
+    """Whether a child could not listen there: something else does, or has a connection from there."""
     with closing(socket.socket()) as probe:
         # What an earlier run has left of its connections is in nobody's way.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -117,6 +129,25 @@ def is_taken(port: int) -> bool:
         except OSError as error:
             return error.errno == errno.EADDRINUSE
     return False
+
+
+def is_listened_on(port: int) -> bool:
+    """Whether a port that is taken is so by something that listens there, as far as the machine says that."""
+    try:
+        for family in ("tcp", "tcp6"):
+            with open(f"/proc/net/{family}", encoding="ascii") as file:
+                if any(_listens(line.split(), port) for line in file):
+                    return True
+    except FileNotFoundError:
+        return family == "tcp"  # without IPv6 there is no list of that
+    except OSError:
+        return True
+    return False
+
+
+def _listens(fields: list[str], port: int) -> bool:
+    # proc(5): the local address and port, those of the other side, the state; TCP_LISTEN is 10.
+    return fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port
 
 
 def find_command(spec: BackendSpec, environment: Mapping[str, str]) -> str:
@@ -160,6 +191,14 @@ class Child(ProcessProtocol):
     def connectionMade(self) -> None:
         assert self.transport is not None
         self.pid = int(self.transport.pid)
+
+    def kill(self) -> None:
+        """End it.
+
+        :raises twisted.internet.error.ProcessExitedAlready: it has ended.
+        """
+        assert self.transport is not None
+        self.transport.signalProcess("KILL")
 
     def processEnded(self, reason: Failure) -> None:
         error = reason.value

@@ -50,7 +50,8 @@ class ProcessInfo:
 
 
 def read_process(pid: int) -> ProcessInfo | None:
-    """Read about one process; ``None`` when there is none.
+    """Read about one process; ``None`` when there is none, or none that is for us to see (``hidepid=`` of
+    ``/proc``, ``ProtectProc=`` of systemd): our own children are.
 
     :raises OSError: it cannot be told.
     """
@@ -61,7 +62,7 @@ def read_process(pid: int) -> ProcessInfo | None:
 
     try:
         text = SPARE.use(read).decode("utf-8", "replace")
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     # The command's name, in parentheses, may hold anything, a parenthesis too.
     fields = text.rpartition(")")[2].split()

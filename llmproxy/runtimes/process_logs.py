@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from llmproxy.runtimes.lines import Lines
+from llmproxy.runtimes.spare import SPARE
 
 __all__ = ["LARGEST", "LogFile"]
 
@@ -70,11 +71,17 @@ class LogFile:
             follower.ended.cancel()
 
     def tail(self, count: int) -> str:
-        """The last lines."""
+        """The last lines.
+
+        :raises OSError: they cannot be read.
+        """
         return "\n".join(self._tail(count)[0])
 
     def follow(self, count: int, line: Callable[[str], None]) -> Deferred[None]:
-        """Pass on the last lines, and all that come until :meth:`end`."""
+        """Pass on the last lines, and all that come until :meth:`end`.
+
+        :raises OSError: they cannot be read.
+        """
         lines, position = self._tail(count, whole=True)
         for each in lines:
             line(each)
@@ -86,9 +93,13 @@ class LogFile:
 
     def _tail(self, count: int, *, whole: bool = False) -> tuple[list[str], int]:
         """The last lines and where they end; ``whole``: not the beginning of one that is being written."""
-        try:
+
+        def read() -> bytes:
             with open(self.path, "rb") as file:
-                data = file.read()
+                return file.read()
+
+        try:
+            data = SPARE.use(read)
         except FileNotFoundError:
             return [], 0
         if whole:
@@ -104,39 +115,46 @@ class LogFile:
             self._follow_timer = self._reactor.callLater(FOLLOW_EVERY, self._follow_on)
 
     def _read_on(self) -> None:
-        if not self._followers:
-            return
-        try:
-            with open(self.path, "rb") as file:
-                for follower in list(self._followers):
-                    file.seek(follower.position)
-                    data = file.read()
-                    follower.position += len(data)
-                    follower.lines.feed(data)
-        except FileNotFoundError:
+        followers = list(self._followers)
+        if not followers:
             return
 
+        def read() -> list[bytes]:
+            found: list[bytes] = []
+            with open(self.path, "rb") as file:
+                for follower in followers:
+                    file.seek(follower.position)
+                    found.append(file.read())
+            return found
+
+        with suppress(OSError):  # looked at again in a moment
+            for follower, data in zip(followers, SPARE.use(read), strict=True):
+                follower.position += len(data)
+                follower.lines.feed(data)
+
     def _trim(self) -> None:
-        """Copy the newer half over the whole, in place: the child's descriptor points to this very file, and
-        appends wherever its end is."""
-        try:
+        with suppress(OSError):  # looked at again in a moment
             size = os.path.getsize(self.path)
-        except FileNotFoundError:
-            return
-        if size <= LARGEST:
-            return
-        self._read_on()
-        with open(self.path, "rb+") as file:
-            file.seek(size - LARGEST // 2)
+            if size > LARGEST:
+                self._read_on()
+                end = SPARE.use(lambda: self._cut(size - LARGEST // 2))
+                for follower in self._followers:
+                    follower.position = end
+
+    def _cut(self, begin: int) -> int:
+        """Copy what comes from there on over the whole, in place: the child's descriptor points to this very
+        file, and appends wherever its end is.
+
+        :return: where it ends now.
+        """
+        # Opened once: what is cut off and cannot be written again for want of a descriptor would be lost.
+        with open(self.path, "ab+") as file:
+            file.seek(begin)
             kept = file.read()
-            cut_at = kept.find(b"\n") + 1
-            kept = kept[cut_at:]
             file.truncate(0)
-        with open(self.path, "ab") as file:
-            file.write(kept)
-            end = file.tell()
-        for follower in self._followers:
-            follower.position = end
+            file.write(kept[kept.find(b"\n") + 1 :])
+            file.flush()
+            return file.tell()
 
     @staticmethod
     def _stop_timer(timer: IDelayedCall | None) -> None:

@@ -47,10 +47,15 @@ class Spare:
         :raises OSError: as the job does.
         """
         try:
-            return job()
+            result = job()
         except OSError as cause:
             if cause.errno not in NONE_LEFT or self._fd is None:
                 raise
+        else:
+            if self._fd is None:
+                # Another thread took its descriptor while it was used; now there may be one.
+                self.keep()
+            return result
         self.let_go()
         try:
             return job()

@@ -19,9 +19,9 @@ from llmproxy.runtimes.docker_client import Engine
 from llmproxy.runtimes.docker_create import find_image
 from llmproxy.runtimes.docker_events import EventStream
 from llmproxy.runtimes.docker_facts import read_image, read_server
-from llmproxy.runtimes.docker_threads import shielded
 from llmproxy.runtimes.fingerprint import fingerprint
 from llmproxy.runtimes.interface import Facts, Instance, Reservations, Step, Watcher, unheard
+from llmproxy.runtimes.shared import shielded
 from llmproxy.runtimes.swarm_body import is_outdated
 from llmproxy.runtimes.swarm_calls import find, get
 from llmproxy.runtimes.swarm_catalogue import Labels, list_labelled
@@ -142,10 +142,7 @@ class SwarmRuntime:
         name = service_name(spec)
         # A start that has asked the manager for tasks would get them behind our back.
         ready = self._starts.stop(name)
-        stopped = ready.addCallback(lambda _: Deferred.fromCoroutine(self._ends.stop(name, grace)))
-        answer = shielded(stopped)
-        stopped.addErrback(lambda _: None)  # told to the one who still waits
-        return answer
+        return shielded(ready.addCallback(lambda _: Deferred.fromCoroutine(self._ends.stop(name, grace))))
 
     def facts(self, spec: BackendSpec) -> Deferred[Facts]:
         return self._manager.call(lambda client: _read_facts(client, spec, self._backend_key))

@@ -13,8 +13,8 @@ from twisted.python.failure import Failure
 
 from llmproxy.config.model import BackendSpec, DockerSettings
 from llmproxy.engines.phases import Phase
-from llmproxy.runtimes.docker_threads import shielded
 from llmproxy.runtimes.interface import Address, Instance, RuntimeUnavailable, StartRefused, Step
+from llmproxy.runtimes.shared import Shared
 from llmproxy.runtimes.swarm_ends import Ends
 from llmproxy.runtimes.swarm_manager import Manager
 from llmproxy.runtimes.swarm_monitor import Monitor
@@ -48,7 +48,7 @@ class Starts:
     _backend_key: str | None = field(repr=False)
     _me: str
     _watch: Callable[[str], SwarmWatch | None]
-    _starts: dict[str, Deferred[Instance]] = field(factory=dict, init=False)
+    _starts: dict[str, Shared[Instance]] = field(factory=dict, init=False)
     _arrivals: set[Arrival] = field(factory=set, init=False)
     # Those that are to be given up as soon as what has been asked of the manager is done.
     _stopped: set[str] = field(factory=set, init=False)
@@ -69,13 +69,11 @@ class Starts:
         name = service_name(spec)
         started = self._starts.get(name)
         if started is None:
-            started = Deferred.fromCoroutine(self._start(spec, name, step))
-            if not started.called:
+            begun = Deferred.fromCoroutine(self._start(spec, name, step))
+            started = Shared(begun.addBoth(self._over, name))
+            if not started.over:
                 self._starts[name] = started
-                started.addBoth(self._over, name)
-        answer = shielded(started)
-        started.addErrback(lambda _: None)  # told to those who still wait
-        return answer
+        return started.wait()
 
     def stop(self, name: str) -> Deferred[None]:
         """That service is not to run: nobody needs to wait for its first task.
@@ -89,7 +87,7 @@ class Starts:
         for arrival in list(self._arrivals):
             if arrival.name == name:
                 arrival.fail(Failure(_stopped(name)))
-        return shielded(started).addBoth(lambda _: None)
+        return started.wait().addBoth(lambda _: None)
 
     def _over(self, result: T, name: str) -> T:
         self._starts.pop(name, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 from attrs import asdict, define, field
 
@@ -11,6 +11,9 @@ __all__ = ["LONGEST", "GpuLease", "Leases"]
 
 LONGEST = 7 * 24 * 3600.0
 """Seconds that a lease may be for: what is wanted for longer is a ``reserve``."""
+
+_MOST = 2.0**63
+"""More than any memory and any time."""
 
 
 @define
@@ -88,11 +91,18 @@ def _read(one: object) -> GpuLease | None:
         return None
     texts: Iterable[object] = (one.get("name"), one.get("gpu"), one.get("note", ""))
     memory, until, since = one.get("memory"), one.get("until"), one.get("since", 0.0)
-    if not all(isinstance(text, str) for text in texts) or isinstance(memory, bool):
+    if not all(isinstance(text, str) for text in texts):
         return None
-    if not isinstance(memory, int | float) or not isinstance(until, int | float) or memory <= 0:
-        return None
-    if not isinstance(since, int | float) or isinstance(until, bool):
+    if not _is_number(memory) or not _is_number(until) or not _is_number(since) or memory <= 0:
         return None
     held, note = bool(one.get("held")), one.get("note", "")
     return GpuLease(one["name"], one["gpu"], memory, float(until), note, held, float(since))
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    """Python reads ``NaN``, ``Infinity`` and integers of any length in JSON, with which nobody can reckon."""
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and -_MOST <= value <= _MOST  # false of NaN, and right of integers that are too large for a float
+    )

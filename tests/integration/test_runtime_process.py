@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from llmproxy.runtimes.process_child import Child
 from llmproxy.runtimes.process_group import POLL_EVERY, read_process
 from llmproxy.runtimes.process_records import Records
 from tests.contract_runtimes import Reactor, Rig, RuntimeContract, eventually, gone, on_reactor, pause, runs
+from tests.descriptors import none_left
 from tests.fakes import RecordingWatcher
 
 ROOT = str(Path(__file__).resolve().parent.parent.parent)
@@ -207,24 +207,17 @@ async def test_what_it_needs_is_missing(rig: ProcessRig, lacks: str, monkeypatch
         begun.append(child.pid)
 
     monkeypatch.setattr(Child, "connectionMade", made)
-    with monkeypatch.context() as patch:
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, ExitStack() as lacking:
         if lacks == "descriptors":
-            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            lowest = os.open(os.devnull, os.O_RDONLY)
-            os.close(lowest)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+            lacking.enter_context(none_left())
         else:
-
-            def full(*_: Any) -> None:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
             patch.setattr(Records, "write", full)
-        try:
-            with pytest.raises(StartRefused) as refused:
-                await rig.runtime.ensure_started(spec)
-        finally:
-            if lacks == "descriptors":
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        with pytest.raises(StartRefused) as refused:
+            await rig.runtime.ensure_started(spec)
     assert ("descriptor" if lacks == "descriptors" else "state_dir") in str(refused.value.hint)
     assert len(begun) == (lacks != "descriptors")
     for pid in begun:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llmproxy.seeding import running
 from tests.integration.engine import BASE_IMAGE, docker, require_docker, unique
 from tests.integration.fake_hub import FakeHub, serving_hub
 from tests.integration.world import until
@@ -395,3 +396,18 @@ def test_a_broken_off_download(inner_hub: FakeHub, tmp_path: Path, number: signa
     # Killed, it could remove nothing: the container ends with its input, and the engine removes it.
     until(lambda: left() == [], 20)
     assert "config.json" in cached(tmp_path / "cache" / "hub", "org/small")
+
+
+def test_a_download_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked to, and killed when it does not."""
+    monkeypatch.setattr(running, "_GRACE", 0.2)
+    script = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{script}\nwhile True: signal.pause()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    running._end(process)
+    assert process.returncode == -signal.SIGKILL

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llmproxy.cli.main import cli
+from tests.serving import serving
 
 __all__ = ["FAILURE", "GIB", "KEY", "FakeProxy", "Handler", "backend", "run", "served"]
 
@@ -215,18 +215,11 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeProxy]:
     """A running fake proxy, which the environment names."""
-    fake = FakeProxy()
-    thread = threading.Thread(target=fake.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    monkeypatch.setenv("LLMPROXY_URL", fake.url)
-    monkeypatch.setenv("LLMPROXY_ADMIN_KEY", KEY)
-    monkeypatch.delenv("VLLM_API_KEY", raising=False)
-    try:
+    with serving(FakeProxy()) as fake:
+        monkeypatch.setenv("LLMPROXY_URL", fake.url)
+        monkeypatch.setenv("LLMPROXY_ADMIN_KEY", KEY)
+        monkeypatch.delenv("VLLM_API_KEY", raising=False)
         yield fake
-    finally:
-        fake.shutdown()
-        thread.join()
-        fake.server_close()
 
 
 def run(*arguments: str) -> Result:

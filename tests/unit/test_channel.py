@@ -396,7 +396,6 @@ class BoundsTests(SynchronousTestCase):
         """Up to the limit itself, told or in chunks, the first or one that is known; one more is 413."""
         for extra, status in ((0, 200), (1, 413)):
             for head in (LINE + b"Content-Length: %d\r\n\r\n" % (1000 + extra), CHUNKED):
-                world = World(limits=Limits(max_body=1000))
                 body = b"x" * (1000 + extra)
                 told = head is not CHUNKED
                 first = LINE + b"Content-Length: 1\r\n\r\nx"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -347,9 +349,11 @@ def test_keys_of_the_running_proxy(proxy: FakeProxy) -> None:
     assert run("keys").exit_code == 1
 
 
-def test_a_key_for_the_configuration() -> None:
+def test_a_key_for_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Offline the secret is shown by itself, and what llmproxy.yaml needs beside it, with no more of it than
     its digest."""
+    now = datetime(2026, 1, 2, 3, tzinfo=UTC)
+    monkeypatch.setattr("llmproxy.cli.keys_given.time", SimpleNamespace(time=now.timestamp))
     result = run(
         "keys", "add", "site", "--offline", "--route", "chat, coder", "--no-start", "--expires", "90d"
     )
@@ -361,8 +365,7 @@ def test_a_key_for_the_configuration() -> None:
     (key,) = read_sources(Sources({}, yaml.safe_dump({"keys": [entry]}))).keys
     assert key.digest == digest_of(secret)
     assert (key.name, key.routes, key.may_start, key.may_evict) == ("site", ("chat", "coder"), False, True)
-    assert key.expires is not None
-    assert 88 * 86400 < key.expires - time.time() < 91 * 86400
+    assert key.expires == datetime(2026, 4, 2, tzinfo=UTC).timestamp()
     as_json = json.loads(run("--json", "keys", "add", "boss", "--offline", "--admin", "--no-client").stdout)
     assert (as_json["admin"], as_json["client"]) == (True, False)
     assert as_json["hash"] == told_hash(digest_of(as_json["secret"]))

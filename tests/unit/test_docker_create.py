@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
-import requests
 from attrs import evolve
 from docker.api.client import APIClient
-from docker.errors import APIError, ImageNotFound
+from docker.errors import ImageNotFound
 
 from llmproxy.config.model import BackendSpec, DockerSettings
 from llmproxy.runtimes.docker_census import Containers, list_containers
@@ -17,6 +16,7 @@ from llmproxy.runtimes.docker_create import container_body, create_container, ve
 from llmproxy.runtimes.docker_reach import Reach
 from llmproxy.runtimes.docker_state import read_snapshot
 from llmproxy.runtimes.interface import StartRefused
+from tests.engine_words import said
 
 SPEC = BackendSpec("chat", image="vllm:1", args=("--model", "m"))
 HERE = Reach("127.0.0.1", True)
@@ -40,9 +40,7 @@ class Engine:
 
     def create_container_from_config(self, body: dict[str, Any], name: str) -> dict[str, Any]:
         if self.complaint:
-            answer = requests.Response()
-            answer.status_code = 409
-            raise APIError("Conflict", answer, self.complaint)
+            raise said(409, self.complaint)
         self.created.append((body, name))
         return {"Id": "new"}
 
@@ -75,16 +73,17 @@ def test_it_is_created() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "wanted"), [(("1", "2"), [{"Driver": "", "DeviceIDs": ["1", "2"]}]), ((), None)]
+    ("gpus", "wanted"),
+    [
+        (("1", "2"), [{"Driver": "", "DeviceIDs": ["1", "2"], "Capabilities": [["gpu"]]}]),
+        ((), None),
+    ],
 )
 def test_its_gpus(gpus: tuple[str, ...], wanted: list[dict[str, Any]] | None) -> None:
     """Those that are named; none where it is said that it has none."""
     engine = Engine(runtimes=("nvidia",))
     create(engine, evolve(SPEC, gpus=gpus))
-    found = engine.created[0][0]["HostConfig"].get("DeviceRequests")
-    assert (found and [{**each, "Capabilities": None} for each in found]) == (
-        wanted and [{**each, "Capabilities": None} for each in wanted]
-    )
+    assert engine.created[0][0]["HostConfig"].get("DeviceRequests") == wanted
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,10 @@ class LaterTests(SynchronousTestCase):
         self.assertEqual(real.calls, ["on_standing", "catalogue"])
         self.runtime.start()
         self.runtime.on_standing(told.append)
-        later = lambda: None  # noqa: E731
+
+        def later() -> None:
+            """Nothing to do."""
+
         self.runtime.on_catalogue_change(later)
         self.runtime.doubt()
         self.assertEqual(real.calls[2:], ["start", "on_standing", "doubt"])

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-import requests
 from attrs import evolve
-from docker.errors import APIError, ImageNotFound, NotFound
+from docker.errors import ImageNotFound
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
@@ -20,16 +19,10 @@ from llmproxy.runtimes import docker
 from llmproxy.runtimes.docker import PING_EVERY, ROUNDS, DockerRuntime
 from llmproxy.runtimes.docker_census import Containers
 from llmproxy.runtimes.interface import Facts, RuntimeFaulty, RuntimeUnavailable, StartRefused
+from tests.engine_words import said
 
 OWN = BackendSpec("chat", image="vllm:1")
 THEIRS = BackendSpec("coder", container="coder3b", port=8001)
-
-
-def said(status: int, words: str) -> APIError:
-    """What the engine says when it says no."""
-    answer = requests.Response()
-    answer.status_code = status
-    return (NotFound if status == 404 else APIError)("no", answer, words)
 
 
 class Client:
@@ -143,6 +136,11 @@ class Events:
     def __init__(self) -> None:
         self.reconnects = 0
 
+    def made(self, reactor: object, settings: object, stands: Callable[[], None], *_: object) -> Events:
+        """As the runtime makes it."""
+        self.stands = stands
+        return self
+
     def start(self) -> None:
         """It stands when the test says so."""
 
@@ -171,12 +169,11 @@ class Case(SynchronousTestCase):
 
     def make(self, settings: DockerSettings, compose: Callable[[], Sequence[ComposeService]] = tuple) -> None:
         self.reactor = MemoryReactorClock()
-        self.runtime = DockerRuntime(cast(Any, self.reactor), settings, compose=compose)
         self.engine, self.events = Engine(), Events()
         self.client = self.engine.client
-        self.runtime._engine.close()
-        self.runtime._engine = cast(Any, self.engine)
-        self.runtime._events = cast(Any, self.events)
+        self.patch(docker, "Engine", lambda *_: self.engine)
+        self.patch(docker, "EventStream", self.events.made)
+        self.runtime = DockerRuntime(cast(Any, self.reactor), settings, compose=compose)
 
     def refused(self, spec: BackendSpec) -> StartRefused:
         found: StartRefused = self.failureResultOf(self.runtime.ensure_started(spec), StartRefused).value
@@ -257,8 +254,6 @@ class StartTests(Case):
 
     def test_where_hundreds_are_asked_for(self) -> None:
         """One list of all tells which of them are not there, and those are not asked for."""
-        self.engine.calls.crowded = True
-        self.client.add("coder3b", "running")
         listed: list[int] = []
 
         class Listing:
@@ -266,7 +261,10 @@ class StartTests(Case):
                 listed.append(1)
                 return succeed(Containers(("1" * 64,), frozenset({"other"})))
 
-        self.runtime._census = cast(Any, Listing())
+        self.patch(docker, "Census", lambda *_: Listing())
+        self.make(self.runtime.settings)
+        self.engine.calls.crowded = True
+        self.client.add("coder3b", "running")
         self.assertIn("does not exist", str(self.refused(THEIRS)))
         self.assertTrue(listed)
         self.assertEqual(self.successResultOf(self.runtime.facts(THEIRS)), Facts())
@@ -350,7 +348,7 @@ class EngineTests(Case):
         self.client.errors["ping"] = RuntimeUnavailable("away")
         self.reactor.advance(PING_EVERY)
         self.assertEqual(self.events.reconnects, 0)
-        self.runtime._connected = True
+        self.events.stands()
         self.client.errors["ping"] = RuntimeUnavailable("away")
         self.reactor.advance(PING_EVERY)
         self.assertEqual(self.events.reconnects, 1)

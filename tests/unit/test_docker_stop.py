@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
-import requests
-from docker.errors import APIError, NotFound
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs
@@ -16,6 +14,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from llmproxy.runtimes.docker_state import Snapshot, read_snapshot
 from llmproxy.runtimes.docker_stop import KILL_AGAIN, LOOK_EVERY, Stopping
 from llmproxy.runtimes.interface import RuntimeUnavailable
+from tests.engine_words import said
+
+NOT_RUNNING = said(409, "is not running")
+NOT_THERE = said(404, "no such container")
 
 ID = "1" * 64
 STARTED = "2026-01-01T00:00:00.000000001Z"
@@ -27,12 +29,6 @@ def inspected(status: str = "running", started: str = STARTED) -> dict[str, Any]
     state = {"Status": status, "Running": alive, "Paused": status == "paused", "StartedAt": started}
     state |= {"Restarting": status == "restarting", "Pid": 7 if alive else 0}
     return {"Id": ID, "Name": "/c", "State": state, "Config": {"StopSignal": "SIGINT"}}
-
-
-def conflict() -> APIError:
-    answer = requests.Response()
-    answer.status_code = 409
-    return APIError("Conflict", answer, "is not running")
 
 
 class Engine:
@@ -146,7 +142,7 @@ class StopTests(SynchronousTestCase):
 
     def test_one_that_does_not_run_any_more(self) -> None:
         """What the engine says to the signal is no matter: a look tells."""
-        self.engine.error = conflict()
+        self.engine.error = NOT_RUNNING
         ending = self.begin()
         self.assertNoResult(ending)
         self.engine.error = None
@@ -155,29 +151,27 @@ class StopTests(SynchronousTestCase):
         self.successResultOf(ending)
         self.finished()
 
-    def test_one_that_is_removed(self) -> None:
-        """It has ended, whoever finds that out."""
-        self.engine.error = NotFound("no such container")
-        self.successResultOf(self.begin())
+    def ended(self, error: Exception) -> Iterator[Deferred[None]]:
+        """A stop whose signal, and then one whose look, the engine answers with an error."""
+        self.engine.error = error
+        yield self.begin()
         self.finished()
         self.engine.error, self.over = None, []
         ending = self.begin()
-        self.engine.error = NotFound("no such container")
+        self.engine.error = error
         self.clock.advance(LOOK_EVERY)
-        self.successResultOf(ending)
+        yield ending
         self.finished()
+
+    def test_one_that_is_removed(self) -> None:
+        """It has ended, whoever finds that out."""
+        for ending in self.ended(NOT_THERE):
+            self.successResultOf(ending)
 
     def test_an_engine_that_is_away(self) -> None:
         """It is told, by the signal or by a look."""
-        self.engine.error = RuntimeUnavailable("away")
-        self.failureResultOf(self.begin(), RuntimeUnavailable)
-        self.finished()
-        self.engine.error, self.over = None, []
-        ending = self.begin()
-        self.engine.error = RuntimeUnavailable("away")
-        self.clock.advance(LOOK_EVERY)
-        self.failureResultOf(ending, RuntimeUnavailable)
-        self.finished()
+        for ending in self.ended(RuntimeUnavailable("away")):
+            self.failureResultOf(ending, RuntimeUnavailable)
 
     def test_a_fault_of_ours(self) -> None:
         """A signal that cannot be sent ends it; a look that fails is tried again."""
@@ -204,7 +198,7 @@ class StopTests(SynchronousTestCase):
         self.stopping.done()
         self.successResultOf(ending)
         signal, look, last = self.engine.held
-        self.engine.error = conflict()
+        self.engine.error = NOT_RUNNING
         signal.callback(None)
         look.callback(None)
         self.engine.error = None

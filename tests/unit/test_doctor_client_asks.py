@@ -6,11 +6,11 @@ import errno
 import json
 import socket
 import ssl
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,11 +23,13 @@ from llmproxy.doctor.doctor_client import (
     complete,
     connect,
     examine,
+    judge_completion,
     main,
     read_certificate,
     resolve,
 )
 from tests.certificates import authority, issue
+from tests.serving import serving
 
 KEY = "key-of-the-client"
 EVENTS = "text/event-stream"
@@ -100,18 +102,6 @@ class Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that shakes no hands is no fault."""
-
-
-@contextmanager
-def serving(server: Server) -> Iterator[Server]:
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture
@@ -294,28 +284,28 @@ def test_an_answer_that_is_no_stream(proxy: Server) -> None:
 
 
 def test_a_stream_that_breaks_off(proxy: Server) -> None:
-    """It is no whole one, however much has come."""
+    """It is no whole one, however much has come, and however it ends."""
     proxy.changed["/v1/chat/completions"] = (200, EVENTS, events(*WORDS)[:40])
     whole = checks(proxy, model="chat")
     assert whole["client.completion"] == "fail"
-    proxy.missing = 1000
-    proxy.changed["/v1/chat/completions"] = (200, EVENTS, events("one"))
-    assert complete(proxy.target, KEY, "chat", 5).reads[0][1] == 1
-    proxy.changed["/v1/chat/completions"] = (200, EVENTS, events("one").partition(b"data: [DONE]")[0])
-    assert not complete(proxy.target, KEY, "chat", 5).done
+    begun = events("one").partition(b"data: [DONE]")[0]
+    proxy.changed["/v1/chat/completions"] = (200, EVENTS, begun)
+    for missing in (0, 1000):
+        proxy.missing = missing
+        found = complete(proxy.target, KEY, "chat", 5)
+        assert ([count for _, count in found.reads], found.done) == ([1], False)
+        assert judge_completion(found, "chat")[0].status == "fail"
 
 
-def test_a_stream_that_goes_on_for_ever(proxy: Server) -> None:
+def test_a_stream_that_goes_on_for_ever(proxy: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is broken off when its time is over, though something comes all the time."""
+    clock = iter([0.0, 1.0, 2.0, 7.0, 8.0])
+    times = SimpleNamespace(monotonic=lambda: next(clock), time=lambda: 0.0)
+    monkeypatch.setattr(doctor_client, "time", times)
+    beats = b": heartbeat\n\n" * 20_000
+    proxy.changed["/v1/chat/completions"] = (200, EVENTS, beats)
     found = complete(proxy.target, KEY, "chat", 5)
-    assert not found.broken
-
-    class Endless:
-        def read1(self, _: int) -> bytes:
-            return b": heartbeat\n\n"
-
-    pieces = list(doctor_client._pieces(Endless(), 0.0, -1.0))  # type: ignore[arg-type]
-    assert [data for _, data in pieces] == [b": heartbeat\n\n", None]
+    assert (found.broken, found.heard, found.done) == ("the connection broke", 7.0, False)
 
 
 def unverified(why: str) -> ssl.SSLCertVerificationError:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.model.explore import Found, explore
-from tests.model.world import FLEETS, World
+from llmproxy.backend.gate import Gate
+from llmproxy.backend.lifecycle import Lifecycle
+from tests.model.explore import Found, explore, reach
+from tests.model.world import FLEETS, Broken, World
 
 
 @pytest.mark.parametrize("name", sorted(FLEETS))
@@ -27,6 +29,17 @@ def test_what_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Found, match="do not fit together") as found:
         explore(FLEETS["exclusive"], 3)
     assert {name for what, name in found.value.path if what == "asked for"} == {"a", "b"}
+
+
+@pytest.mark.parametrize("pause", ["a while", "long"])
+def test_what_is_stopped_too_early_is_found(pause: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop with a request in flight is seen, though the scheduler lives through whatever it meets."""
+    monkeypatch.setattr(Lifecycle, "drain", Lifecycle.leave)
+    monkeypatch.setattr(Gate, "cut", lambda self, reason: None)
+    path = [("asked for", "a"), ("started", "a"), ("healthy", "a"), ("wait", "a moment"), ("asked for", "b")]
+    world = reach(FLEETS["exclusive"], path)
+    with pytest.raises(Broken, match="a is stopped with a request in flight"):
+        world.do(("wait", pause))
 
 
 def test_a_world_ends_clean() -> None:

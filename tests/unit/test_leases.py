@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -42,31 +43,52 @@ def test_they_come_back_as_they_were() -> None:
         {**GOOD, "memory": -1},
         {**GOOD, "until": None},
         {**GOOD, "until": True},
+        {**GOOD, "until": math.nan},
+        {**GOOD, "until": 10**400},
+        {**GOOD, "memory": math.nan},
+        {**GOOD, "memory": math.inf},
+        {**GOOD, "memory": 10**400},
         {**GOOD, "since": "now"},
+        {**GOOD, "since": True},
+        {**GOOD, "since": 10**400},
         {},
     ],
 )
 def test_what_cannot_be_read_is_left_out(wrong: object) -> None:
     """A lease that is none takes none of the others along."""
     leases = Leases()
-    leases.load([wrong, GOOD])
-    assert [lease.name for lease in leases] == ["lease-1"]
+    leases.load([wrong])
     leases.load(wrong)
-    assert [lease.name for lease in leases] == ["lease-1"]
+    assert list(leases) == []
+    leases.load([wrong, GOOD, wrong])
+    assert [(lease.name, lease.memory) for lease in leases] == [("lease-1", 0.5)]
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-        lambda inner: (
-            st.lists(inner, max_size=3)
-            | st.dictionaries(st.sampled_from(["name", "gpu", "memory", "until", "note", "since"]), inner)
-        ),
-        max_leaves=8,
-    )
+WHATEVER = (
+    st.none()
+    | st.booleans()
+    | st.integers(-9, 9)
+    | st.sampled_from([10**400, -(10**400), math.nan, math.inf])
+    | st.floats()
+    | st.text(max_size=5)
+    | st.lists(st.none(), max_size=1)
 )
+
+
+ALMOST = st.dictionaries(st.sampled_from([*GOOD, "since", "held"]), WHATEVER, max_size=2).map(
+    lambda changed: {**GOOD, **changed}
+)
+"""Leases, but for what is changed of them."""
+
+
+@given(st.lists(ALMOST, max_size=4))
 def test_anything_may_stand_in_the_file(found: object) -> None:
-    """Whatever it is, nothing is raised, and what was read is a lease."""
+    """Whatever is wrong, nothing is raised, and what was read is a lease, with which one can reckon."""
     leases = Leases()
     leases.load(found)
-    assert all(lease.memory > 0 and isinstance(lease.name, str) for lease in leases)
+    for lease in leases:
+        assert all(isinstance(text, str) for text in (lease.name, lease.gpu, lease.note))
+        assert 0 < lease.memory < math.inf
+        assert all(isinstance(at, float) and math.isfinite(at) for at in (lease.until, lease.since))
+    over = [lease.name for lease in leases if lease.until <= 10.0]
+    assert [lease.name for lease in leases.expire(10.0)] == over

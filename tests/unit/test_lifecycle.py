@@ -289,7 +289,14 @@ def test_the_cause_of_a_move_is_told() -> None:
     """What is given as the reason of a change is what is shown for it."""
     told = {"died": "gone", "sick": "dead engine", "leave": "operator", "drain": "operator", "doze": "idle"}
     told |= {"sleep failed": "500", "wake failed": "500", "start_failed": "it broke", "overdue": "too slow"}
-    told |= {"unavailable": "no engine"}
+    told |= {"unavailable": "no engine", "demand": "wanted", "found": "found running"}
+    told |= {"healthy": "healthy", "stopped": "stopped", "cooled": "may be tried again"}
+    told |= {
+        "forgive": "may be tried again",
+        "slept": "asleep",
+        "woken": "awake",
+        "found asleep": "found asleep",
+    }
     for (state, name), new in MOVES.items():
         teller = Teller()
         lifecycle, _ = in_state(state, teller)
@@ -297,7 +304,7 @@ def test_the_cause_of_a_move_is_told() -> None:
         INPUTS[name](lifecycle)
         [(*move, cause)] = teller.moves
         assert move == [state, new]
-        assert cause == told.get(name, cause)
+        assert (name, cause) == (name, told[name])
 
 
 def test_starts_are_numbered_and_those_that_fail_in_a_row_are_counted() -> None:

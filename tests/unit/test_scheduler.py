@@ -480,6 +480,74 @@ class SchedulerTests(SynchronousTestCase):
         self.assertEqual((engine.count("stop", "x"), engine.is_running("x")), (2, False))
         self.assertTrue(waiting.served)
 
+    def removed(self) -> FakeController:
+        """x is configured no more, and its engine did not answer to its stop; y waits for its room.
+
+        :return: the engine.
+        """
+        engine = self.apart(FakeController(hold_stops=True))
+        self.serve("x")
+        backends = {"y": self.config.backends["y"]}
+        self.fleet.apply(evolve(self.config, backends=backends))
+        self.waiting = self.ask("y")
+        self.settle()
+        self.assertEqual(engine.stopping(), {"x"})
+        engine.go_away("it said 500")
+        self.settle()
+        self.assertEqual((self.waiting.served, self.world.count("ensure_started", "y")), (False, 0))
+        return engine
+
+    def test_a_stop_of_what_is_configured_no_more_keeps_its_room(self) -> None:
+        """Until the engine says that it has ended."""
+        engine = self.removed()
+        engine.exit("x", 143)
+        engine.come_back()
+        self.settle()
+        self.assertTrue(self.waiting.served)
+        self.assertEqual(engine.count("unwatch", "x"), 1)
+
+    def test_an_engine_of_what_is_configured_no_more_never_comes_back(self) -> None:
+        """Nobody waits for it for ever."""
+        engine = self.removed()
+        self.clock.advance(DOUBT_MOST)
+        self.settle()
+        self.assertTrue(self.waiting.served)
+        self.assertEqual(engine.count("unwatch", "x"), 1)
+
+    def test_the_proxy_ends_in_doubt_of_what_is_configured_no_more(self) -> None:
+        """It is waited for no more, which is no error."""
+        self.removed()
+
+    def test_a_successor_waits_for_the_stop_that_nobody_knows_of(self) -> None:
+        """It is not started beside what may still run."""
+        engine = self.apart(FakeController(hold_stops=True))
+        self.serve("x")
+        changed = evolve(self.config.backends["x"], container="another")
+        self.fleet.apply(evolve(self.config, backends={**self.config.backends, "x": changed}))
+        waiting = self.ask("x")
+        self.settle()
+        engine.go_away("it said 500")
+        engine._away = None
+        self.settle()
+        self.assertEqual((waiting.served, engine.count("ensure_started", "x")), (False, 1))
+        engine.exit("x", 143)
+        self.settle()
+        self.assertEqual((waiting.served, engine.count("ensure_started", "x")), (True, 2))
+
+    def test_a_successor_finds_what_was_not_stopped(self) -> None:
+        """When the engine says that it runs on."""
+        engine = self.apart(FakeController(hold_stops=True))
+        self.serve("x")
+        changed = evolve(self.config.backends["x"], stop_grace=2.0, container="another")
+        self.fleet.apply(evolve(self.config, backends={**self.config.backends, "x": changed}))
+        waiting = self.ask("x")
+        engine.go_away("it said 500")
+        self.settle()
+        self.assertFalse(waiting.served)
+        engine.come_back()
+        self.settle()
+        self.assertEqual((waiting.served, self.states()["x"], list(engine.stopping())), (True, "ready", []))
+
     def test_a_start_that_came_to_nothing_gives_its_room_back(self) -> None:
         """As soon as the engine says so."""
         self.unsure().come_back()

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import ClassVar
 from xml.etree import ElementTree
 
 import pytest
 from attrs import evolve
 
+from tests.integration.chaos.expected import Asked, fixed
+from tests.integration.chaos.judge import Verdict
+from tests.integration.chaos.stage import Stage
+from tests.integration.chaos.traffic import Records
+from tests.integration.chaos.windows import Windows
+from tests.integration.soak.__main__ import Beside, sweep
 from tests.integration.soak.plot import draw
 from tests.integration.soak.samples import Sample, judge, load, quantile, save, slope
 
@@ -57,6 +65,77 @@ def test_a_machine_that_is_busier_is_not_the_proxy() -> None:
     less = [evolve(one, straight=(0.005 + at * 0.00005,) * 15) for at, one in enumerate(slower)]
     assert judge(as_much).wrong == ()
     assert len(judge(less).wrong) == 2
+
+
+@pytest.mark.parametrize("what", ["latencies", "straight"])
+@pytest.mark.parametrize("part", [slice(0, 10), slice(-10, None)])
+def test_too_few_requests_are_wrong(what: str, part: slice) -> None:
+    """Where somebody has ceased to ask, nothing is known of how long it takes; a short run need not know."""
+    some = list(FLAT)
+    some[part] = [
+        evolve(one, latencies=()) if what == "latencies" else evolve(one, straight=()) for one in some[part]
+    ]
+    assert judge(some).wrong == ("only 0 small requests in a part of 10 min",)
+    assert judge([evolve(one, at=one.at / 3) for one in some]).wrong == ()
+
+
+def test_what_less_than_an_hour_tells_of_memory() -> None:
+    """Nothing, and it says so."""
+    grows = [evolve(one, resident=one.resident + at * 100_000) for at, one in enumerate(FLAT)]
+    short = judge([evolve(one, at=one.at / 3) for one in grows])
+    assert short.wrong == ()
+    assert "not judged" in short.figures["memory"]
+    assert "not judged" not in judge(grows).figures["memory"]
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "fault", "wrong"),
+    [
+        ("right", "", "", False),
+        ("left", "", "", False),
+        ("right", "", "close-mid-body", True),
+        ("cut", "", "close-mid-body", False),
+        ("wrong", "another body", "error-event", True),
+        ("refused", "queue_full", "", True),
+        ("late", "", "", True),
+    ],
+)
+def test_each_answer_is_judged_once(word: str, code: str, fault: str, wrong: bool) -> None:
+    """What is over is judged and forgotten, also what was to be broken."""
+    records = Records()
+    asked = Asked("s1-1", "stream", "alpha", fixed(b""), fault=fault)
+    records.end(records.begin(asked), Verdict(word, code))
+    count, told = sweep(records, Windows())
+    assert (count, bool(told)) == (1, wrong)
+    assert sweep(records, Windows()) == (0, [])
+
+
+def test_what_never_ends_is_wrong() -> None:
+    """It is left alone as long as clients ask, and told at the end."""
+    records = Records()
+    records.begin(Asked("s1-1", "stream", "alpha", fixed(b"")))
+    assert sweep(records, Windows()) == (0, [])
+    count, told = sweep(records, Windows(), all_of_them=True)
+    assert (count, len(told)) == (1, 1)
+
+
+def test_whatever_goes_wrong_beside_is_told(tmp_path: Path) -> None:
+    """Somebody who asks beside the crowd goes on after whatever was raised, and it is known."""
+
+    class Failing(Beside):
+        pause: ClassVar[float] = 0.0
+        times = 0
+
+        def once(self) -> None:
+            self.times += 1
+            if self.times == 3:
+                self._over.set()
+            raise EOFError(str(self.times))
+
+    stage = Stage("process", tmp_path, "t")
+    failing = Failing(stage, threading.Event())
+    failing.run()
+    assert stage.records.wrong == [f"Failing: EOFError('{time}')" for time in (1, 2, 3)]
 
 
 def test_figures() -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
@@ -23,22 +22,10 @@ from llmproxy.runtimes.process_child import free_port, is_taken
 from llmproxy.runtimes.process_group import POLL_EVERY, Group, read_process, session_members
 from llmproxy.runtimes.process_records import Record, Records, boot_id, command_hash
 from llmproxy.runtimes.spare import SPARE, Spare
+from tests.descriptors import none_left
 from tests.fakes import RecordingWatcher
 
 SPEC = BackendSpec("a", runtime="process", engine="generic", command=("true",))
-
-
-@contextmanager
-def none_left() -> Iterator[None]:
-    """No file can be opened."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.open(os.devnull, os.O_RDONLY)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture
@@ -75,6 +62,27 @@ def test_a_job_is_done_with_the_spare_one(kept: None) -> None:
     assert failure.value.errno == errno.EMFILE
 
 
+def test_a_spare_one_that_was_lost_is_had_again() -> None:
+    """Something else may take its descriptor in the moment in which it is used."""
+    spare, taken = Spare(), []
+    spare.keep()
+
+    def job() -> bytes:
+        data = Path(os.devnull).read_bytes()
+        taken.append(os.open(os.devnull, os.O_RDONLY))
+        return data
+
+    with none_left():
+        assert spare.use(job) == b""
+        with pytest.raises(OSError, match="Too many open files"):
+            spare.use(job)
+        os.close(taken.pop())
+        assert spare.use(lambda: b"") == b""
+        assert spare.use(job) == b""
+        os.close(taken.pop())
+    spare.let_go()
+
+
 def test_what_fails_otherwise_fails(kept: None) -> None:
     """It is not tried again."""
     tries = []
@@ -106,11 +114,11 @@ def test_processes_and_records_are_seen(kept: None, tmp_path: Path) -> None:
 
 def test_what_cannot_be_looked_at_is_not_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """A leader counts as alive, and its group is looked at again, until it can be seen how it is."""
-    clock = Clock()
+    clock: Any = Clock()
     info = read_process(os.getpid())
     assert info is not None
     over: list[Group] = []
-    group = Group(clock, info.pid, info.start_time + 1, over.append)  # type: ignore[arg-type]
+    group = Group(clock, info.pid, info.start_time + 1, lambda group: over.append(group))
     with monkeypatch.context() as patch:
         failing(OSError(errno.EIO, "no"), patch)
         group._poll()
@@ -124,8 +132,8 @@ def test_what_cannot_be_looked_at_is_not_over(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_is_there_is_looked_at_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Neither running nor absent is said before it can be seen, and nothing is started beside it."""
-    clock = Clock()
-    runtime = ProcessRuntime(clock, str(tmp_path))  # type: ignore[arg-type]
+    clock: Any = Clock()
+    runtime = ProcessRuntime(clock, str(tmp_path))
     runtime.start()
     watcher = RecordingWatcher()
     with monkeypatch.context() as patch:
@@ -145,8 +153,8 @@ def test_what_is_there_is_looked_at_again(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_nobody_asks_any_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Who is not watched any more is not looked at again."""
-    clock = Clock()
-    runtime = ProcessRuntime(clock, str(tmp_path))  # type: ignore[arg-type]
+    clock: Any = Clock()
+    runtime = ProcessRuntime(clock, str(tmp_path))
     runtime.start()
     with monkeypatch.context() as patch:
         failing(OSError(errno.EIO, "no"), patch)

@@ -197,14 +197,6 @@ def test_what_is_spoken(tmp_path: Path, offers: list[bytes], spoken: bytes) -> N
     assert made.server.get_alpn_proto_negotiated() == spoken
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
-def test_a_key_that_may_not_be_read_names_who_we_are(tmp_path: Path) -> None:
-    """As it is somebody else who may."""
-    key, certificate = issue().write(tmp_path)
-    key.chmod(0)
-    assert f"Permission denied; llmproxy runs as user {os.getuid()}" in problem(endpoint(key, certificate))
-
-
 def test_key_and_chain_may_be_in_one_file(tmp_path: Path) -> None:
     """As HAProxy wants it; what ends first of a chain counts."""
     by = authority()

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from llmproxy.upgrade.handed import FIELD, Handed, handed_head, own_lines, read_
 from llmproxy.upgrade.inherited import VARIABLE, Inherited, told_of
 from llmproxy.upgrade.line import ROOM_AGAIN, Line, pair
 from llmproxy.upgrade.spawn import SHIM, Child, command_line, no_upgrade
+from tests.descriptors import none_left
 
 WORDS = ["/venv/bin/python", "-X", "dev", "/venv/bin/twistd", "-n", "--pidfile=x", "llmproxy", "--demo"]
 
@@ -145,19 +143,6 @@ def test_the_other_end_is_told(ends: Ends) -> None:
     with pytest.raises(ConnectionError):
         ends.second.say("anything")
     assert ends.reactor.reading == []
-
-
-@contextmanager
-def none_left() -> Iterator[None]:
-    """No descriptor can be had."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.dup(0)
-    os.close(free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_no_descriptor_is_left_to_take_one(ends: Ends) -> None:
@@ -322,10 +307,13 @@ def test_the_process_between_ends_also_while_it_stands_still() -> None:
         def signalProcess(self, number: int) -> None:
             between.send_signal(number)
 
-    words = [sys.executable, "-I", "-S", "-c", SHIM, "4", "/bin/sh", "-c", "echo $$; exec sleep 60"]
+    answering = 'echo $$; read asked; echo "$asked"; exec sleep 60'
+    words = [sys.executable, "-I", "-S", "-c", SHIM, "4", "/bin/sh", "-c", answering]
     child = Child(lambda _: None)
     child.transport = Transport()  # type: ignore[assignment]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as between:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, bufsize=1) as between:
+        assert between.stdin is not None
         assert between.stdout is not None
         pid = int(between.stdout.readline())
         try:
@@ -333,7 +321,8 @@ def test_the_process_between_ends_also_while_it_stands_still() -> None:
             os.waitid(os.P_PID, between.pid, os.WSTOPPED)
             child.let_go()
             between.wait(10)
-            os.kill(pid, 0)
+            between.stdin.write("are you there?\n")
+            assert between.stdout.readline() == "are you there?\n"
         finally:
             between.kill()
             os.kill(pid, signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections import Counter
@@ -10,9 +11,10 @@ from pathlib import Path
 
 from attrs import frozen
 
-from tests.integration.chaos.stage import ROUTES, Stage
+from tests.integration.chaos.stage import GPU_ROUTES, ROUTES, Stage
+from tests.integration.chaos.story import Story
 from tests.integration.chaos.traffic import Client, Exchange
-from tests.integration.chaos.windows import COOLING, Windows
+from tests.integration.chaos.windows import Windows
 from tests.integration.proxy import ADMIN, Answer
 
 __all__ = ["RECOVERING", "Footprint", "aftermath", "excused", "footprint", "unexcused"]
@@ -27,6 +29,12 @@ RECOVERING = "last"
 BREAKS = ("die-mid-stream", "close-mid-body", "die-before-head")
 """What a server may be asked to do to an answer, by which that ends early."""
 
+DYING = (*BREAKS, "error-event", "exit-mid-stream=3", "exit=1")
+"""Likewise, or by which it says that its engine is dead."""
+
+FREEING = 10.0
+"""Seconds within which the memory of what was ended from outside is free."""
+
 _REST = 30.0
 """Seconds for what nobody uses to be stopped: it is idle after 2 s, put to sleep, and stopped 2 s later."""
 
@@ -37,11 +45,13 @@ class Footprint:
 
     :ivar kinds: descriptors by what they are.
     :ivar wakes: how often it wakes in a second.
+    :ivar busy: part of a core that it takes.
     """
 
     kinds: Counter[str]
     threads: int
     wakes: float
+    busy: float
 
     @property
     def descriptors(self) -> int:
@@ -51,10 +61,10 @@ class Footprint:
 
 def footprint(pid: int, seconds: float) -> Footprint:
     """Look at it for that long."""
-    began = _switches(pid)
+    began, worked = _switches(pid), _worked(pid)
     time.sleep(seconds)
-    wakes = (_switches(pid) - began) / seconds
-    return Footprint(_descriptors(pid), len(os.listdir(f"/proc/{pid}/task")), wakes)
+    wakes, busy = (_switches(pid) - began) / seconds, (_worked(pid) - worked) / seconds
+    return Footprint(_descriptors(pid), len(os.listdir(f"/proc/{pid}/task")), wakes, busy)
 
 
 def _descriptors(pid: int) -> Counter[str]:
@@ -79,18 +89,45 @@ def _switches(pid: int) -> int:
     return 0
 
 
-def excused(exchange: Exchange, windows: Windows) -> str | None:
-    """The fault that excuses how it ended, if one does."""
-    verdict, ended = exchange.verdict, exchange.ended or time.monotonic()
-    more = COOLING if verdict.code.startswith("backend_start") else 0.0
-    return windows.excuse(verdict.word, exchange.asked.route, exchange.began, ended, more)
+def _worked(pid: int) -> float:
+    """Seconds of a core that it has had."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def excused(exchange: Exchange, windows: Windows, story: Story | None = None) -> str | None:
+    """The fault that excuses how it ended, if one does.
+
+    :param story: a start that failed is told to those who come before the next one, too.
+    """
+    verdict, ended, route = exchange.verdict, exchange.ended or time.monotonic(), exchange.asked.route
+    word = "silent" if (verdict.word, verdict.code) == ("cut", "silent") else verdict.word
+    fault = windows.excuse(word, route, exchange.began, ended)
+    if fault is None and story is not None and verdict.code.startswith("backend_start"):
+        start = story.last_failed(route, ended)
+        fault = None if start is None else windows.excuse(word, route, start.began, start.failed)
+    return fault
+
+
+def _as_asked(exchange: Exchange) -> bool:
+    """Its server has done to it what it was asked to, or it has asked for what may not be there."""
+    asked, verdict = exchange.asked, exchange.verdict
+    match verdict.word:
+        case "cut":
+            return asked.fault in DYING and verdict.code != "silent"
+        case "refused" if asked.passive:
+            return verdict.code in ("not_running", "backend_unavailable")
+        case "refused":
+            return asked.fault in DYING and verdict.code in ("backend_died", "backend_unavailable")
+        case _:
+            return False
 
 
 def _told(counts: Counter[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
 
 
-def unexcused(exchange: Exchange, windows: Windows) -> str | None:
+def unexcused(exchange: Exchange, windows: Windows, story: Story | None = None) -> str | None:
     """What is wrong with an exchange, if no fault excuses it."""
     asked, verdict = exchange.asked, exchange.verdict
     if asked.ident.startswith(f"{RECOVERING}-") and verdict.word == "refused":
@@ -104,13 +141,7 @@ def unexcused(exchange: Exchange, windows: Windows) -> str | None:
                 return f"{told}: it looks complete"
             return None
         case "cut" | "unreachable" | "refused":
-            if asked.fault or (asked.passive and verdict.code == "not_running"):
-                return None
-            if verdict.word == "refused" and asked.passive and verdict.code == "backend_unavailable":
-                return None  # it had just ended
-            return None if excused(exchange, windows) else told
-        case "late":
-            return None if asked.fault in ("stall", "hang") else told
+            return None if _as_asked(exchange) or excused(exchange, windows, story) else told
         case _:
             return told
 
@@ -145,11 +176,23 @@ def ended_in_flight(stage: Stage) -> list[str]:
     return wrong
 
 
-def over_the_budget(stage: Stage) -> list[str]:
-    """Starts that the GPU had no room for."""
+def over_the_budget(stage: Stage, began: float) -> list[str]:
+    """Starts that the GPU had no room for, or beside which something ended that nobody had ended.
+
+    :param began: POSIX time at which the monotonic clock began.
+    """
     file = stage.folder / "gpu" / "faults"
     lines = file.read_text().splitlines() if file.exists() else []
-    return [f"the GPU's budget was exceeded: {line}" for line in lines if '"profiling"' not in line]
+    wrong = []
+    for line in lines:
+        told = json.loads(line)
+        at = told["time"] - began
+        freed = any(stage.windows.excuse("cut", route, at - FREEING, at) for route in GPU_ROUTES)
+        if told["kind"] != "profiling":
+            wrong.append(f"the GPU's budget was exceeded: {line}")
+        elif not freed:
+            wrong.append(f"something left the GPU beside a start: {line}")
+    return wrong
 
 
 def aftermath(stage: Stage, client: Client, before: Footprint) -> list[str]:
@@ -233,4 +276,6 @@ def _left(stage: Stage, before: Footprint) -> list[str]:
             wrong.append(
                 f"it wakes {after.wakes:.0f} times a second, {before.wakes:.0f} before: timers are left"
             )
+        if after.busy > before.busy + 0.1:
+            wrong.append(f"it takes {after.busy:.0%} of a core, {before.busy:.0%} before")
     return wrong

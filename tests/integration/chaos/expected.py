@@ -55,7 +55,7 @@ def chat(body: dict[str, Any], ident: str, *, text: bool = False) -> Bodies:
         made = _CREATED.search(came)
         if made is None:  # not that far yet, or something else
             opening = (b"data: {", b"{")[not body.get("stream")]
-            return b"", came.startswith(opening[: len(came)])
+            return b"\0", came.startswith(opening[: len(came)])
         plan_of = completions.plan_text if text else completions.plan_chat
         plan = plan_of(body, [body["model"]], ident, int(made[1]))
         if body.get("stream"):

@@ -17,7 +17,7 @@ from typing import Any
 from attrs import frozen
 
 from tests.integration.chaos.stage import GPU_ROUTES, ROUTES, SMALL, Stage
-from tests.integration.chaos.windows import ALL, BACKEND
+from tests.integration.chaos.windows import ALL, BACKEND, TERMED
 from tests.integration.docker_world import DockerWorld
 from tests.integration.proxy import ADMIN, NOT_RELOADED, READ_AGAIN
 
@@ -110,7 +110,7 @@ def stop(stage: Stage, random: random.Random) -> None:
     if not pids:
         return
     with (
-        stage.windows.open("stopped", BACKEND, (route,)),
+        stage.windows.open("stopped", TERMED, (route,)),
         stage.windows.open("(stopped)", {"refused"}, _with(route)),
     ):
         _send(pids, signal.SIGTERM)
@@ -416,7 +416,7 @@ def short_memory(stage: Stage, random: random.Random) -> None:
 def restart_engine(stage: Stage, random: random.Random) -> None:
     """The engine ends, by TERM or KILL, with all of its containers, and comes again."""
     assert stage.engine is not None
-    with stage.windows.open("engine restarted", BACKEND, after=6):
+    with stage.windows.open("engine restarted", TERMED, after=6):
         stage.engine.end(random.choice((signal.SIGTERM, signal.SIGKILL)))
         stage.rest(random.uniform(0, 2))
         stage.engine.start()

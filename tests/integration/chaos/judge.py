@@ -1,8 +1,9 @@
 """What became of a request.  Pure.
 
 ``right``: whole, and byte for byte what it has to be.  ``refused``: an error that says so, in its place and
-whole.  ``cut``: it ended early, and shows that.  ``unreachable``: no byte of an answer came.  ``left``: its
-client hung up.  ``late``: not over within its limits.  ``wrong``: anything else, which nothing excuses.
+whole.  ``cut``: it ended early, and shows that; an event stream says it, too, or is ``cut silent``.
+``unreachable``: no byte of an answer came.  ``left``: its client hung up.  ``late``: not over within its
+limits.  ``wrong``: anything else, which nothing excuses.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ CODES = {
     "queue_full": 429,
 }
 """The refusals of the contract that a fault may bring about, with their status."""
+
+_ERROR = b'data: {"error"'
 
 
 @frozen
@@ -57,14 +60,15 @@ def _judge(asked: Asked, read: Reading) -> Verdict:
     if read.status == 200:
         return _stream(asked, read) if asked.stream else _plain(asked, read)
     if not read.whole:
-        return Verdict({"left": "left", "late": "late"}.get(read.end, "cut"))
+        return _ended(read)
     if asked.passive and (read.status, read.body) == (503, b""):
         return Verdict("right")  # the backend's own word of its health
     return _refusal(asked, read)
 
 
-def _ended(read: Reading) -> Verdict:
-    return Verdict({"left": "left", "late": "late"}.get(read.end, "cut"))
+def _ended(read: Reading, code: str = "") -> Verdict:
+    word = {"left": "left", "late": "late"}.get(read.end, "cut")
+    return Verdict(word, code if word == "cut" else "")
 
 
 def _plain(asked: Asked, read: Reading) -> Verdict:
@@ -82,22 +86,18 @@ def _stream(asked: Asked, read: Reading) -> Verdict:
     if not kind.startswith("text/event-stream") and asked.fault != "hang":
         return Verdict("wrong", f"a stream of type {kind!r}")
     said = _without_comments(read.body)
-    error = _error(said)
-    if error is not None:
-        before, code, ours = error
+    before, mark, event = said.partition(_ERROR)
+    if mark:
         # An event that was cut within has an end put to it, so that the error is one of its own.
-        good = asked.body(before)[1] or asked.body(before.rstrip(b"\n"))[1]
-        if not good:
+        if not (asked.body(before)[1] or asked.body(before.rstrip(b"\n"))[1]):
             return Verdict("wrong", f"its part before an error is not right: {_show(read.body)}")
-        if read.whole and ours and before:
-            return Verdict("wrong", f"a clean end after {code} in mid-stream")
-        return Verdict("refused" if ours and not before else "cut", code)
+        return _error(asked, read, mark + event, first=not before)
     whole, good = asked.body(said)
     if not good:
         return Verdict("wrong", f"its part is not right: {_show(said)}")
     if read.whole:
         return Verdict("right") if said == whole else Verdict("wrong", f"ended cleanly in: {_show(said)}")
-    return _ended(read)
+    return _ended(read, "" if said == whole else "silent")
 
 
 def _without_comments(body: bytes) -> bytes:
@@ -107,18 +107,42 @@ def _without_comments(body: bytes) -> bytes:
     return b"".join(each + b"\n\n" for each in kept) + (b"" if part.startswith(b":") else part)
 
 
-def _error(said: bytes) -> tuple[bytes, str, bool] | None:
-    """What came before an error event, its code, and whether it is the proxy's own."""
-    if said.endswith(DIED):
-        return said.removesuffix(DIED), "engine", False
-    before, mark, event = said.rpartition(b'data: {"error"')
-    if not mark:
-        return None
+def _error(asked: Asked, read: Reading, said: bytes, *, first: bool) -> Verdict:
+    """What an error event is worth, and what comes behind it.
+
+    :param first: nothing has come before it.
+    """
+    if said == DIED or (DIED.startswith(said) and not read.whole):
+        return _ended(read, "engine") if said != DIED else Verdict("cut", "engine")
+    event, end, behind = said.partition(b"\n\n")
+    if not end and not read.whole:
+        return _ended(read, "within its error")
     try:
-        error = json.loads(b'{"error"' + event.partition(b"\n")[0])["error"]
-    except (ValueError, KeyError):
-        return before, "cut within its error", True
-    return before, str(error.get("code")), error.get("code") in CODES
+        error = json.loads(event.removeprefix(b"data: "))["error"]
+    except (ValueError, KeyError, TypeError):
+        return Verdict("wrong", f"an error event that is none: {_show(said)}")
+    if behind:
+        return Verdict("wrong", f"something behind an error event: {_show(said)}")
+    code = error.get("code") if isinstance(error, dict) else None
+    if first and (code == 500 or (asked.fault and str(code) == asked.fault)):
+        # The engine's own answer, after the head of a stream had left.
+        return Verdict("cut", "engine") if code == 500 else Verdict("right")
+    if code not in CODES:
+        return Verdict("wrong", f"an error event of code {code!r}: {_show(said)}")
+    lacking = _lacking(error)
+    if lacking:
+        return Verdict("wrong", f"{code} without {lacking}: {_show(said)}")
+    if read.whole and not first:
+        return Verdict("wrong", f"a clean end after {code} in mid-stream")
+    return Verdict("refused" if first else "cut", str(code))
+
+
+def _lacking(error: dict[str, object]) -> str | None:
+    """The field of the contract that an error has not."""
+    for name in ("message", "type"):
+        if not error.get(name) or not isinstance(error[name], str):
+            return name
+    return next((name for name in ("param", "backend", "state", "hint") if name not in error), None)
 
 
 def _refusal(asked: Asked, read: Reading) -> Verdict:
@@ -136,9 +160,9 @@ def _refusal(asked: Asked, read: Reading) -> Verdict:
         return Verdict("right")
     if CODES.get(str(code)) != read.status:
         return Verdict("wrong", f"status {read.status}, code {code!r}: {_show(read.body)}")
-    for name in ("message", "type", "param", "backend", "state", "hint"):
-        if name not in error:
-            return Verdict("wrong", f"{code} without {name}: {_show(read.body)}")
+    lacking = _lacking(error)
+    if lacking:
+        return Verdict("wrong", f"{code} without {lacking}: {_show(read.body)}")
     return Verdict("refused", str(code))
 
 

@@ -22,6 +22,7 @@ from tests.integration.chaos.aftermath import (
 from tests.integration.chaos.faults import BACKEND_FAULTS, PROXY_FAULTS, Fault, able, chosen
 from tests.integration.chaos.report import Report
 from tests.integration.chaos.stage import ROUTES, BrokenOff, Kind, Stage
+from tests.integration.chaos.story import Story
 from tests.integration.chaos.traffic import PATIENCE, Client
 from tests.integration.private_engine import PrivateEngine
 
@@ -52,6 +53,9 @@ def run(
             stage.records.wrong.append(f"none of these faults can be done here: {', '.join(only)}")
         try:
             stage.start_proxy()
+            story = Story(stage.proxy.log_file, stage.over)
+            story.start()
+            begun.append(story)
             before = _warm(stage, seed)
             stage.watch.start()
             crowd = [_client(stage, f"c{number}", seed, quiet) for number in range(clients)]
@@ -84,7 +88,7 @@ def run(
             stage.over.set()
             for thread in begun:
                 thread.join(60)
-        return _report(stage, seed, time.monotonic() - began, wrong)
+        return _report(stage, story, seed, time.monotonic() - began, wrong)
 
 
 def _client(stage: Stage, label: str, seed: str, over: threading.Event) -> Client:
@@ -136,19 +140,19 @@ def _guard(stage: Stage) -> None:
                     stage.rest(5)
 
 
-def _report(stage: Stage, seed: str, seconds: float, wrong: list[str]) -> Report:
+def _report(stage: Stage, story: Story, seed: str, seconds: float, wrong: list[str]) -> Report:
     report = Report(stage.kind, seed, seconds, absent=stage.absent)
     for exchange in list(stage.records.exchanges.values()):
         report.kinds[exchange.asked.kind] += 1
         word, code = exchange.verdict.word, exchange.verdict.code
         report.outcomes[f"{word} {code}" if word == "refused" else word] += 1
-        told = unexcused(exchange, stage.windows)
+        told = unexcused(exchange, stage.windows, story)
         if told is not None:
             report.wrong.append(told)
             if exchange.verdict.body:
                 (stage.folder / f"wrong-{exchange.asked.ident}").write_bytes(exchange.verdict.body)
         elif word in ("cut", "refused", "unreachable"):
-            excuse = excused(exchange, stage.windows)
+            excuse = excused(exchange, stage.windows, story)
             report.excused[f"{word} by {excuse or 'what was asked'}"] += 1
     for name, count in stage.windows.faults.items():
         if not name.startswith("("):
@@ -157,6 +161,6 @@ def _report(stage: Stage, seed: str, seconds: float, wrong: list[str]) -> Report
     report.wrong += stage.records.wrong
     report.wrong += stage.watch.wrong
     report.wrong += ended_in_flight(stage)
-    report.wrong += over_the_budget(stage)
+    report.wrong += over_the_budget(stage, time.time() - time.monotonic())
     report.wrong += wrong
     return report

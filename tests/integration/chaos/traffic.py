@@ -269,7 +269,7 @@ class Client(threading.Thread):
                 verdict = judge(exchange.asked, read)
                 # After an answer that says so, those behind it are not answered.
                 self.records.end(exchange, Verdict("left", "closed") if last else verdict)
-                last = last or read.fields.get("connection", "").lower() == "close"
+                last = last or not read.whole or read.fields.get("connection", "").lower() == "close"
             if not last:
                 self._nothing_more(conn, exchanges[-1].asked)
         finally:
@@ -288,9 +288,11 @@ class Client(threading.Thread):
             conn = conn or self._connect(exchange)
             if conn is None:
                 return
+            conn.deadline = time.monotonic() + PATIENCE
             conn.send(head("GET", f"/{route}{target}", f"X-Request-ID: {ident}"))
             read = read_answer(conn)
-            if read.status is None and not fresh:
+            closed = read.status is None and read.end in ("eof", "reset") and not read.malformed
+            if closed and not fresh:
                 # It was closed while it was idle, as it may be: what is asked there may be asked again.
                 self.records.end(exchange, Verdict("left", "closed while idle"))
             else:
@@ -298,6 +300,8 @@ class Client(threading.Thread):
             if not read.whole or read.fields.get("connection", "").lower() == "close":
                 conn.close()
                 conn = None
+            else:
+                self._nothing_more(conn, asked)
             if self.over.wait(self._random.uniform(0, 0.6)):
                 break
         if conn is not None:
@@ -306,7 +310,7 @@ class Client(threading.Thread):
     def websockets(self) -> None:
         """A WebSocket whose messages come back."""
         route, ident = self._route(), self._next()
-        asked = Asked(ident, "websocket", route, expected.fixed(b""), method="GET")
+        asked = Asked(ident, "websocket", route, expected.fixed(b"\0"), method="GET")
         exchange = self.records.begin(asked)
         conn = self._connect(exchange)
         if conn is None:

@@ -10,17 +10,24 @@ from contextlib import contextmanager
 
 from attrs import define, field
 
-__all__ = ["ALL", "BACKEND", "COOLING", "Window", "Windows"]
+__all__ = ["ALL", "BACKEND", "TERMED", "Window", "Windows"]
 
 ALL = frozenset({"cut", "refused", "unreachable", "term"})
 """Everything that may be excused, as by a proxy that is killed: an answer that ended early; a refusal; a
 connection that was not taken, or ended before its answer; a TERM to a backend with requests in flight."""
 
-BACKEND = ALL - {"unreachable"}
-"""What a backend's end excuses: the proxy is there, and says so."""
+TERMED = ALL - {"unreachable"}
+"""What a TERM to a backend from outside excuses: the proxy is there, and says so."""
 
-COOLING = 60.0
-"""Seconds after a fault in which a start that it made fail may still be held against a backend."""
+BACKEND = TERMED - {"term"}
+"""What any other end of a backend excuses."""
+
+LAG = 15.0
+"""Seconds after its cause at most that an answer which is cut ends: a slow reader has some of it to read."""
+
+
+TAKEN = 1.0
+"""Seconds after which a connection has been accepted by a proxy that is well."""
 
 
 @define
@@ -39,11 +46,11 @@ class Window:
     after: float
     ended: float | None = None
 
-    def reaches(self, route: str, began: float, ended: float, more: float = 0.0) -> bool:
+    def reaches(self, route: str, began: float, ended: float) -> bool:
         """Whether it was on, or had hardly ended, within that time of that route."""
         if self.routes is not None and route not in self.routes:
             return False
-        over = self.ended is not None and self.ended + max(self.after, more) < began
+        over = self.ended is not None and self.ended + self.after < began
         return self.began <= ended and not over
 
 
@@ -79,11 +86,20 @@ class Windows:
         finally:
             found.ended = time.monotonic()
 
-    def excuse(self, what: str, route: str, began: float, ended: float, more: float = 0.0) -> str | None:
-        """The name of a fault that excuses that; ``more``: seconds that it may be ago."""
+    def excuse(self, what: str, route: str, began: float, ended: float) -> str | None:
+        """The name of a fault that excuses that.
+
+        :param what: one of ``ALL``, or ``silent``: an event stream was cut and does not say so, which only a
+            sudden end of the proxy itself excuses.
+        """
+        since = max(began, ended - LAG) if what in ("cut", "silent") else began
         with self._lock:
             known = list(self.all)
         for each in reversed(known):
-            if what in each.excuses and each.reaches(route, began, ended, more):
+            sudden = each.excuses >= ALL
+            # A proxy that ends, or has no descriptor, takes nobody; whom it has taken it answers.
+            taken = what == "unreachable" and began < each.began - TAKEN
+            excuses = sudden if what == "silent" or taken else what in each.excuses
+            if excuses and each.reaches(route, since, ended):
                 return each.name
         return None

@@ -152,14 +152,18 @@ class Conn:
         return found.body
 
     def more(self, seconds: float) -> bytes:
-        """What comes unasked within some time."""
+        """What comes unasked within some time; whoever still wants to may go on asking."""
         self.leave_at = time.monotonic() + seconds
         self.pause = 0.0
         try:
             while True:
                 self._fill()
         except _Over:
+            if self.end == "left":
+                self.end = ""
             return bytes(self._buffer)
+        finally:
+            self.leave_at = float("inf")
 
 
 def read_answer(conn: Conn, method: str = "GET") -> Reading:
@@ -204,7 +208,7 @@ def _read(conn: Conn, method: str, found: Reading) -> None:
         conn.take(int(fields["content-length"]), found)
         found.whole = True
     else:
-        _rest(conn, found)
+        raise _Malformed("neither a length nor chunks: nobody can tell whether it is whole")
 
 
 def _chunks(conn: Conn, found: Reading) -> None:
@@ -222,16 +226,3 @@ def _chunks(conn: Conn, found: Reading) -> None:
     if conn.line():
         raise _Malformed("bytes behind the last chunk")
     found.whole = True
-
-
-def _rest(conn: Conn, found: Reading) -> None:
-    """A body that ends with its connection, which HTTP/1.1 clients are not sent here: whoever is can't tell
-    whether it is whole."""
-    try:
-        while True:
-            conn.take(1 << 20, found)
-    except _Over:
-        if conn.end == "eof":
-            found.whole = True
-            return
-        raise

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import resource
 import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from attrs import define, field
+from attrs import define
 
 from tests.integration.proxy import KEY
 
-__all__ = ["Asked", "Outcome", "ask_all", "may_open", "open_silent", "tally"]
+__all__ = ["Asked", "Outcome", "ask_all", "may_open", "open_silent", "outcome_of", "tally"]
 
-LONGEST = 1024
-"""Bytes of an answer's end that are kept."""
+LONGEST = 4096
+"""Bytes of an answer's end that are kept: an error fits in."""
+
+_CHUNK = re.compile(rb"\r\n[0-9a-fA-F]+\r\n")
+"""Between two chunks; there is no CR in what streams say."""
+
+_ERROR = re.compile(rb'^data: (\{"error".*)$', re.MULTILINE)
 
 
 @define
@@ -28,6 +34,11 @@ class Asked:
     body: dict[str, Any]
     path: str = "/v1/chat/completions"
     key: str = KEY
+
+    @property
+    def stream(self) -> bool:
+        """Whether it is to be answered by a stream, which says that it is over."""
+        return bool(self.body.get("stream"))
 
     def request(self) -> bytes:
         """The bytes."""
@@ -42,8 +53,9 @@ class Asked:
 class Outcome:
     """What became of one.
 
-    :ivar kind: ``complete``; ``refused``: an error that says what it is; ``broken``: an answer that has no
-        end, and so does not look complete; ``closed``: no byte came; ``unconnected``.
+    :ivar kind: ``complete``; ``refused``: an error that says what it is, also in a stream that had only told
+        that it waits; ``wordless``: one that does not; ``broken``: an answer that has no end, and so does not
+        look complete; ``closed``: no byte came; ``unconnected``.
     :ivar code: of the error.
     :ivar seconds: from the first try to the end."""
 
@@ -54,9 +66,9 @@ class Outcome:
 
 
 class _Client(asyncio.Protocol):
-    def __init__(self, request: bytes) -> None:
+    def __init__(self, asked: Asked) -> None:
         self.over: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._request = request
+        self._asked = asked
         self._head = b""
         self._end = b""
         self._length: int | None = None
@@ -65,7 +77,7 @@ class _Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
-        self._transport.write(self._request)
+        self._transport.write(self._asked.request())
 
     def data_received(self, data: bytes) -> None:
         if b"\r\n\r\n" not in self._head:
@@ -88,27 +100,38 @@ class _Client(asyncio.Protocol):
     def _finish(self, whole: bool) -> None:
         if self.over.done():
             return
-        status = int(self._head.split()[1]) if self._head else 0
-        code = ""
-        if status >= 400 and whole:
-            try:
-                code = str(json.loads(self._end)["error"]["code"])
-            except (ValueError, KeyError):
-                code = "?"
-        kind = (
-            "closed"
-            if not self._head
-            else "broken"
-            if not whole
-            else "refused"
-            if status >= 400
-            else "complete"
-        )
-        self.over.set_result(Outcome(kind, status, code))
+        self.over.set_result(outcome_of(self._asked, self._head, self._end, whole))
         self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._finish(False)
+
+
+def outcome_of(asked: Asked, head: bytes, end: bytes, whole: bool) -> Outcome:
+    """What an answer is worth, by its head and its end."""
+    if not head:
+        return Outcome("closed")
+    status = int(head.split()[1])
+    if not whole:
+        return Outcome("broken", status)
+    if status >= 400:
+        return _refusal(status, end)
+    if not asked.stream:
+        return Outcome("complete", status)
+    said = _CHUNK.sub(b"", end)
+    error = _ERROR.search(said)
+    if error is not None and b'"choices"' not in said:
+        return _refusal(status, error[1])
+    done = error is None and b"data: [DONE]\n\n" in said
+    return Outcome("complete" if done else "broken", status)
+
+
+def _refusal(status: int, told: bytes) -> Outcome:
+    try:
+        code = json.loads(told)["error"]["code"]
+    except (ValueError, KeyError, TypeError):
+        code = None
+    return Outcome("refused", status, str(code)) if code else Outcome("wordless", status)
 
 
 async def _one(asked: Asked, limit: float) -> Outcome:
@@ -116,9 +139,7 @@ async def _one(asked: Asked, limit: float) -> Outcome:
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(limit):
-            _, client = await loop.create_connection(
-                lambda: _Client(asked.request()), "127.0.0.1", asked.port
-            )
+            _, client = await loop.create_connection(lambda: _Client(asked), "127.0.0.1", asked.port)
             outcome = await client.over
     except TimeoutError:
         outcome = Outcome("unanswered")
@@ -165,13 +186,12 @@ def ask_all(
 class Silent:
     """Connections that never say anything.
 
-    :ivar opened: how many were let in; ``told``: those of them that were told why they were not served.
+    :ivar opened: how many were let in.
+    :ivar closed: those of them that the proxy has ended.
     """
 
     opened: int = 0
-    told: int = 0
     closed: int = 0
-    seconds: list[float] = field(factory=list)
 
 
 def open_silent(port: int, count: int, *, stay: float) -> Silent:
@@ -179,7 +199,6 @@ def open_silent(port: int, count: int, *, stay: float) -> Silent:
     found = Silent()
 
     async def one() -> None:
-        begun = time.monotonic()
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
         except OSError:
@@ -187,10 +206,8 @@ def open_silent(port: int, count: int, *, stay: float) -> Silent:
         found.opened += 1
         try:
             async with asyncio.timeout(stay):
-                data = await reader.read()
-                found.told += data.startswith(b"HTTP/1.1 ")
+                await reader.read()
                 found.closed += 1
-                found.seconds.append(time.monotonic() - begun)
         except (TimeoutError, OSError):
             pass
         writer.close()

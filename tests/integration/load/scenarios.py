@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ MANY_FILES = min(30_000, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 FILES_BESIDE = 400
 """Of those, what belongs to no client; each client may need two: its own connection and the one to the
 backend."""
+
+SLOWEST = 3.0
+"""Seconds in which whoever speaks is served, whoever else says nothing: well before the first of those are
+closed, and more than a busy machine takes."""
 
 
 @define
@@ -61,13 +66,20 @@ class LimitedProxy(Proxy):
         return ["prlimit", f"--nofile={self.files}:{self.files}", *super().command(*arguments)]
 
 
+def _fitting(files: int) -> int:
+    """How many clients are served at once at least where so many files may be open."""
+    return (files - FILES_BESIDE) // 2
+
+
 @contextmanager
-def proxy_of(folder: Path, files: int, *, settings: Mapping[str, Any] = {}, **top: Any) -> Iterator[Proxy]:
-    """A proxy that may open so many files."""
+def proxy_of(
+    folder: Path, files: int, *arguments: str, settings: Mapping[str, Any] = {}, **top: Any
+) -> Iterator[Proxy]:
+    """A proxy that may open so many files, before a demo server with these arguments."""
     folder.mkdir(parents=True, exist_ok=True)
     proxy = LimitedProxy(folder, ProcessWorld(folder), files=files)
     try:
-        proxy.configure({"a": demo(**{"max_waiting": 20_000, **settings})}, **top)
+        proxy.configure({"a": demo(*arguments, **{"max_waiting": 20_000, **settings})}, **top)
         proxy.start()
         yield proxy
     finally:
@@ -84,77 +96,72 @@ def _still_serves(proxy: Proxy, result: Result) -> None:
     result.must(proxy.backend("a")["in_flight"] == 0, "places in flight are left over")
 
 
-def _stream(tokens: int, delay: float) -> dict[str, Any]:
-    return chat("a-model", stream=True, ignore_eos=True, max_tokens=tokens, demo_token_delay=delay)
-
-
-def _told_or_served(outcomes: list[Outcome], result: Result, *, crowded: bool = False) -> None:
-    """Everybody is, but for those who are closed at once where more come than can even be told why."""
+def _judge(outcomes: list[Outcome], result: Result, fits: int) -> None:
+    """As many as fit are served, and everybody else is told why not, but for those who are closed at once
+    where more come than can even be told."""
+    result.figures["outcomes"] = _told(outcomes)
+    count, crowded = len(outcomes), len(outcomes) > fits
     fine = ("complete", "refused", "closed", "unconnected") if crowded else ("complete", "refused")
     bad = [one for one in outcomes if one.kind not in fine]
     result.must(not bad, f"{len(bad)} were neither served nor told why not: {tally(bad)}")
     told = sum(one.kind == "refused" for one in outcomes)
     result.must(not crowded or told > 0, "nobody was told why")
+    done = sum(one.kind == "complete" for one in outcomes)
+    result.must(done >= min(fits, count), f"only {done} of {count} were complete, where {fits} fit")
+
+
+def _streams(proxy: Proxy, part: float, *, limit: float, spread: float) -> list[Outcome]:
+    """2,000 at once, of ten seconds each."""
+    tokens = int(20 * max(0.3, part))
+    body = chat("a-model", stream=True, ignore_eos=True, max_tokens=tokens, demo_token_delay=0.5)
+    return ask_all(Asked(proxy.port, body), int(2000 * part), limit=limit, spread=spread)
 
 
 def streams_at_1024(folder: Path, part: float) -> Result:
     """2,000 streams at once where 1,024 files may be open: as many as fit are served, the others told so."""
-    result, count = Result(), int(2000 * part)
+    result = Result()
     with proxy_of(folder, DEFAULT_FILES) as proxy:
         proxy.chat("a", max_tokens=1)
-        outcomes = ask_all(
-            Asked(proxy.port, _stream(int(20 * max(0.3, part)), 0.5)), count, limit=60, spread=2.0
-        )
-        _told_or_served(outcomes, result, crowded=True)
-        result.figures["outcomes"] = _told(outcomes)
+        _judge(_streams(proxy, part, limit=60, spread=2.0), result, _fitting(DEFAULT_FILES))
         _still_serves(proxy, result)
     return result
 
 
 def streams_raised(folder: Path, part: float) -> Result:
     """2,000 streams at once where 30,000 files may be open: all are served."""
-    result, count = Result(), int(2000 * part)
+    result = Result()
     with proxy_of(folder, MANY_FILES) as proxy:
         proxy.chat("a", max_tokens=1)
         before = proxy.resident()
-        outcomes = ask_all(
-            Asked(proxy.port, _stream(int(20 * max(0.3, part)), 0.5)), count, limit=90, spread=4.0
-        )
-        result.figures["outcomes"] = _told(outcomes)
+        outcomes = _streams(proxy, part, limit=90, spread=4.0)
+        _judge(outcomes, result, len(outcomes))
         result.figures["longest"] = f"{max(one.seconds for one in outcomes):.1f} s"
-        result.figures["memory"] = f"{(proxy.resident() - before) / count / 1024:.0f} kB a stream"
-        done = sum(one.kind == "complete" for one in outcomes)
-        result.must(done == count, f"only {done} of {count} were complete")
+        taken = proxy.resident() - before
+        result.figures["memory"] = f"{taken / len(outcomes) / 1024:.0f} kB a stream"
         _still_serves(proxy, result)
     return result
 
 
 def held_at_1024(folder: Path, part: float) -> Result:
     """10,000 requests for a cold model where 1,024 files may be open."""
-    return _held(folder, int(10_000 * part), DEFAULT_FILES, all_served=False)
+    return _held(folder, int(10_000 * part), DEFAULT_FILES)
 
 
 def held_raised(folder: Path, part: float) -> Result:
     """10,000 requests for a cold model where 30,000 files may be open: one start, all answered."""
-    count = min(int(10_000 * part), (MANY_FILES - FILES_BESIDE) // 2)
-    return _held(folder, count, MANY_FILES, all_served=True)
+    return _held(folder, min(int(10_000 * part), _fitting(MANY_FILES)), MANY_FILES)
 
 
-def _held(folder: Path, count: int, files: int, *, all_served: bool) -> Result:
+def _held(folder: Path, count: int, files: int) -> Result:
     result = Result()
     limits = {"max_connections": 12_000, "max_held": 12_000, "max_connections_per_address": 0}
     settings = {"max_waiting": 12_000, "max_in_flight": 500}
-    with proxy_of(folder, files, settings=settings, limits=limits) as proxy:
-        proxy.configure({"a": demo("--start-delay", "8", **settings)}, limits=limits)
-        proxy.hang_up()
+    with proxy_of(folder, files, "--start-delay", "8", settings=settings, limits=limits) as proxy:
         outcomes = ask_all(Asked(proxy.port, chat("a-model", max_tokens=1)), count, limit=150, spread=5.0)
-        result.figures["outcomes"] = _told(outcomes)
+        _judge(outcomes, result, _fitting(files))
         result.figures["asked"] = str(count)
         result.figures["starts"] = str(proxy.world.starts("a"))
         result.must(proxy.world.starts("a") == 1, "it was not started just once")
-        _told_or_served(outcomes, result, crowded=not all_served)
-        done = sum(one.kind == "complete" for one in outcomes)
-        result.must(not all_served or done == count, f"only {done} of {count} were complete")
         _still_serves(proxy, result)
     return result
 
@@ -166,13 +173,21 @@ def silent(folder: Path, part: float) -> Result:
     with proxy_of(folder, MANY_FILES, limits=limits) as proxy:
         proxy.chat("a", max_tokens=1)
         served: list[float] = []
+        failed: list[str] = []
         over = threading.Event()
 
         def speak() -> None:
             while not over.is_set():
                 begun = time.monotonic()
-                result.must(proxy.chat("a", max_tokens=1).status == 200, "one that speaks was not served")
-                served.append(time.monotonic() - begun)
+                try:
+                    status = proxy.chat("a", max_tokens=1).status
+                except (OSError, HTTPException) as cause:
+                    failed.append(repr(cause))
+                else:
+                    if status == 200:
+                        served.append(time.monotonic() - begun)
+                    else:
+                        failed.append(f"status {status}")
                 time.sleep(0.1)
 
         speaking = threading.Thread(target=speak)
@@ -183,7 +198,11 @@ def silent(folder: Path, part: float) -> Result:
             over.set()
             speaking.join()
         result.figures["opened"] = f"{found.opened}, closed by the proxy {found.closed}"
-        result.figures["served meanwhile"] = f"{len(served)}, the slowest in {max(served):.2f} s"
+        slowest = max(served, default=0.0)
+        result.figures["served meanwhile"] = f"{len(served)}, the slowest in {slowest:.2f} s"
+        result.must(bool(served), "nobody that speaks was served")
+        result.must(not failed, f"{len(failed)} that speak were not served, the first: {failed[:1]}")
+        result.must(slowest < SLOWEST, f"one that speaks was served after {slowest:.1f} s")
         result.must(found.opened == count, f"only {found.opened} of {count} were let in")
         result.must(found.closed == found.opened, "some that say nothing are kept for ever")
         _still_serves(proxy, result)
@@ -210,14 +229,13 @@ def storm(folder: Path, part: float) -> Result:
         proxy.start()
         up = time.monotonic() - begun
         clients.join()
-        result.figures["outcomes"] = _told(outcomes)
+        result.must(len(outcomes) == count, "the clients themselves have failed")
+        _judge(outcomes, result, count)
         result.figures["back"] = (
             f"after {up:.1f} s, all served {time.monotonic() - begun:.1f} s after that start"
         )
         result.figures["starts"] = str(proxy.world.starts("a"))
         result.must(proxy.world.starts("a") == 1, "what ran was not found again")
-        done = sum(one.kind == "complete" for one in outcomes)
-        result.must(done == count, f"only {done} of {count} were served in the end")
         _still_serves(proxy, result)
     return result
 

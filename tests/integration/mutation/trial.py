@@ -38,6 +38,16 @@ SLACK = 8.0
 PATIENCE = 8
 """Times as much may pass meanwhile: others share the machine, and what waits for ever computes nothing."""
 
+OUTCOMES = {
+    int(pytest.ExitCode.OK): "survived",
+    int(pytest.ExitCode.TESTS_FAILED): "failed",
+    # The module cannot be imported, and so no test be collected.
+    int(pytest.ExitCode.INTERRUPTED): "import",
+    -signal.SIGXCPU: "timeout",
+    -signal.SIGKILL: "timeout",
+}
+"""What it says of a mutant how its tests have ended; anything else says nothing."""
+
 MEMORY = 4 << 30
 """Bytes that a mutant may have of address space."""
 
@@ -89,8 +99,7 @@ def load_others(modules: Iterable[Module], folder: Path) -> None:
         names.write_text(json.dumps(others), encoding="utf-8")
         return 0
 
-    child = _fork(look, folder / "others.log", 600)
-    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+    if _done(_fork(look, folder / "others.log", 600)):
         raise SystemExit(
             f"The tests cannot be imported:\n{(folder / 'others.log').read_text(encoding='utf-8')}"
         )
@@ -142,11 +151,39 @@ def _fork(work: Callable[[], int], log: Path, seconds: float) -> int:
         os._exit(status)
 
 
+def _done(child: int) -> int:
+    """Wait for such a process; it does not outlive this one, which may be broken off meanwhile.
+
+    :return: its exit status.
+    """
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except BaseException:
+        _end(child)
+        raise
+
+
+def _end(child: int) -> None:
+    """End such a process and what it has started."""
+    # Also one that has no group of its own yet.
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError):
+            kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
 class _Chosen:
-    """Has pytest run these tests alone, in this order."""
+    """Has pytest run these tests alone, in this order.
+
+    :ivar over: they have been run, and what came of them is known.
+    """
 
     def __init__(self, tests: Sequence[str]) -> None:
+        self.over = False
         self._places = {test: place for place, test in enumerate(tests)}
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        self.over = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items[:] = sorted(
@@ -216,7 +253,11 @@ def measure(module: Module, folder: Path) -> Baseline:
             result.write_text(json.dumps(found), encoding="utf-8")
         return int(status)
 
-    if os.waitstatus_to_exitcode(os.waitpid(_fork(work, log, 1200), 0)[1]):
+    try:
+        failed = _done(_fork(work, log, 1200))
+    finally:
+        shutil.rmtree(folder / f"tmp-{module.name}", ignore_errors=True)
+    if failed:
         raise SystemExit(f"{module.name}: its tests fail as it is:\n{log.read_text(encoding='utf-8')}")
     _, seconds, reached = json.loads(result.read_text(encoding="utf-8"))
     return Baseline(seconds, dict(reached))
@@ -253,37 +294,57 @@ class Trial:
     def __init__(
         self, module: Module, source: str, tests: Sequence[str], seconds: float, folder: Path, name: str
     ) -> None:
+        self._name = f"{module.name}, mutant {name}"
         self._log = folder / f"{name}.log"
+        self._temporary = folder / f"tmp-{name}"
         allowed = 3 * seconds + SLACK
         self._until = time.monotonic() + PATIENCE * allowed
 
         def work() -> int:
             sys.meta_path.insert(0, _Finder(module, source))
             files = dict.fromkeys(test.partition("::")[0] for test in tests)
-            return _pytest(files, folder / f"tmp-{name}", _Chosen(tests))
+            chosen = _Chosen(tests)
+            try:
+                return _pytest(files, self._temporary, chosen)
+            except Exception:
+                if not chosen.over:
+                    raise
+                # What a test has left open is told as pytest ends, and is a failure like others.
+                return pytest.ExitCode.TESTS_FAILED
 
+        self._over = False
         self._child = _fork(work, self._log, allowed)
 
     def outcome(self) -> str | None:
-        """``survived``, or by what it was found: ``failed``, ``timeout``, ``import``; None: not over yet."""
+        """``survived``, or by what it was found: ``failed``, ``timeout``, ``import``; None: not over yet.
+
+        :raises SystemExit: the tests have not been run as they should.
+        """
         child, status = os.waitpid(self._child, os.WNOHANG)
         if not child:
             if time.monotonic() < self._until:
                 return None
             self.end()
             return "timeout"
+        self._over = True
         code = os.waitstatus_to_exitcode(status)
         # What it has left running ends with it.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child, signal.SIGKILL)
-        outcomes = {0: "survived", 1: "failed", -signal.SIGXCPU: "timeout", -signal.SIGKILL: "timeout"}
-        outcome = outcomes.get(code, "import")
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        outcome = OUTCOMES.get(code)
+        if outcome is None:
+            raise SystemExit(
+                f"{self._name}: its tests ended with {code}:\n{self._log.read_text(encoding='utf-8')}"
+            )
         if outcome != "import":
             self._log.unlink(missing_ok=True)
         return outcome
 
     def end(self) -> None:
-        """It is given up."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._child, signal.SIGKILL)
-        os.waitpid(self._child, 0)
+        """It is given up, unless it is over."""
+        if self._over:
+            return
+        self._over = True
+        _end(self._child)
+        shutil.rmtree(self._temporary, ignore_errors=True)

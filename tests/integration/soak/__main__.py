@@ -11,10 +11,14 @@ import tempfile
 import threading
 import time
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
+from typing import ClassVar
 
+from tests.integration.chaos.aftermath import unexcused
 from tests.integration.chaos.stage import ROUTES, Stage
-from tests.integration.chaos.traffic import Client
+from tests.integration.chaos.traffic import Client, Records
+from tests.integration.chaos.windows import Windows
 from tests.integration.proxy import ADMIN, BACKEND_KEY, KEY
 from tests.integration.soak.plot import draw
 from tests.integration.soak.samples import Sample, judge, save
@@ -31,26 +35,46 @@ SMALL = json.dumps(
 ).encode()
 
 
-class Small(threading.Thread):
-    """Asks a model that always runs for something small each half second, straight and through the proxy, and
-    notes how long each takes."""
+class Beside(threading.Thread):
+    """Does something again and again until it is over.  Whatever goes wrong in it is told, and it goes on."""
+
+    pause: ClassVar[float]
+    """Seconds between two times."""
 
     def __init__(self, stage: Stage, over: threading.Event) -> None:
-        super().__init__(daemon=True)
-        self.taken: list[float] = []
-        self.straight: list[float] = []
+        super().__init__(name=type(self).__name__, daemon=True)
         self._stage = stage
         self._over = over
 
     def run(self) -> None:
-        ready = [
-            one for one in self._stage.journal() if (one["model"], one["what"]) == ("pin-model", "ready")
-        ]
-        straight = f"http://127.0.0.1:{ready[-1]['port']}/v1/chat/completions"
-        proxied = f"http://127.0.0.1:{self._stage.proxy.port}/v1/chat/completions"
-        while not self._over.wait(0.5):
-            self._ask(straight, BACKEND_KEY, self.straight)
-            self._ask(proxied, KEY, self.taken)
+        while not self._over.wait(self.pause):
+            try:
+                self.once()
+            except Exception as cause:
+                self._stage.records.wrong.append(f"{self.name}: {cause!r}")
+
+    def once(self) -> None:
+        """One time."""
+        raise NotImplementedError
+
+
+class Small(Beside):
+    """Asks a model that always runs for something small, straight and through the proxy, and notes how long
+    each takes."""
+
+    pause = 0.5
+
+    def __init__(self, stage: Stage, over: threading.Event) -> None:
+        super().__init__(stage, over)
+        self.taken: list[float] = []
+        self.straight: list[float] = []
+        ready = [one for one in stage.journal() if (one["model"], one["what"]) == ("pin-model", "ready")]
+        self._model = f"http://127.0.0.1:{ready[-1]['port']}/v1/chat/completions"
+        self._proxy = f"http://127.0.0.1:{stage.proxy.port}/v1/chat/completions"
+
+    def once(self) -> None:
+        self._ask(self._model, BACKEND_KEY, self.straight)
+        self._ask(self._proxy, KEY, self.taken)
 
     def _ask(self, url: str, key: str, taken: list[float]) -> None:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
@@ -59,34 +83,52 @@ class Small(threading.Thread):
         try:
             with urllib.request.urlopen(asked, timeout=60) as answer:
                 answer.read()
-        except OSError as cause:
-            self._stage.records.wrong.append(f"a small request to {url} was answered {cause}")
-        else:
-            taken.append(time.monotonic() - began)
+        except (OSError, HTTPException) as cause:
+            raise RuntimeError(f"{url} was answered {cause!r}") from cause
+        taken.append(time.monotonic() - began)
 
 
-class Watcher(threading.Thread):
+class Watcher(Beside):
     """A page that is open: it asks how the models are, follows the events for some time, and goes."""
 
-    def __init__(self, stage: Stage, over: threading.Event) -> None:
-        super().__init__(daemon=True)
-        self._stage = stage
-        self._over = over
+    pause = 2.0
 
-    def run(self) -> None:
-        while not self._over.wait(2.0):
-            answer = self._stage.proxy.ask("GET", "/api/backends", key=ADMIN)
-            if answer.status != 200:
-                self._stage.records.wrong.append(f"/api/backends was answered {answer.status}")
-            asked = urllib.request.Request(
-                f"http://127.0.0.1:{self._stage.proxy.port}/api/events",
-                headers={"Authorization": f"Bearer {ADMIN}"},
-            )
-            until = time.monotonic() + 30
-            with urllib.request.urlopen(asked, timeout=60) as events:
-                while time.monotonic() < until and not self._over.is_set():
-                    if not events.readline():
-                        break
+    def once(self) -> None:
+        answer = self._stage.proxy.ask("GET", "/api/backends", key=ADMIN)
+        if answer.status != 200:
+            raise ValueError(f"/api/backends was answered {answer.status}")
+        asked = urllib.request.Request(
+            f"http://127.0.0.1:{self._stage.proxy.port}/api/events",
+            headers={"Authorization": f"Bearer {ADMIN}"},
+        )
+        end = time.monotonic() + 30
+        # It is never silent for so long.
+        with urllib.request.urlopen(asked, timeout=60) as events:
+            while time.monotonic() < end and not self._over.is_set():
+                if not events.readline():
+                    raise EOFError("the events have ended")
+
+
+def sweep(records: Records, windows: Windows, *, all_of_them: bool = False) -> tuple[int, list[str]]:
+    """Judge what is over, and forget it: the clients' memory is not what is looked at.
+
+    :param all_of_them: also what is not over, which is wrong.
+    :return: how many were over, and what is wrong with them.
+    """
+    done = [
+        (ident, one) for ident, one in list(records.exchanges.items()) if all_of_them or one.ended is not None
+    ]
+    for ident, _ in done:
+        del records.exchanges[ident]
+    judged = (unexcused(one, windows) for _, one in done)
+    return len(done), [told for told in judged if told is not None]
+
+
+def _drained(values: list[float]) -> tuple[float, ...]:
+    """What is in it, which is taken out; another thread adds to it."""
+    found = tuple(values)
+    del values[: len(found)]
+    return found
 
 
 def sample(stage: Stage, began: float, small: Small, asked: int) -> Sample:
@@ -95,17 +137,15 @@ def sample(stage: Stage, began: float, small: Small, asked: int) -> Sample:
     told = stage.proxy.ask("GET", "/metrics", key=ADMIN).body.decode()
     timers = re.search(r"^llmproxy_timers (\d+)", told, re.MULTILINE)
     assert timers is not None, "the metrics tell of timers"
-    taken, small.taken = small.taken, []
-    straight, small.straight = small.straight, []
     return Sample(
         time.monotonic() - began,
         stage.proxy.resident(),
         len(os.listdir(f"/proc/{pid}/fd")),
         len(os.listdir(f"/proc/{pid}/task")),
         int(timers[1]),
-        tuple(taken),
+        _drained(small.taken),
         asked,
-        tuple(straight),
+        _drained(small.straight),
     )
 
 
@@ -133,24 +173,16 @@ def soak(
         began = time.monotonic()
         while time.monotonic() - began < seconds:
             time.sleep(min(EVERY, seconds))
-            # What is over is judged, counted and forgotten: the clients' memory is not what is looked at.
-            done = {
-                ident: one for ident, one in list(stage.records.exchanges.items()) if one.ended is not None
-            }
-            for ident, one in done.items():
-                del stage.records.exchanges[ident]
-                if (
-                    one.verdict.word not in ("right", "left")
-                    and not one.asked.fault
-                    and not one.asked.passive
-                ):
-                    wrong.append(f"{ident} ({one.asked.kind}): {one.verdict.word} {one.verdict.code}")
-            samples.append(sample(stage, began, small, len(done)))
+            count, told = sweep(stage.records, stage.windows)
+            wrong += told
+            samples.append(sample(stage, began, small, count))
             if file is not None:
                 save(samples[-1:], file)
         over.set()
         for thread in threads:
             thread.join(70)
+        wrong += [f"{thread.name} does not end" for thread in threads if thread.is_alive()]
+        wrong += sweep(stage.records, stage.windows, all_of_them=True)[1]
         wrong += stage.records.wrong
     return samples, wrong
 
@@ -161,7 +193,12 @@ def main() -> int:
     :return: 1 when something is wrong, else 0.
     """
     parser = argparse.ArgumentParser(prog="python -m tests.integration.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=120.0, help="how long [120]")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=120.0,
+        help="how long; less than 60 tell nothing of memory, less than 12 nothing of latency [120]",
+    )
     parser.add_argument(
         "--clients", type=int, default=8, help="of all kinds, each with one request at a time [8]"
     )

@@ -25,6 +25,10 @@ both slower."""
 ENOUGH = 100
 """Requests of each part from which on they can be compared."""
 
+LONG = 3600.0
+"""Seconds from which on a run tells whether memory grows, and has to have so many requests in each part: in a
+shorter one caches and the allocator have hardly found their size."""
+
 PARTS = 12
 """The first and the last of so many parts are compared: ten minutes of two hours."""
 
@@ -85,13 +89,15 @@ def judge(samples: Sequence[Sample]) -> Verdict:
     opening = [sample for sample in samples if sample.at <= part]
     closing = [sample for sample in samples if sample.at > whole - part]
     wrong = []
-    if growth > GROWTH and whole >= 3600:
+    long = whole >= LONG
+    if growth > GROWTH and long:
         wrong.append(f"memory grows by {growth:.1f} MB an hour")
     figures = {
         "hours": f"{whole / 3600:.2f}",
         "requests": str(sum(sample.requests + len(sample.latencies) for sample in samples)),
         "memory": (
             f"{steady[0].resident / 1e6:.1f} to {steady[-1].resident / 1e6:.1f} MB, {growth:+.2f} MB an hour"
+            f"{'' if long else ' (not judged: less than an hour)'}"
         ),
     }
     for name in ("files", "threads", "timers"):
@@ -103,6 +109,9 @@ def judge(samples: Sequence[Sample]) -> Verdict:
             wrong.append(f"{name} grow from {early:.0f} to {late:.0f}")
     first, last = ([each for sample in some for each in sample.latencies] for some in (opening, closing))
     before, after = ([each for sample in some for each in sample.straight] for some in (opening, closing))
+    fewest = min(map(len, (first, last, before, after)))
+    if fewest < ENOUGH and long:
+        wrong.append(f"only {fewest} small requests in a part of {part / 60:.0f} min")
     for name, at in (("median", 0.5), ("p95", 0.95)):
         begin, end = quantile(first, at), quantile(last, at)
         straight, then = quantile(before, at), quantile(after, at)
@@ -111,7 +120,7 @@ def judge(samples: Sequence[Sample]) -> Verdict:
             f"{begin * 1000:.1f} ms in the first {part / 60:.0f} min, {end * 1000:.1f} ms in the last; "
             f"straight to the model {straight * 1000:.1f} and {then * 1000:.1f} ms"
         )
-        if min(len(first), len(last)) >= ENOUGH and end > SLOWER * busier * begin + 0.002:
+        if fewest >= ENOUGH and end > SLOWER * busier * begin + 0.002:
             wrong.append(f"the {name} of small requests went from {begin * 1000:.1f} to {end * 1000:.1f} ms")
     return Verdict(figures, tuple(wrong))
 
