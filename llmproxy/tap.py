@@ -476,7 +476,8 @@ class _Assembly:
         self._reactor.callWhenRunning(self._stop)
 
     def _stop(self) -> None:
-        if not self._stopping:
+        # A signal may have come first.
+        if not self._stopping and self._service.running:
             self._stopping = True
             self._reactor.stop()
 

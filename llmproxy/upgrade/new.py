@@ -84,7 +84,7 @@ class Successor:
         self._book = book
         self._inherited = inherited
         self._served, self._alone, self._stop = served, alone, stop
-        self._serves = self._last = self._stopped = False
+        self._serves = self._last = self._stopped = self._asked = False
         self._states: dict[str, str] = {}
         self._channels = relayed(site, fleet)
         fleet.scheduler.frozen = True
@@ -120,6 +120,8 @@ class Successor:
         self._when(seen, SEE, self._prepared, now=False)
 
     def _prepared(self) -> None:
+        if self._stopped:
+            return
         self._inherited.close_others()
         self._say("prepared", pid=os.getpid(), version=__version__)
 
@@ -197,6 +199,7 @@ class Successor:
 
     def _can_decide(self) -> None:
         if not self._stopped:
+            self._asked = True
             self._say("serving")
 
     def _yours(self) -> None:
@@ -237,6 +240,14 @@ class Successor:
         return self._serves and not self._last
 
     def _ends(self) -> None:
-        if self._serves and not self._last:
+        if self._asked and not self._serves:
+            # The answer may have come: then the place is this one's, and ends with it.
+            self._line.doRead()
+        if not self._serves:
+            self._stopped = True
+            # The other one goes on, with the sockets.
+            self._service.hand_over()
+            self._line.close()
+        elif not self._last:
             # What it still carries has as long as what is carried here.
             self._say("end")

@@ -100,6 +100,10 @@ class Upgrader:
     _bow: Bow | None = field(default=None, init=False)
     _log = Logger()
 
+    def __attrs_post_init__(self) -> None:
+        # Before the service manager is told of the end.
+        self.parts.service.ending.insert(0, self._ends)
+
     def upgrade(self) -> Deferred[dict[str, Any]]:
         """Begin; fires with what serves now, in words and numbers.
 
@@ -228,7 +232,14 @@ class Upgrader:
         self._no_limit()
         self._serves = True
         self._paused = self.parts.reactor.seconds() - self._paused
+        # From here on the end of this process must not be that of the sockets.
+        self.parts.service.hand_over()
         child.let_go()
+
+    def _ends(self) -> None:
+        """This process does: what has not been given away ends with it, and backends do where they shall."""
+        if not self._serves:
+            self._failed("this process ends")
 
     def _failed(self, why: str) -> None:
         if self._done is None:
@@ -244,7 +255,7 @@ class Upgrader:
         if self._committed:
             self.parts.fleet.scheduler.thaw()
             self.parts.service.resume()
-        self._log.error("not upgraded, this process goes on: {why}", why=why)
+        self._log.error("not upgraded: {why}", why=why)
         self._tell(f"not upgraded: {why}")
         done.errback(UpgradeFailed(why))
 
@@ -305,7 +316,6 @@ class Bow:
         for request in list(site.streams):
             request.end_stream()
         site.resource = HeirResource(parts.fleet, self._passages)
-        parts.service.hand_over()
         parts.fleet.hand_over(heirs(parts.fleet, self._passages))
         parts.state.close()
         parts.book.leave_off()

@@ -262,3 +262,45 @@ def test_a_model_that_is_configured_anew_ends_when_it_is_through(tmp_path: Path)
         assert proxy.world.starts("a") == 2
         until(lambda: not Path(f"/proc/{first}").exists())
         until(lambda: not proxy.world.is_running("b"))
+
+
+def test_the_new_process_is_told_to_end_before_it_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old one serves on, on its Unix socket, too, which is not that one's to end."""
+    path = str(tmp_path / "socket")
+    command = Proxy.command
+    more = ("--listen", f"unix:{path}")
+    monkeypatch.setattr(Proxy, "command", lambda proxy, *words: command(proxy, *words, *more))
+    with upgradable(tmp_path, {"a": demo()}) as proxy:
+        os.kill(proxy.pid, signal.SIGUSR2)
+        # With the process between.
+        until(lambda: len(processes(proxy)) == 3)
+        # So that nothing is given away.
+        os.kill(proxy.pid, signal.SIGSTOP)
+        try:
+            until(lambda: proxy.log().count("routes: /a") == 2)
+            os.kill(processes(proxy)[-1], signal.SIGTERM)
+            until(lambda: "Server Shut Down" in proxy.log())
+        finally:
+            os.kill(proxy.pid, signal.SIGCONT)
+        until(lambda: "not upgraded" in proxy.log())
+        assert "Unhandled" not in proxy.log()
+        connection = Unix(path)
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().status == 200
+        connection.close()
+        assert upgrade(proxy).status == 200
+
+
+def test_the_old_process_is_told_to_end_before_the_new_one_serves(tmp_path: Path) -> None:
+    """Then both do, and what ends with the proxy."""
+    with upgradable(tmp_path, {"a": demo()}, stop_backends_on_exit=True) as proxy:
+        with proxy.streaming("a", tokens=200, delay=0.02) as wire:
+            os.kill(proxy.pid, signal.SIGUSR2)
+            until(lambda: len(processes(proxy)) == 3)
+            proxy.term()
+            assert wire.through(b"[DONE]")
+        until(lambda: not processes(proxy))
+        assert "not upgraded: this process ends" in proxy.log()
+        until(lambda: not proxy.world.is_running("a"))

@@ -144,6 +144,68 @@ class NoUpgradeTests(UpgradeCase):
         self.new_state.close()
         self.assertEqual(len(self.upgrader.parts.state.read()["leases"]), 1)
 
+    def test_the_old_one_is_told_to_end_meanwhile(self) -> None:
+        """Then no other one serves, whatever it has been told, and backends that end with the proxy do."""
+        for far in (self.upgrader.upgrade, self.committed):
+            done = far()
+            assert self.upgrader._line is not None
+            for tell in self.old.ending:
+                tell()
+            self.assertIn("this process ends", str(self.failureResultOf(done, UpgradeFailed).value))
+            self.assertEqual(self.children[-1].did, ["kill"])
+            self.assertFalse(self.fleet.scheduler.frozen)
+            if far == self.committed:
+                self.clock.turn()
+                self.assertEqual((self.told, self.new.did), (["stop"], []))
+                self.assertEqual(self.old.did, ["pause", "resume"])
+            else:
+                os.close(self.children[-1].line)
+
+    def test_the_old_one_is_told_to_end_as_it_has_given_its_place_away(self) -> None:
+        """The new one has it by then; the sockets are that one's, and not ended with this process."""
+        self.committed()
+        self.clock.turn()
+        self.clock.advance(AGREE)
+        self.clock.turn()
+        self.assertEqual(self.told, ["serves"])
+        for tell in self.old.ending:
+            tell()
+        self.assertEqual(self.children[0].did, ["let go"])
+        self.assertEqual(self.old.did, ["pause", "hand over"])
+        self.assertTrue(self.fleet.scheduler.frozen)
+        self.children[0].ends()
+        self.assertEqual(self.old.did, ["pause", "hand over"])
+
+    def test_the_new_one_is_told_to_end_before_it_serves(self) -> None:
+        """It does not ask for a place that it would leave empty, and does not end the other one's sockets."""
+        for heard in ((), ("hello", "go")):
+            self.build()
+            done = self.committed()
+            for _ in heard:
+                self.successor._line.doRead()
+            for tell in self.new.ending:
+                tell()
+            self.clock.advance(AGREE)
+            self.clock.turn()
+            self.assertEqual((self.told, self.new.did), ([], ["hand over"]))
+            self.assertEqual(self.children[0].did, ["kill"])
+            self.children[0].ends("signal 9")
+            self.refused(done, "signal 9")
+
+    def test_the_new_one_is_told_to_end_when_it_has_been_given_the_place(self) -> None:
+        """It has not read that yet; what was given counts, and the old one ends with it."""
+        self.committed()
+        for _ in ("hello", "go"):
+            self.successor._line.doRead()
+        self.clock.advance(AGREE)
+        assert self.upgrader._line is not None
+        self.upgrader._line.doRead()
+        self.assertEqual(self.children[0].did, ["let go"])
+        for tell in self.new.ending:
+            tell()
+        self.assertEqual((self.told, self.new.did), (["serves"], ["resume"]))
+        self.assertFalse(self.new_fleet.scheduler.frozen)
+
     def test_one_at_a_time(self) -> None:
         """And none before this process serves itself."""
         first = self.upgrader.upgrade()
