@@ -65,7 +65,7 @@ class ProxyRequest(Request):
     :ivar arrived: when it had come as a whole (seconds of the site's clock).
     :ivar key: whoever asks; set once it is known.
     :ivar hints: what the client says of it to the proxy; read with the key.
-    :ivar when_gone: called when the client leaves before the answer is complete.
+    :ivar when_gone: called once when the client leaves before the answer is complete, and by ``end_stream``.
     :ivar extra: header fields that its answer gets beside those of every answer.
     :ivar downstream: writes an answer that is relayed.
     :ivar cors: it is the proxy that tells browsers who may read the answer, and not the backend.
@@ -321,8 +321,9 @@ class ProxyRequest(Request):
         self.write(data)
 
     def end_stream(self) -> None:
-        """Such an answer is complete."""
+        """Such an answer is complete; whoever makes it is told as if the client had left."""
         self.site.streams.discard(self)
+        self._tell_gone()
         if not self._disconnected and not self.finished:
             self.finish()
 
@@ -352,12 +353,16 @@ class ProxyRequest(Request):
         self.site.streams.discard(self)
         if self.entry is not None and (self.when_gone is None or not self.startedWriting):
             self.entry.outcome = "client_gone"
-        if self.when_gone is not None:
-            self.when_gone()
+        self._tell_gone()
         self.body.close()
         self._write_log()
         for waiting in self._noticed():
             waiting.errback(reason)
+
+    def _tell_gone(self) -> None:
+        gone, self.when_gone = self.when_gone, None
+        if gone is not None:
+            gone()
 
     def _noticed(self) -> list[Deferred[None]]:
         """Who asked by ``notifyFinish``, each to be told once."""

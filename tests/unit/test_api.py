@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import Mock, patch
 
 from attrs import evolve
 from hypothesis import given, settings
@@ -24,6 +25,7 @@ from llmproxy.runtimes.interface import Facts
 from llmproxy.runtimes.url import UrlRuntime
 from llmproxy.web.api.following import BEAT
 from llmproxy.web.auth import Authenticator
+from llmproxy.web.request import ProxyRequest
 from llmproxy.web.resources import RootResource
 from llmproxy.web.site import ProxySite
 from tests.fakes import FakeController, FakeRuntime
@@ -618,6 +620,37 @@ class ApiTests(ApiCase):
         self.assertEqual(follower.take().count(b": still here\n\n"), 2)
         follower.leave()
         self.assertEqual(len(self.clock.getDelayedCalls()), before)
+
+    def test_who_follows_costs_nothing_when_the_proxy_ends(self) -> None:
+        """What is followed is complete then, and nothing is read, told or timed for it any more."""
+        self.warm("coder")
+        calls = len(self.clock.getDelayedCalls())
+        paths = ("events?tail=0", "backends/coder/logs?follow=1")
+        followers = [self.ask(b"GET", path) for path in paths]
+        followed = self.world._followers["coder"]
+        self.assertEqual((len(self.fleet._listeners), len(followed)), (1, 1))
+        for follower in followers:
+            follower.take()
+        self.site.close_idle()
+        self.assertEqual((self.fleet._listeners, followed), ([], []))
+        for follower in followers:
+            self.assertEqual(follower.take(), b"0\r\n\r\n")
+            follower.leave()
+        self.assertLessEqual(len(self.clock.getDelayedCalls()), calls)
+
+    def test_a_comment_that_cannot_be_sent_ends_no_more_than_comments(self) -> None:
+        """It is logged, events go on, and whoever leaves is told nothing any more."""
+        self.build(coder={})
+        follower = self.ask(b"GET", "events?tail=0")
+        with patch.object(ProxyRequest, "write", Mock(side_effect=ZeroDivisionError("a beat"))):
+            self.clock.advance(BEAT)
+        log: Any = self.site.access_log
+        self.assertEqual(log.failures, ["a beat"])
+        follower.take()
+        self.fleet.backends["coder"].demand()
+        self.assertIn(b'"to": "starting"', follower.take())
+        follower.leave()
+        self.assertEqual(self.fleet._listeners, [])
 
     def test_a_plan_tells_of_what_is_on_its_way_and_of_refusals(self) -> None:
         """A start that goes on, one that does not fit, and a cool-down."""

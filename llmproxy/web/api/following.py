@@ -97,11 +97,13 @@ class Events:
         unfollow = self._fleet.follow(self._tell_wanted)
         beats = LoopingCall(self._request.stream, b": still here\n\n")
         beats.clock = self._request.site.clock
-        beats.start(BEAT, now=False)
+        beating = beats.start(BEAT, now=False)
+        beating.addErrback(lambda failure: self._request.site.log_failure("a comment on a stream", failure))
 
         def gone() -> None:
-            beats.stop()
             unfollow()
+            if beats.running:
+                beats.stop()
 
         self._request.when_gone = gone
 
