@@ -11,12 +11,13 @@ __all__ = ["none_left"]
 
 
 @contextmanager
-def none_left() -> Iterator[None]:
-    """No descriptor can be had."""
+def none_left(but: int = 0) -> Iterator[None]:
+    """No descriptor can be had, or so many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.open(os.devnull, os.O_RDONLY)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    free = [os.open(os.devnull, os.O_RDONLY) for _ in range(but + 1)]
+    for one in free:
+        os.close(one)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[-1], hard))
     try:
         yield
     finally:

@@ -143,8 +143,13 @@ class Line:
         self._received(dict(message), fds[0] if fds else None)
 
     def _has_room(self) -> bool:
+        """There is one for what comes, and one for the copy of it that Twisted serves."""
         try:
-            os.close(os.dup(self._end.fileno()))
+            one = os.dup(self._end.fileno())
+            try:
+                os.close(os.dup(one))
+            finally:
+                os.close(one)
         except OSError:
             return False
         return True

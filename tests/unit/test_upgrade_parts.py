@@ -166,6 +166,23 @@ def test_no_descriptor_is_left_to_take_one(ends: Ends) -> None:
     assert ends.heard[0][1] is not None
 
 
+def test_one_descriptor_is_too_few_to_take_one(ends: Ends) -> None:
+    """Whoever gets it needs a copy, without which its client would be dropped."""
+    read, write = os.pipe()
+    os.close(write)
+    ends.first.say("client", read)
+    os.close(read)
+    with none_left(but=1):
+        ends.second.doRead()
+    assert ends.heard == []
+    with none_left(but=2):
+        ends.reactor.advance(ROOM_AGAIN)
+        ends.second.doRead()
+        # Of those that looked nothing is left.
+        assert ends.heard[0][1] is not None
+        os.close(os.dup(0))
+
+
 def test_no_descriptor_is_left_and_the_line_is_closed(ends: Ends) -> None:
     """Nothing looks at it any more."""
     with none_left():
