@@ -112,8 +112,9 @@ class EventMeter:
 
     _MARKS = (b'\ndata: {"error"', b'\ndata:{"error"', b"\nevent: error")
     _EVENT = b"\ndata:"
-    _DONE = b"data: [DONE]"
-    _LONGEST = max(map(len, (*_MARKS, _DONE + b"\r\n\r\n")))
+    # To its end, which is an empty line: what breaks off before that no client has heard as an event.
+    _DONE = re.compile(rb"\ndata: ?\[DONE\]\r?\n\r?\n[\r\n]*\Z")
+    _LONGEST = max(map(len, (*_MARKS, b"\ndata: [DONE]\r\n\r\n\r\n")))
     _STARTS = (b'"usage":{', b'"usage": {')
 
     def __init__(self) -> None:
@@ -144,8 +145,9 @@ class EventMeter:
     @property
     def settled(self) -> bool:
         """It has told how it ends, by ``[DONE]`` or an error event, to the end of that."""
-        rest = self._tail.rstrip(b"\r\n")
-        return rest.endswith(self._DONE) or (self.found and self._tail.endswith((b"\n\n", b"\n\r\n")))
+        if self._DONE.search(self._tail):
+            return True
+        return self.found and self._tail.endswith((b"\n\n", b"\n\r\n"))
 
     def _look(self, window: bytes, seen: int) -> None:
         # Those that are null tell nothing, and come with every event of some engines.
