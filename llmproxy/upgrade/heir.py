@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from attrs import define, evolve
-from twisted.internet.defer import Deferred, execute
+from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory
+from twisted.internet.task import deferLater
 from twisted.web.resource import Resource
 
 from llmproxy.backend.progress import Forecast
@@ -16,6 +17,7 @@ from llmproxy.config.model import BackendSpec
 from llmproxy.http.headers import Fields
 from llmproxy.relay.upstream import UpstreamConnection
 from llmproxy.runtimes.interface import Address
+from llmproxy.runtimes.spare import NONE_LEFT
 from llmproxy.upgrade.handed import Handed, handed_head, own_lines
 from llmproxy.web.auth import NOBODY
 from llmproxy.web.exchange import Exchange
@@ -33,6 +35,12 @@ __all__ = ["Heir", "HeirResource", "Passages", "connect_by", "heirs"]
 _FACTORY = Factory.forProtocol(UpstreamConnection)
 _FACTORY.noisy = False
 
+AGAIN = 0.5
+"""Seconds until it is tried again to make a connection where there was no descriptor for it."""
+
+PATIENCE = 10.0
+"""Seconds for which that is tried; whoever waits for a model has most often waited longer."""
+
 Connect = Callable[[], Deferred[UpstreamConnection]]
 
 
@@ -44,12 +52,27 @@ def connect_by(reactor: Any, line: Line) -> Connect:
         with ours, theirs:
             theirs.setblocking(False)
             ours.setblocking(False)
-            line.say("relay", theirs.fileno())
             transport = reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, _FACTORY)
+            try:
+                line.say("relay", theirs.fileno())
+            except OSError:
+                transport.abortConnection()
+                raise
         connection: UpstreamConnection = transport.protocol
         return connection
 
-    return lambda: execute(make)
+    async def connect() -> UpstreamConnection:
+        until = reactor.seconds() + PATIENCE
+        while True:
+            try:
+                return make()
+            except OSError as cause:
+                # This process lacks it until some connection is over; the new one is as it was.
+                if cause.errno not in NONE_LEFT or reactor.seconds() >= until:
+                    raise
+            await deferLater(reactor, AGAIN)
+
+    return lambda: Deferred.fromCoroutine(connect())
 
 
 class Passages:

@@ -29,6 +29,7 @@ from llmproxy.errors import UpgradeFailed
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.keeping import remember
 from llmproxy.relay.upstream import UpstreamConnection
+from llmproxy.upgrade import heir
 from llmproxy.upgrade.inherited import Inherited
 from llmproxy.upgrade.marks import Marks
 from llmproxy.upgrade.new import AGREE, SEE, Successor
@@ -497,6 +498,35 @@ class UpgradeTests(UpgradeCase):
         with patch.object(bow._line, "say", Mock(side_effect=BrokenPipeError)):
             bow._give(channel)
         self.assertEqual(len(lost), 1, "of a process that is gone nobody gets it")
+
+    def test_no_descriptor_is_left_to_hand_a_request_over(self) -> None:
+        """It is tried again, and who leaves meanwhile is forgotten."""
+        stays, leaves = (self.client().post(b"/v1/chat/completions", {"model": "coder3b"}) for _ in "12")
+        done = self.committed()
+        with patch("socket.socketpair", Mock(side_effect=OSError(errno.EMFILE, "none"))):
+            self.finished(done)
+            leaves.leave()
+            self.clock.advance(heir.AGAIN)
+            self.assertEqual(stays.take(), b"")
+        self.clock.advance(heir.AGAIN)
+        self.clock.turn()
+        self.assertEqual(self.new_fleet.backends["coder"].admission.waiting, 1)
+        self.new_ready()
+        self.far().send(OK)
+        self.assertEqual(stays.answer()[0], 200)
+
+    def test_no_descriptor_is_left_for_long(self) -> None:
+        """Then it is told; as is at once what another try does not help."""
+        lines, fails = [errno.EMFILE, errno.EACCES], list[Failure]()
+        for number, after in zip(lines, (heir.PATIENCE, 0), strict=True):
+            line: Any = SimpleNamespace(say=Mock(side_effect=OSError(number, "no")))
+            heir.connect_by(self.clock, line)().addErrback(fails.append)
+            for _ in range(int(after / heir.AGAIN)):
+                self.assertEqual(fails, [])
+                self.clock.advance(heir.AGAIN)
+            self.assertEqual(getattr(fails.pop().value, "errno"), number)  # noqa: B009 -- of any exception
+            self.clock.advance(0)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_the_one_before_it_is_waited_for(self) -> None:
         """What that one hands over goes through this process to the new one, for as long as both have."""
