@@ -323,54 +323,45 @@ class _Assembly:
     # -- one process takes another's place ----------------------------------------------------------
 
     def _take_and_give_place(self, site: ProxySite, state: StateFile, book: Book) -> None:
+        proxy = (self._reactor, self._fleet, site, self._service, state, book)
         if self._inherited is not None:
             from llmproxy.upgrade.new import Successor
 
             self._succeeds = Successor(
-                self._reactor,
-                self._fleet,
-                site,
-                self._service,
-                state,
-                book,
-                self._inherited,
-                served=self._serves,
-                alone=self._end_strays,
-                stop=self._stop,
+                *proxy, self._inherited, served=self._serves, alone=self._end_strays, stop=self._stop
             )
             self._process.spared = self._succeeds.marks.spared
 
-        def upgrade() -> Deferred[dict[str, Any]]:
+        def upgrader() -> Upgrader:
             from llmproxy.upgrade.old import Parts, Upgrader
-            from llmproxy.upgrade.spawn import first_process, no_upgrade
 
-            why = no_upgrade(
-                self._twistd,
-                self._environ,
-                sys.orig_argv,
-                os.getpid(),
-                os.getppid(),
-                first_process,
-                successor=self._succeeds is not None,
-            )
+            parts = Parts(*proxy, self._supervised, self._stop)
+            if self._succeeds is not None:
+                parts.former, parts.decides_again = self._succeeds.has_former, self._succeeds.decides_again
+            return Upgrader(parts, folder=self._folder)
+
+        def upgrade() -> Deferred[dict[str, Any]]:
+            why = self._no_upgrade()
             if why is not None:
                 return fail(UpgradeFailed(why))
             if self._upgrader is None:
-                parts = Parts(
-                    self._reactor,
-                    self._fleet,
-                    site,
-                    self._service,
-                    state,
-                    book,
-                    self._supervised,
-                    self._stop,
-                    lambda: self._succeeds is not None and self._succeeds.has_former,
-                )
-                self._upgrader = Upgrader(parts, folder=self._folder)
+                self._upgrader = upgrader()
             return self._upgrader.upgrade()
 
         site.upgrade = self._upgrade = upgrade
+
+    def _no_upgrade(self) -> str | None:
+        from llmproxy.upgrade.spawn import first_process, no_upgrade
+
+        return no_upgrade(
+            self._twistd,
+            self._environ,
+            sys.orig_argv,
+            os.getpid(),
+            os.getppid(),
+            first_process,
+            successor=self._succeeds is not None,
+        )
 
     def _asked_to_upgrade(self) -> None:
         self._upgrade().addErrback(lambda failure: _log.error("no upgrade: {why}", why=str(failure.value)))

@@ -84,7 +84,7 @@ class Successor:
         self._book = book
         self._inherited = inherited
         self._served, self._alone, self._stop = served, alone, stop
-        self._serves = self._last = self._stopped = self._asked = False
+        self._serves = self._last = self._stopped = self._asked = self._strays = False
         self._states: dict[str, str] = {}
         self._channels = relayed(site, fleet)
         fleet.scheduler.frozen = True
@@ -230,11 +230,17 @@ class Successor:
             return
         self._last = True
         self.marks.set({})
+        self._strays = True
         if not self._fleet.scheduler.frozen:
-            # What would be a stray here may have been begun by the process after this one.
+            self.decides_again()
+
+    def decides_again(self) -> None:
+        """The process after this one does not take its place."""
+        # Until then what would be a stray here may be what that one has begun.
+        if self._strays:
+            self._strays = False
             self._alone()
 
-    @property
     def has_former(self) -> bool:
         """The process before this one, which this one has taken the place of, is still there."""
         return self._serves and not self._last

@@ -61,6 +61,7 @@ class Parts:
     """The proxy, as far as this is about it.
 
     :ivar former: whether the process before this one has something left to do.
+    :ivar decides_again: called when this process does after an upgrade that has failed.
     """
 
     reactor: Any
@@ -71,7 +72,8 @@ class Parts:
     book: Book
     supervised: Supervised | None
     stop: Callable[[], None]
-    former: Callable[[], bool]
+    former: Callable[[], bool] = lambda: False
+    decides_again: Callable[[], None] = lambda: None
 
 
 @define(eq=False)
@@ -255,6 +257,7 @@ class Upgrader:
         if self._committed:
             self.parts.fleet.scheduler.thaw()
             self.parts.service.resume()
+            self.parts.decides_again()
         self._log.error("not upgraded: {why}", why=why)
         self._tell(f"not upgraded: {why}")
         done.errback(UpgradeFailed(why))

@@ -556,6 +556,35 @@ class UpgradeTests(UpgradeCase):
             self.clock.turn()
             self.assertEqual(self.told, told)
 
+    def test_strays_are_ended_when_the_next_upgrade_has_failed(self) -> None:
+        """The one before has ended while the place was as good as given away; once, and not where it was."""
+        for gone, told in ((True, ["serves", "alone"]), (False, ["serves"])):
+            self.build()
+            self.upgrade()
+            self.new_fleet.scheduler.frozen = True
+            assert self.upgrader._line is not None
+            if gone:
+                self.upgrader._line.close()
+            self.clock.turn()
+            self.assertEqual(self.told, ["serves"])
+            self.new_fleet.scheduler.thaw()
+            for _ in range(2):
+                self.successor.decides_again()
+                self.assertEqual(self.told, told)
+
+    def test_who_goes_on_after_a_failed_upgrade_is_told(self) -> None:
+        """It decides again by then; where it had not left off there is nothing to tell."""
+        frozen: list[bool] = []
+        self.upgrader.parts.decides_again = lambda: frozen.append(self.fleet.scheduler.frozen)
+        self.upgrader.upgrade().addErrback(lambda _: None)
+        os.close(self.children[0].line)
+        self.children[0].ends()
+        self.assertEqual(frozen, [])
+        self.committed().addErrback(lambda _: None)
+        self.children[1].ends()
+        self.clock.turn()
+        self.assertEqual(frozen, [False])
+
     def test_the_old_one_starts_and_stops_nothing(self) -> None:
         """However long it lasts, and whatever happens to backends."""
         self.warm("coder", "chat")
