@@ -17,12 +17,13 @@ from llmproxy.errors import (
     queue_full,
     route_not_found,
 )
-from llmproxy.http.headers import authority, is_event_stream, is_json, request_head, upgrade
+from llmproxy.http.headers import is_event_stream, is_json, upgrade
 from llmproxy.http.metering import DocumentMeter, EventMeter
 from llmproxy.relay.endpoints import lacking
 from llmproxy.relay.upstream import Broken, ResponseHead, UpstreamConnection
 from llmproxy.web.auth import may_use
 from llmproxy.web.body import Full
+from llmproxy.web.heads import own_lines, request_head
 from llmproxy.web.heartbeat import answer_as_event, beat, refusal_as_event
 from llmproxy.web.hints import NO_HINTS, Hints
 from llmproxy.web.staying import Staying
@@ -263,9 +264,13 @@ class Exchange:
         self._send(connection)
 
     def _send(self, connection: UpstreamConnection) -> None:
+        assert self._lease is not None
         self._up = connection
-        body = self._request.body.source()
-        connection.send(self._request_head(), body, self, head_request=self._request.method == b"HEAD")
+        request, address = self._request, self._lease.address
+        head = request_head(
+            request, self.backend, address, self._target, length=self._length, upgrade=self._upgrade
+        )
+        connection.send(head, request.body.source(), self, head_request=request.method == b"HEAD")
 
     def _unconnected(self, failure: Failure) -> None:
         if self._connecting is not None:
@@ -303,45 +308,11 @@ class Exchange:
         self._let_go_upstream()
         self._fail(Refusal(500, "error", "llmproxy failed on this request; its log says why."), "error")
 
-    def _request_head(self) -> bytes:
-        assert self._lease is not None
-        hands_on = self.backend.hands_on
-        if hands_on is not None:
-            return hands_on.head(self._request, self._target, self._length, self._upgrade)
-        request, spec, address = self._request, self.backend.spec, self._lease.address
-        origin = request.channel.origin
-        host = authority(address.host, address.port, 443 if address.tls else 80)
-        tracer = request.site.tracer
-        return request_head(
-            request.method,
-            address.prefix.encode("ascii") + self._target,
-            request.fields if tracer is None else tracer.handed(request),
-            client=origin.forwarded_for,
-            scheme=b"https" if origin.secure else b"http",
-            asked=origin.host,
-            request_id=request.request_id,
-            length=self._length,
-            # Servers elsewhere choose by name; one of our own is known by its address alone.
-            host=host if spec.runtime == "url" or request.fields.get(b"host") is None else None,
-            authorization=self.backend.authorization,
-            passthrough=spec.auth == "passthrough",
-            upgrade=self._upgrade,
-        )
-
     # -- ResponseHandler: what the backend answers --------------------------------------------------
 
     def _own_lines(self) -> bytes:
-        hands_on = self.backend.hands_on
-        if hands_on is not None and self._head is not None:
-            return hands_on.lines(self._head.fields)
         held = self._waited() if self._held else self._hold_seconds
-        own = b"X-LLMProxy-Backend: %b\r\nX-LLMProxy-Cold-Start: %.3f\r\nX-Request-ID: %b\r\n" % (
-            self.backend.name.encode("utf-8"),
-            held,
-            self._request.request_id,
-        )
-        extra = self._request.extra
-        return own + b"".join(b"%b: %b\r\n" % field for field in extra) if extra else own
+        return own_lines(self._request, self.backend, self._head, held)
 
     def response_head(self, head: ResponseHead) -> None:
         """See :class:`~llmproxy.relay.upstream.ResponseHandler`."""

@@ -95,6 +95,7 @@ PURE = (
     "web.family",
     "web.h2.floods",
     "web.h2.heads",
+    "web.heads",
     "web.hints",
     "web.histogram",
     "web.tracing",
