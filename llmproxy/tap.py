@@ -27,7 +27,7 @@ from llmproxy.engines.redaction import redact, secret_values
 from llmproxy.errors import ConfigError, UpgradeFailed
 from llmproxy.fleet.fleet import Fleet
 from llmproxy.fleet.keeping import remember
-from llmproxy.garbage import tune_collector
+from llmproxy.garbage import Tidy, tune_collector
 from llmproxy.listening.listen import check
 from llmproxy.observe.log import log_to
 from llmproxy.reactors import install_unless_chosen
@@ -228,6 +228,7 @@ class _Assembly:
         self._supervise()
         self._reactor.callWhenRunning(self._listen_to_signals)
         self._reactor.callWhenRunning(tune_collector)
+        self._reactor.callWhenRunning(Tidy(self._reactor).start)
         self._reactor.callWhenRunning(self._trace, site)
         # Of what is cut at the end it is known only when its connection has gone.
         self._reactor.addSystemEventTrigger("after", "shutdown", access_log.flush)
