@@ -190,6 +190,7 @@ def test_a_start_that_failed_is_told_until_the_next_one(tmp_path: Path) -> None:
     for began, excused in ((2.0, True), (5.0, False)):
         windows = Windows([Window("killed", began, frozenset("a"), BACKEND, 0.5, began + 0.1)])
         assert (aftermath.unexcused(late, windows, story) is None) is excused
+        assert (aftermath.unexcused(exchange("refused", "HEAD 503"), windows, story) is None) is excused
         assert aftermath.unexcused(late, windows) is not None
 
 

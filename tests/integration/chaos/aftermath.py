@@ -103,7 +103,9 @@ def excused(exchange: Exchange, windows: Windows, story: Story | None = None) ->
     verdict, ended, route = exchange.verdict, exchange.ended or time.monotonic(), exchange.asked.route
     word = "silent" if (verdict.word, verdict.code) == ("cut", "silent") else verdict.word
     fault = windows.excuse(word, route, exchange.began, ended)
-    if fault is None and story is not None and verdict.code.startswith("backend_start"):
+    # An answer to HEAD has no body that would say which it is.
+    failed = verdict.code.startswith("backend_start") or verdict.code == "HEAD 503"
+    if fault is None and story is not None and failed:
         start = story.last_failed(route, ended)
         fault = None if start is None else windows.excuse(word, route, start.began, start.failed)
     return fault
