@@ -283,7 +283,10 @@ class Stage:
 
     def signal(self, number: int) -> int | None:
         """Send it to the process of the proxy that came last; its process id."""
-        proxies = self.look().proxies
+        # A backend that has just been forked has the proxy's command line for a moment.
+        before = self.look().proxies
+        time.sleep(0.1)
+        proxies = [pid for pid in self.look().proxies if pid in before]
         if not proxies:
             return None
         with suppress(ProcessLookupError):
