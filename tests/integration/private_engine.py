@@ -144,7 +144,12 @@ class PrivateEngine:
 
     def _make_bridge(self) -> None:
         if not Path(f"/sys/class/net/{self.bridge}").exists():
-            _ip("link", "add", self.bridge, "type", "bridge")
+            # One without an address of its own has that of a container's line, and another one when that
+            # container ends: what the others send to the host is lost until they ask where it is.
+            address = "02:42:" + ":".join(
+                f"{int(part):02x}" for part in self.network.split("/")[0].split(".")
+            )
+            _ip("link", "add", self.bridge, "address", address, "type", "bridge")
             _ip("addr", "add", self.network, "dev", self.bridge)
             _ip("link", "set", self.bridge, "up")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -54,6 +55,24 @@ def look_at(report: Report) -> None:
 def test_processes(tmp_path: Path) -> None:
     """Whatever breaks, each request has one answer, right or visibly not so; in the end all is well."""
     look_at(chaos.run("process", "5", SECONDS, tmp_path, clients=5))
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(120)
+def test_a_container_that_ends_takes_the_bridge_from_nobody(engine: PrivateEngine) -> None:
+    """Its address stays when the line that has the lowest one is gone."""
+    address, line = Path(f"/sys/class/net/{engine.bridge}/address"), f"llmpv{os.getpid()}"
+    before = address.read_text()
+    for words in (
+        ("add", line, "address", "02:00:00:00:00:01", "type", "veth", "peer", "name", f"{line}p"),
+        ("set", line, "master", engine.bridge),
+    ):
+        subprocess.run(["ip", "link", *words], check=True, timeout=10)
+    try:
+        assert address.read_text() == before
+    finally:
+        subprocess.run(["ip", "link", "del", line], check=True, timeout=10)
+    assert address.read_text() == before
 
 
 @pytest.mark.docker
