@@ -30,6 +30,15 @@ class NoUpgradeTests(UpgradeCase):
         # And it may be tried again.
         self.upgrade()
 
+    def ends_undecided(self) -> None:
+        """The new one does, having started and stopped nothing."""
+        self.clock.turn()
+        self.clock.advance(AGREE)
+        self.clock.turn()
+        self.assertEqual(self.told, ["stop"])
+        self.assertEqual(self.new.did, [])
+        self.assertTrue(self.new_fleet.scheduler.frozen)
+
     def test_it_ends(self) -> None:
         """With whatever status."""
         done = self.upgrader.upgrade()
@@ -94,12 +103,7 @@ class NoUpgradeTests(UpgradeCase):
         done = self.committed()
         self.successor._line.doRead()
         self.children[0].ends("signal 9")
-        self.clock.turn()
-        self.clock.advance(AGREE)
-        self.clock.turn()
-        self.assertEqual(self.told, ["stop"])
-        self.assertEqual(self.new.did, [])
-        self.assertTrue(self.new_fleet.scheduler.frozen)
+        self.ends_undecided()
         self.refused(done, "signal 9")
 
     def test_the_old_one_is_killed_as_the_new_one_would_serve(self) -> None:
@@ -107,12 +111,7 @@ class NoUpgradeTests(UpgradeCase):
         self.committed()
         assert self.upgrader._line is not None
         self.upgrader._line.close()
-        self.clock.turn()
-        self.clock.advance(AGREE)
-        self.clock.turn()
-        self.assertEqual(self.told, ["stop"])
-        self.assertEqual(self.new.did, [])
-        self.assertTrue(self.new_fleet.scheduler.frozen)
+        self.ends_undecided()
 
     def test_what_runs_is_the_old_one_s_to_stop(self) -> None:
         """Also when backends end with the proxy: that one goes on."""
