@@ -146,15 +146,21 @@ class Api:
     # -- what happens -------------------------------------------------------------------------------
 
     def events(
-        self, *, tail: int | None = None, follow: bool = False, backend: str | None = None
+        self,
+        *,
+        tail: int | None = None,
+        follow: bool = False,
+        backend: str | None = None,
+        can_end: Callable[[Callable[[], None]], object] | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Transitions and decisions: those that are remembered, and with ``follow`` those to come.
 
         :param tail: how many of the remembered ones at most.
         :param backend: only what is about that one.
+        :param can_end: as in :meth:`logs`.
         """
         path = f"/api/events{_query(tail=tail, follow=int(follow), backend=backend)}"
-        with self._open("GET", path, forever=follow) as response:
+        with self._open("GET", path, forever=follow, can_end=can_end) as response:
             for line in response:
                 if line.startswith(b"data:"):
                     event = json.loads(line[5:])

@@ -45,6 +45,8 @@ def keep_watching(
             watch.one_by_one(draw)
     except KeyboardInterrupt:
         return  # the way to end it
+    finally:
+        watch.close()
 
 
 class _Watch:
@@ -55,6 +57,10 @@ class _Watch:
         self._lost: str | None = None
         self._found = look()
         self._bell = Bell(api)
+
+    def close(self) -> None:
+        """Nobody looks any more."""
+        self._bell.close()
 
     def tell(self) -> None:
         """A JSON document on a line for each look; none while the proxy is away."""

@@ -126,6 +126,7 @@ class TopApp(App[None]):
     def on_unmount(self) -> None:
         """Nobody looks any more."""
         self._over = True
+        self._bell.close()
 
     def _keep_looking(self) -> None:
         while True:
