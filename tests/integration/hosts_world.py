@@ -283,7 +283,7 @@ class Hosts:
                 "rack": {
                     "docker": f"tcp://localhost:{self.cable.port}",
                     "tls": files,
-                    "address": "127.0.0.1",
+                    "address": RACK,
                     **({"gpus": gpus["rack"]} if "rack" in gpus else {}),
                 },
                 "tower": {"docker": f"ssh://root@127.0.0.1:{self.sshd.port}{tower}"},
@@ -306,6 +306,10 @@ class Hosts:
         for pid in map(int, found):
             os.kill(pid, signal.SIGKILL)
 
+
+RACK = "127.0.0.2"
+"""Where what runs on ``rack`` is reached.  Engines of one machine take the same ports of it in turn, and what
+is sent to a host without power must not come to somebody else."""
 
 CLIENT = {"ca": "ca.pem", "cert": "client.pem", "key": "client.key"}
 

@@ -50,8 +50,16 @@ class Node:
         return f"unix://{self.socket}"
 
     def docker(self, *arguments: str, check: bool = True, timeout: float = 120) -> str:
-        """The docker command, at this engine."""
-        return docker("-H", self.host, *arguments, check=check, timeout=timeout)
+        """The docker command, at this engine.
+
+        :raises AssertionError: it fails; where the engine has ended, with the last that it wrote.
+        """
+        try:
+            return docker("-H", self.host, *arguments, check=check, timeout=timeout)
+        except AssertionError as failed:
+            if self.runs or self._process is None:
+                raise
+            raise AssertionError(f"{failed}\n{self._last_words()}") from failed
 
     def inside(self, *command: str) -> list[str]:
         """That command, to be run in its network."""
@@ -84,7 +92,7 @@ class Node:
 
     def _answers(self) -> bool:
         assert self._process is not None
-        assert self._process.poll() is None, f"{self.name} ended: {(self.folder / 'log').read_text()[-2000:]}"
+        assert self._process.poll() is None, self._last_words()
         try:
             asked = subprocess.run(
                 ["docker", "-H", self.host, "version"], capture_output=True, timeout=5, check=False
@@ -92,6 +100,14 @@ class Node:
         except subprocess.TimeoutExpired:
             return False
         return asked.returncode == 0
+
+    def _last_words(self) -> str:
+        """How it ended.  Where Go's runtime gave up, the reason stands before what all its threads did."""
+        assert self._process is not None
+        log = (self.folder / "log").read_text(errors="replace")
+        at = max(log.rfind("\npanic: "), log.rfind("\nfatal error: "), log.rfind("\nSIG"))
+        last = log[-2000:] if at < 0 else log[max(at - 1000, 0) : at + 3000]
+        return f"{self.name} ended with {self._process.returncode}: {last}"
 
     def stop(self) -> None:
         """End the engine in order; its containers end, too."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.integration.docker_world import DockerWorld
-from tests.integration.hosts_world import Hosts, model, require_sshd
+from tests.integration.hosts_world import RACK, Hosts, model, require_sshd
 from tests.integration.private_engine import require_private_engine
 from tests.integration.proxy import ADMIN, Proxy
 from tests.integration.world import until
@@ -254,16 +254,16 @@ def test_a_stranger_is_refused(hosts: Hosts, launch: Launch) -> None:
 def test_labels_make_routes_on_all_hosts(hosts: Hosts, launch: Launch) -> None:
     """One that is there at the start, and one that comes later; each is where it is."""
 
-    def label(host: str, name: str) -> None:
+    def label(host: str, name: str, at: str = "127.0.0.1") -> None:
         spec = model(name)
         hosts.docker(
             host,
-            *("create", "--name", spec["container"], "--publish", "127.0.0.1::8000"),
+            *("create", "--name", spec["container"], "--publish", f"{at}::8000"),
             *("--label", f"llmproxy.route={name}", "--label", "llmproxy.port=8000"),
             *("--label", f"llmproxy.models={name}-model", spec["image"], *spec["args"]),
         )
 
-    label("rack", "early")
+    label("rack", "early", RACK)
     proxy = launch({})
     assert answered(proxy, "early")
     assert host_of(proxy, "early") == "rack"

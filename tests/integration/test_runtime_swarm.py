@@ -144,6 +144,8 @@ def world() -> Iterator[SwarmWorld]:
 @pytest.fixture
 def rig(world: SwarmWorld) -> Iterator[Rig]:
     """A runtime for one test; its services are removed afterwards."""
+    if not world.manager.runs:
+        world.recover()  # its end has failed the test before
     made = SwarmRig(REACTOR, world, unique("sw"))
     try:
         yield made
