@@ -227,3 +227,50 @@ def test_a_server_that_says_the_same_again_is_not_parsed_again() -> None:
         far.send(answer % (LATER, 2, b"bc"))
     assert (heard.body, heard.ends) == (b"bc", 1)
     assert heard.heads[0].fields == {b"date": LATER, b"content-length": b"2"}
+
+
+def wire(length: int, body: bytes, status: bytes = b"200 OK") -> bytes:
+    return b"HTTP/1.1 %b\r\ncontent-length: %d\r\n\r\n%b" % (status, length, body)
+
+
+def test_what_is_told_of_a_known_answer_is_what_the_parser_says() -> None:
+    """All of its head; and the connection may be used again."""
+    protocol, far, idle = connected()
+    heads = []
+    for _ in range(2):
+        answer = ask(protocol)
+        far.send(wire(1, b"a"))
+        heads += answer.heads
+    assert heads[0] == heads[1]
+    assert len(idle) == 2
+
+
+def test_an_answer_that_is_not_like_the_one_before_is_parsed() -> None:
+    """By its status, as it has not come as a whole, or as something follows it."""
+    for pieces, body, again in (
+        ([wire(1, b"b", b"404 Not Found")], b"b", True),
+        ([wire(2, b"b"), b"c"], b"bc", True),
+        ([wire(0, b"")], b"", True),
+        ([wire(1, b"b") + b"more"], b"b", False),
+    ):
+        protocol, far, idle = connected()
+        ask(protocol)
+        far.send(wire(1, b"a"))
+        answer = ask(protocol)
+        for piece in pieces:
+            assert answer.ends == 0
+            far.send(piece)
+        assert (answer.body, answer.ends, answer.broken) == (body, 1, [])
+        assert (len(idle) == 2, protocol.closed) == (again, not again)
+
+
+def test_only_an_answer_that_came_in_one_piece_is_learned() -> None:
+    """What looks like the end of the one before is none, and no HTTP."""
+    protocol, far, _ = connected()
+    ask(protocol)
+    start, end = wire(1, b"a")[:11], wire(1, b"a")[11:]
+    far.send(start)
+    far.send(end)
+    answer = ask(protocol)
+    far.send(end)
+    assert (answer.ends, len(answer.broken)) == (0, 1)

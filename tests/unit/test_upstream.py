@@ -251,10 +251,11 @@ class FramingTests(SynchronousTestCase):
         self.assertEqual((answer.ends, idle), (1, []))
 
     def test_interim_answers_are_skipped(self) -> None:
-        """100 Continue and 103 Early Hints are not the answer."""
+        """100 Continue, 103 Early Hints and what has no name yet are not the answer."""
         protocol, far, _ = connected()
         answer = ask(protocol)
         far.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")
+        far.send(b"HTTP/1.1 199 Soon\r\nX: y\r\n\r\n")
         far.send(b"HTTP/1.1 204 No Content\r\n\r\n")
         self.assertEqual([head.status for head in answer.heads], [204])
         self.assertEqual(answer.heads[0].fields.raw, [])

@@ -153,6 +153,7 @@ class StoryTests(SynchronousTestCase):
         (broken,) = answer.broken
         self.assertTrue(broken.reason.startswith("its answer is not valid HTTP ("), broken)
         self.assertNotIn("()", broken.reason)
+        self.assertNotIn("HttpParser", broken.reason)
         self.assertEqual((broken.untouched, protocol.closed, answer.heads), (False, True, []))
 
     def test_a_head_may_have_so_many_bytes(self) -> None:
@@ -236,6 +237,29 @@ class StoryTests(SynchronousTestCase):
             far.send(b"HTTP/1.1 " + wire)
             (head,) = answer.heads
             self.assertEqual((head.length, head.delimited, head.upgraded), (length, delimited, False), wire)
+
+    def test_a_trailer_is_no_field(self) -> None:
+        """Also when it comes with the head."""
+        _, far, answer = self.asked()
+        far.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-End: y\r\n\r\n")
+        (head,) = answer.heads
+        self.assertEqual(
+            (head.fields.raw, answer.body, answer.ends), ([(b"Transfer-Encoding", b"chunked")], b"a", 1)
+        )
+
+    def test_a_connection_that_is_not_used_again_is_closed_when_the_end_is_told(self) -> None:
+        """Whoever asks next, at once, gets another one."""
+        closed: list[bool] = []
+
+        class Looks(Answer):
+            def response_end(self) -> None:
+                closed.append(protocol.closed)
+
+        for more, gone in ((b"", False), (b"Connection: close\r\n", True)):
+            protocol, far, _ = connected()
+            protocol.send(b"", b"", Looks())
+            far.send(b"HTTP/1.1 200 OK\r\n" + more + b"Content-Length: 2\r\n\r\nok")
+            self.assertIs(closed.pop(), gone)
 
     def test_a_reason_is_passed_on_unless_it_has_control_characters(self) -> None:
         """Those of an interim answer are not part of it; a bad one is left out."""

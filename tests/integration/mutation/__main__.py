@@ -109,7 +109,7 @@ def _look_at(module: Module, said: argparse.Namespace) -> tuple[Score, list[str]
     score, survivors = Score(module.name, len(every)), []
     for mutant in every:
         if known.outcomes[mutant.id] == "survived":
-            where = f"{module.path.relative_to(ROOT)}:{mutant.lines[0]}"
+            where = f"{module.path.relative_to(ROOT)}:{mutant.line}"
             survivors.append(f"{where}: {mutant.kind}\n    - {mutant.before}\n    + {mutant.after}")
         else:
             score.killed += 1

@@ -21,11 +21,14 @@ class Mutant:
     """A module with one fault in it.
 
     :ivar kind: of the fault.
-    :ivar lines: the first and the last that it stands in.
+    :ivar line: of the fault itself.
+    :ivar lines: the first and the last of the statement that it stands in: a test that comes by that need
+        not come by the line of the fault itself, which an ``or`` before it may have left out.
     :ivar before: the line without it, and ``after`` with it.
     """
 
     kind: str
+    line: int
     lines: tuple[int, int]
     before: str
     after: str
@@ -41,7 +44,7 @@ def mutants(source: str) -> Iterator[Mutant]:
     """Every mutant that can be compiled and is another programme."""
     seen = {ast.dump(ast.parse(source))}
     tree = get_ast(source)
-    spared = _spared(source)
+    spared, statements = _spared(source), _statements(source)
     for kind in OPERATORS:
         operator = kind.make()
         occurrence = -1
@@ -57,13 +60,29 @@ def mutants(source: str) -> Iterator[Mutant]:
                     continue
                 if shape not in seen:
                     seen.add(shape)
-                    yield _mutant(kind.name, source, code, (start[0], end[0]))
+                    yield _mutant(kind.name, source, code, _around(start[0], end[0], statements))
+
+
+def _statements(source: str) -> list[tuple[int, int]]:
+    """Their first and last lines; of one that has others within it, those before these."""
+    return [
+        (node.lineno, max(node.lineno, body[0].lineno - 1) if body else node.end_lineno or node.lineno)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.stmt)
+        for body in [getattr(node, "body", None)]
+    ]
+
+
+def _around(first: int, last: int, statements: list[tuple[int, int]]) -> tuple[int, int]:
+    """The lines of the statements that these lines are of."""
+    of = [each for each in statements if each[0] <= last and first <= each[1]]
+    return min([first, *(start for start, _ in of)]), max([last, *(end for _, end in of)])
 
 
 def _mutant(kind: str, source: str, code: str, lines: tuple[int, int]) -> Mutant:
     old, new = source.splitlines(), code.splitlines()
     at = next((n for n, (one, other) in enumerate(zip(old, new, strict=False)) if one != other), lines[0] - 1)
-    return Mutant(kind, (min(lines[0], at + 1), lines[1]), old[at].strip(), new[at].strip(), code)
+    return Mutant(kind, at + 1, (min(lines[0], at + 1), lines[1]), old[at].strip(), new[at].strip(), code)
 
 
 def _spared(source: str) -> list[tuple[int, int]]:
