@@ -219,14 +219,15 @@ class Backend(Conduct):
 
     def _has_left(self, _: None) -> Deferred[None] | None:
         if self.unsure:
-            return self._is_sure().addCallback(self._has_left)
+            return self._doubt.sure().addCallback(self._has_left)
         self.close()
         return None
 
     @property
     def changing(self) -> bool:
         """The runtime or the engine has been asked for something, and has not answered."""
-        return self._launcher.launching or self.state in ("stopping", "falling_asleep", "waking")
+        asked = self._launcher.launching or self._doubt.ending
+        return asked or self.state in ("stopping", "falling_asleep", "waking")
 
     def hand_over(self) -> None:
         """Another process decides from now on: those who wait go there, what is in flight goes on here, and
@@ -238,14 +239,12 @@ class Backend(Conduct):
     def close(self) -> None:
         """Let go of timers and connections; the backend itself is left as it is."""
         self._closing, self._retired = True, False
-        for waiting in list(self._until_sure):
-            waiting.cancel()
         self._launcher.give_up()
         self._engine.leave_alone()
         self._serving.ask_no_more()
         self._startup.over()
         self._diary.over()
         self._timers.close()
-        self._doubted_out()
+        self._doubt.close()
         self.gate.close()
         self._witnesses.dismiss()

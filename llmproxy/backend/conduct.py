@@ -11,12 +11,12 @@ from collections.abc import Callable
 
 from attrs import evolve
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llmproxy.backend.admission import Admission
 from llmproxy.backend.diary import Diary
+from llmproxy.backend.doubt import Doubt
 from llmproxy.backend.engine import Engine, Terms
 from llmproxy.backend.failures import (
     describe_exit,
@@ -60,11 +60,6 @@ LOG_LIMIT = 2.0
 DIAGNOSIS_LINES = 400
 """Lines of log that are searched for the cause of a failed start: each of vLLM's processes adds a traceback
 of up to a hundred to the one that has it."""
-
-
-DOUBT_MOST = 60.0
-"""Seconds for which the claim of a start or a stop is kept whose outcome nobody knows: an engine that was
-restarted is back by then, and with a machine that is lost its GPU is, too."""
 
 
 class Conduct(Timed):
@@ -127,10 +122,9 @@ class Conduct(Timed):
         self._failure: StartFailure | None = None
         self._closing = False
         self._abandoned = False
-        self._doubts: IDelayedCall | None = None
+        self._doubt = Doubt(surroundings.clock, self._doubt_over)
         # Configured no more, and not let go of yet.
         self._retired = False
-        self._until_sure: list[Deferred[None]] = []
 
     def _together(self, runtime: IReplicator) -> Serving:
         # Few have a Swarm.
@@ -204,7 +198,11 @@ class Conduct(Timed):
 
     def running(self, instance: Instance) -> None:
         """See :class:`~llmproxy.runtimes.interface.Watcher`."""
-        self._doubted_out()
+        if self._retired and self._doubt.there:
+            # Its stop came to nothing, or its start to something.
+            self._doubt.stop_again(self._stop_again)
+            return
+        self._doubt.over()
         replaced = self._present.running(instance) if self._heeds else self._note_there(instance)
         if instance.used_at is not None:
             self.gate.used_at = max(self.gate.used_at, instance.used_at)
@@ -238,7 +236,7 @@ class Conduct(Timed):
         if exit.oom:
             # Clients mostly hear of it as of a broken connection, before its cause is known.
             self._log.warn("{backend} ended with {exit}", backend=self.name, exit=describe_exit(exit))
-        self._doubted_out()
+        self._doubt.over()
         was_known = self._present.gone(run, exit)
         if was_known:
             # Of several tasks, what has had no byte yet can be answered by what comes after them.
@@ -295,7 +293,7 @@ class Conduct(Timed):
         """See :class:`~llmproxy.backend.effects.Effects`."""
         self._present.known = None
         self._found = False
-        self._doubted_out()
+        self._doubt.over()
         self._startup.begin("creating")
         self._launcher.start(
             self.spec,
@@ -324,47 +322,49 @@ class Conduct(Timed):
         if failure.check(RuntimeUnavailable, StartRefused) is None:
             self._log.failure("starting {backend}", failure, backend=self.name)
         if failure.check(RuntimeUnavailable) and attempt == self.lifecycle.attempt:
-            self._doubt()
+            self._begin_doubt()
         told = launch_failure(failure)
         hint = None if told.hint is None else self.redacted(told.hint)
         self._start_failed(attempt, evolve(told, message=self.redacted(told.message), hint=hint))
 
-    def _doubt(self) -> None:
-        """The runtime did not answer to a start, which it may have carried out all the same, or to a stop,
-        which it may not have carried out: what it claims is kept for it until the runtime says how it is.
+    def _begin_doubt(self) -> None:
+        """Nobody knows whether it runs: what it claims is kept for it until the runtime says how it is.
 
-        That goes for what is configured no more as well, and its successor waits so long.  If it then runs on
-        it is not stopped once more: the successor finds it, or somebody else has to end it.
+        That goes for what is configured no more as well: its successor waits so long, and if it runs on it is
+        told to end once more.
         """
-        if self._closing and not self._retired:
-            return
-        if self._doubts is not None:
-            self._doubts.cancel()
-        self._doubts = self.surroundings.clock.callLater(DOUBT_MOST, self._doubted_out)
+        if not self._closing or self._retired:
+            self._doubt.begin()
+            self._ask_how_it_is()
+
+    def _ask_how_it_is(self) -> None:
         # It is told by that: at once, or when the runtime is back.
         self.runtime.watch(self.spec, self).addErrback(lambda _: None)
 
-    def _doubted_out(self) -> None:
-        doubts, self._doubts = self._doubts, None
-        if doubts is not None:
-            if doubts.active():
-                doubts.cancel()
-            self.surroundings.scheduler.moved(self)
-            waiters, self._until_sure = self._until_sure, []
-            for waiting in waiters:
-                waiting.callback(None)
+    def _stop_again(self) -> None:
+        self._launcher.stop(self.spec, self._stopped_again)
 
-    def _is_sure(self) -> Deferred[None]:
-        """Fires when nobody is unsure of it any more; cancelled when it is let go of."""
-        waiting: Deferred[None] = Deferred(self._until_sure.remove)
-        self._until_sure.append(waiting)
-        return waiting
+    def _stopped_again(self, took: float | None) -> None:
+        self._doubt.answered()
+        if took is not None:
+            self._doubt.over()
+        elif self._doubt.there:
+            self._ask_how_it_is()
+
+    def _doubt_over(self, known: bool) -> None:
+        if self._retired and not known:
+            self._log.warn(
+                "{backend} may still run: its runtime did not answer to its stop, and it is configured no "
+                "more. If it does, it has to be ended by hand",
+                backend=self.name,
+            )
+        self.surroundings.scheduler.moved(self)
 
     @property
     def unsure(self) -> bool:
         """Nobody knows whether it runs: it was started or stopped, and the runtime has not said what came of
         that."""
-        return self._doubts is not None
+        return self._doubt.there
 
     def probe(self, attempt: int) -> None:
         """See :class:`~llmproxy.backend.effects.Effects`."""
@@ -429,7 +429,7 @@ class Conduct(Timed):
         self._present.stopped()
         unsure = took is None and self.state == "stopping" and attempt == self.lifecycle.attempt
         if unsure:
-            self._doubt()
+            self._begin_doubt()
         self.lifecycle.stopped(attempt)
         if unsure:
             self._adopt()

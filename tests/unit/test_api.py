@@ -30,9 +30,9 @@ from llmproxy.web.resources import RootResource
 from llmproxy.web.site import ProxySite
 from tests.fakes import FakeController, FakeRuntime
 from tests.inmemory import Servers
+from tests.one_gpu import CONTROLS, GIB, Meter
 from tests.openapi import described
 from tests.unit.test_front import ADMIN, OK, Client, Log
-from tests.unit.test_scheduler import CONTROLS, GIB, Meter
 
 DAY = 86400.0
 

@@ -19,7 +19,7 @@ from llmproxy.usage.keeping import gpus_of
 from llmproxy.web.api.views import backend_view, gpu_sums, story_of
 from tests.fake_hosts import FakeHosts
 from tests.inmemory import Servers
-from tests.unit.test_scheduler import CONTROLS, GIB, Client, Meter
+from tests.one_gpu import CONTROLS, GIB, Client, Meter
 
 HOSTS = {
     "tower": Host("ssh://tower", gpus={"0": Gpu(24 * GIB, GIB)}),

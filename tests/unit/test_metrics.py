@@ -33,7 +33,7 @@ from llmproxy.web.histogram import Buckets, Histogram
 from llmproxy.web.metrics import Metrics, MetricsResource
 from tests.fakes import FakeController, FakeRuntime
 from tests.inmemory import Servers
-from tests.unit.test_scheduler import CONTROLS
+from tests.one_gpu import CONTROLS
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3"
 SECRET = "sk-0123456789abcdef"

@@ -18,7 +18,7 @@ from llmproxy.fleet.pressure import AFTER, LOOK_EVERY
 from llmproxy.runtimes.interface import Reservations, RuntimeUnavailable
 from tests.fake_swarm import FakeReplicator, FakeSwarm
 from tests.inmemory import Servers
-from tests.unit.test_scheduler import Client
+from tests.one_gpu import Client
 
 VRAM = "vram-gib"
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 from unittest.mock import Mock
 
 from attrs import evolve
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase
 
 from llmproxy.backend import power
-from llmproxy.backend.conduct import DOUBT_MOST
-from llmproxy.backend.gate import Lease
 from llmproxy.backend.surroundings import Decision, Event
-from llmproxy.config.model import BackendSpec, Config, Gpu, Scheduler
+from llmproxy.config.model import Config, Gpu
 from llmproxy.errors import Refusal
 from llmproxy.fleet import scheduler
 from llmproxy.fleet.fleet import Fleet
@@ -25,134 +21,11 @@ from llmproxy.runtimes.interface import Facts
 from llmproxy.scheduling.outlook import Model, Plan
 from llmproxy.scheduling.placement import plan
 from tests.fakes import FakeController, FakeRuntime
-from tests.inmemory import Servers
-
-GIB = 2**30
+from tests.one_gpu import ASLEEP, GIB, Client, Meter, OneGpu, answer
 
 
-def answer(body: bytes, status: int = 200) -> bytes:
-    return b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)
-
-
-AWAKE = answer(b'{"status":"awake"}')
-ASLEEP = answer(b'{"status":"sleeping"}')
-CONTROLS = {
-    "POST /sleep": ASLEEP,
-    "POST /wake_up": AWAKE,
-    "POST /collective_rpc": answer(b'{"results":[null]}'),
-    "POST /reset_prefix_cache": answer(b'{"success":true}'),
-    "GET /is_sleeping": answer(b'{"is_sleeping":false}'),
-}
-
-
-class Client:
-    """A request that writes down what it is told."""
-
-    def __init__(self, priority: int = 0, *, may_evict: bool = True) -> None:
-        self.priority = priority
-        self.may_evict = may_evict
-        self.lease: Lease | None = None
-        self.refusals: list[Refusal] = []
-        self.cuts: list[str] = []
-
-    def affinity(self) -> bytes | None:
-        return None
-
-    def admitted(self, lease: Lease) -> None:
-        assert self.lease is None
-        self.lease = lease
-
-    def refused(self, refusal: Refusal) -> None:
-        self.refusals.append(refusal)
-
-    def cut(self, reason: str) -> None:
-        self.cuts.append(reason)
-        self.done()
-
-    def handed_on(self, route: str | None) -> None:
-        raise AssertionError("no configuration changes here")
-
-    def done(self) -> None:
-        assert self.lease is not None
-        self.lease.release()
-
-    @property
-    def served(self) -> bool:
-        return self.lease is not None
-
-
-class Meter:
-    """A GPU of 24 GiB whose free memory the test says."""
-
-    def __init__(self, free: int = 24 * GIB) -> None:
-        self.now = free
-
-    def total(self, gpu: str) -> int | None:
-        return 24 * GIB
-
-    def free(self, gpu: str) -> int | None:
-        return self.now
-
-
-class SchedulerTests(SynchronousTestCase):
+class SchedulerTests(OneGpu):
     """One fleet on one GPU, one story each."""
-
-    def build(self, **models: Mapping[str, Any]) -> None:
-        """A fleet with these backends; each claims 0.6 of GPU 0 unless it says otherwise."""
-        self.clock = Clock()
-        self.world = FakeController(hold_stops=True)
-        self.servers = Servers(mode="healthy", controls=dict(CONTROLS))
-        specs = {
-            name: BackendSpec(
-                route=name, container=name, models=(name,), **{"gpu_memory": 0.6, "stop_grace": 1.0, **fields}
-            )
-            for name, fields in models.items()
-        }
-        self.config = Config(
-            backends=specs,
-            scheduler=Scheduler(max_wait_before_drain=30, drain_limit=100),
-            host_memory_for_sleep=64 * GIB,
-        )
-        self.fleet = self.start(self.config)
-        self.addCleanup(self.end)
-
-    def start(self, config: Config) -> Fleet:
-        fleet = Fleet(self.clock, self.servers.connect, {"docker": FakeRuntime(self.world)}, config)
-        self.successResultOf(fleet.start())
-        return fleet
-
-    def end(self) -> None:
-        self.world.hold_stops = False
-        self.fleet.close()
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def ask(self, name: str, priority: int = 0, *, may_evict: bool = True) -> Client:
-        client = Client(priority, may_evict=may_evict)
-        self.fleet.backends[name].enter(client)
-        return client
-
-    def serve(self, name: str) -> None:
-        """One short request, with all that it needs."""
-        client = self.ask(name)
-        self.settle()
-        assert client.served, (name, self.states())
-        client.done()
-        self.settle()
-
-    def settle(self) -> None:
-        """Let everything that takes no time happen, stops included."""
-        for _ in range(10):
-            for route in self.world.stopping():
-                self.world.finish_stop(route)
-            self.clock.advance(0)
-
-    def states(self) -> dict[str, str]:
-        return {name: backend.state for name, backend in self.fleet.backends.items()}
-
-    def decisions(self, name: str) -> list[str]:
-        return [
-            event.kind for event in self.fleet.events if isinstance(event, Decision) and event.backend == name
-        ]
 
     # -- room ---------------------------------------------------------------------------------------
 
@@ -424,148 +297,6 @@ class SchedulerTests(SynchronousTestCase):
         self.settle()
         (next_one,) = following
         self.assertTrue(next_one.served)
-
-    def apart(self, engine: FakeController) -> FakeController:
-        """x and y do not fit beside each other, and only x is that engine's."""
-        self.build(x={}, y={})
-        self.end()
-        specs = dict(self.config.backends)
-        specs["y"] = evolve(specs["y"], runtime="process", command=("y",))
-        self.config = evolve(self.config, backends=specs)
-        self.world = FakeController(hold_stops=True)
-        runtimes = {"docker": FakeRuntime(engine), "process": FakeRuntime(self.world)}
-        self.fleet = Fleet(self.clock, self.servers.connect, runtimes, self.config)
-        self.fleet.start()
-        return engine
-
-    def unsure(self) -> FakeController:
-        """x has been started by an engine that did not answer to it; y, which does not fit beside it, waits.
-
-        :return: the engine.
-        """
-        engine = self.apart(FakeController(hold_starts=True))
-        asked = self.ask("x")
-        engine.go_away("it said 500")
-        self.assertEqual([refusal.code for refusal in asked.refusals], ["runtime_unavailable"])
-        self.waiting = self.ask("y")
-        self.settle()
-        self.assertEqual((self.waiting.served, self.world.count("ensure_started", "y")), (False, 0))
-        return engine
-
-    def test_a_start_that_nobody_knows_of_keeps_its_room(self) -> None:
-        """It runs after all, and is found; only when it has left the other one starts."""
-        engine = self.unsure()
-        engine.hold_starts = False
-        engine._away = None
-        engine.become_running("x")
-        self.settle()
-        self.assertEqual((self.world.count("ensure_started", "y"), engine.count("stop", "x")), (1, 1))
-        self.assertTrue(self.waiting.served)
-
-    def test_a_stop_that_nobody_knows_of_keeps_its_room(self) -> None:
-        """It runs on, and is found when the engine answers; only when it has left the other one starts."""
-        engine = self.apart(FakeController(hold_stops=True))
-        self.serve("x")
-        self.clock.advance(60)
-        waiting = self.ask("y")
-        self.settle()
-        self.assertEqual(engine.count("stop", "x"), 1)
-        engine.go_away("it said 500")
-        self.settle()
-        self.assertEqual(self.fleet.backends["x"].state, "absent")
-        self.assertEqual((waiting.served, self.world.count("ensure_started", "y")), (False, 0))
-        engine.hold_stops = False
-        engine.come_back()
-        self.settle()
-        self.assertEqual((engine.count("stop", "x"), engine.is_running("x")), (2, False))
-        self.assertTrue(waiting.served)
-
-    def removed(self) -> FakeController:
-        """x is configured no more, and its engine did not answer to its stop; y waits for its room.
-
-        :return: the engine.
-        """
-        engine = self.apart(FakeController(hold_stops=True))
-        self.serve("x")
-        backends = {"y": self.config.backends["y"]}
-        self.fleet.apply(evolve(self.config, backends=backends))
-        self.waiting = self.ask("y")
-        self.settle()
-        self.assertEqual(engine.stopping(), {"x"})
-        engine.go_away("it said 500")
-        self.settle()
-        self.assertEqual((self.waiting.served, self.world.count("ensure_started", "y")), (False, 0))
-        return engine
-
-    def test_a_stop_of_what_is_configured_no_more_keeps_its_room(self) -> None:
-        """Until the engine says that it has ended."""
-        engine = self.removed()
-        engine.exit("x", 143)
-        engine.come_back()
-        self.settle()
-        self.assertTrue(self.waiting.served)
-        self.assertEqual(engine.count("unwatch", "x"), 1)
-
-    def test_an_engine_of_what_is_configured_no_more_never_comes_back(self) -> None:
-        """Nobody waits for it for ever."""
-        engine = self.removed()
-        self.clock.advance(DOUBT_MOST)
-        self.settle()
-        self.assertTrue(self.waiting.served)
-        self.assertEqual(engine.count("unwatch", "x"), 1)
-
-    def test_the_proxy_ends_in_doubt_of_what_is_configured_no_more(self) -> None:
-        """It is waited for no more, which is no error."""
-        self.removed()
-
-    def test_a_successor_waits_for_the_stop_that_nobody_knows_of(self) -> None:
-        """It is not started beside what may still run."""
-        engine = self.apart(FakeController(hold_stops=True))
-        self.serve("x")
-        changed = evolve(self.config.backends["x"], container="another")
-        self.fleet.apply(evolve(self.config, backends={**self.config.backends, "x": changed}))
-        waiting = self.ask("x")
-        self.settle()
-        engine.go_away("it said 500")
-        engine._away = None
-        self.settle()
-        self.assertEqual((waiting.served, engine.count("ensure_started", "x")), (False, 1))
-        engine.exit("x", 143)
-        self.settle()
-        self.assertEqual((waiting.served, engine.count("ensure_started", "x")), (True, 2))
-
-    def test_a_successor_finds_what_was_not_stopped(self) -> None:
-        """When the engine says that it runs on."""
-        engine = self.apart(FakeController(hold_stops=True))
-        self.serve("x")
-        changed = evolve(self.config.backends["x"], stop_grace=2.0, container="another")
-        self.fleet.apply(evolve(self.config, backends={**self.config.backends, "x": changed}))
-        waiting = self.ask("x")
-        engine.go_away("it said 500")
-        self.settle()
-        self.assertFalse(waiting.served)
-        engine.come_back()
-        self.settle()
-        self.assertEqual((waiting.served, self.states()["x"], list(engine.stopping())), (True, "ready", []))
-
-    def test_a_start_that_came_to_nothing_gives_its_room_back(self) -> None:
-        """As soon as the engine says so."""
-        self.unsure().come_back()
-        self.settle()
-        self.assertTrue(self.waiting.served)
-
-    def test_an_engine_that_never_comes_back(self) -> None:
-        """Nobody waits for it for ever."""
-        self.unsure()
-        self.clock.advance(DOUBT_MOST)
-        self.settle()
-        self.assertTrue(self.waiting.served)
-
-    def test_what_nobody_knows_of_may_be_asked_for_again(self) -> None:
-        """Its own room is no obstacle to it."""
-        engine = self.unsure()
-        self.assertEqual(len(self.ask("x").refusals), 1)
-        self.assertEqual(engine.count("ensure_started", "x"), 2)
 
     def test_sizes_and_reserves(self) -> None:
         """Sizes count where the GPU's size is known."""
