@@ -97,9 +97,9 @@ _CORS = frozenset(
     )
 )
 
-# By whether there can be a body, and whether it is the proxy that speaks of CORS.
+# By whether there can be a body, and whether it is the proxy that speaks of CORS; for most answers, with a
+# body, it does not.
 _NOT_PASSED_ON = {
-    (True, False): _ANSWERED,
     (False, False): _ANSWERED | {b"content-length"},
     (True, True): _ANSWERED | _CORS,
     (False, True): _ANSWERED | _CORS | {b"content-length"},

@@ -10,6 +10,7 @@ import struct
 from typing import Any
 from unittest import mock
 
+import httptools
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.task import Clock
@@ -644,6 +645,26 @@ class FrontTests(SynchronousTestCase):
         self.addCleanup(gc.enable)
         exchange()
         self.assertEqual(gc.collect(), 0)
+
+    def test_the_end_of_a_connection_leaves_no_parser(self) -> None:
+        """Neither of the client's nor of the backend's, to which their parsers refer."""
+
+        def parsers() -> int:
+            kinds = (httptools.HttpRequestParser, httptools.HttpResponseParser)
+            return sum(isinstance(each, kinds) for each in gc.get_objects())
+
+        self.warm()
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        before = parsers()
+        client = self.client()
+        client.get(b"/coder/x")
+        self.far().send(OK)
+        self.assertEqual(parsers(), before + 2)
+        client.leave()
+        self.far().close()
+        self.assertEqual(parsers(), before)
 
     # -- cold ---------------------------------------------------------------------------------------
 

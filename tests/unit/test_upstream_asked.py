@@ -258,6 +258,8 @@ class StoryTests(SynchronousTestCase):
         for more, gone in ((b"", False), (b"Connection: close\r\n", True)):
             protocol, far, _ = connected()
             protocol.send(b"", b"", Looks())
+            # A socket's end is told by the reactor, later.
+            protocol.transport.abortConnection = lambda: None
             far.send(b"HTTP/1.1 200 OK\r\n" + more + b"Content-Length: 2\r\n\r\nok")
             self.assertIs(closed.pop(), gone)
 
