@@ -84,8 +84,8 @@ AREAS: dict[str, tuple[Module, ...]] = {
     ),
     "headers": _modules("http", ("headers",), "headers", "known"),
     "framing": (
-        *_modules("relay", ("upstream",), "upstream", "upstream_asked", "known"),
-        *_modules("web", ("reader",), "reader", "channel", "smuggling", "known"),
+        *_modules("relay", ("upstream",), "upstream", "upstream_asked", "known", "front"),
+        *_modules("web", ("reader",), "reader", "channel", "smuggling", "known", "front"),
     ),
 }
 """By the name that ``--only`` takes."""
