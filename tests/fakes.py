@@ -186,6 +186,11 @@ class FakeController:
         if stop is not None:
             _fire(stop.waiters, None)
 
+    def vanish(self, route: str) -> None:
+        """Its run ends, and those who watch hear of it before a held stop is answered."""
+        self._exits[self._instances.pop(route).run] = Exit(143, False)
+        self._resync()
+
     def restart(self, route: str) -> Instance:
         """Somebody else restarts it: another run at once, the end of the old one told first."""
         self.exit(route, 143)

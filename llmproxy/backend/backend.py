@@ -219,14 +219,19 @@ class Backend(Conduct):
 
     def _has_left(self, _: None) -> Deferred[None] | None:
         if self.unsure:
-            return self._doubt.sure().addCallback(self._has_left)
+            return self._doubt.news().addCallback(self._has_left)
         self.close()
         return None
+
+    def ended(self) -> Deferred[None]:
+        """Fires when it has ended, or nobody is at that any more."""
+        ended = self.when("absent", "failed")
+        return ended.addCallback(lambda _: self._doubt.news() if self._doubt.ending else None)
 
     @property
     def changing(self) -> bool:
         """The runtime or the engine has been asked for something, and has not answered."""
-        asked = self._launcher.launching or self._doubt.ending
+        asked = self._launcher.launching or (self._retired and self.unsure)
         return asked or self.state in ("stopping", "falling_asleep", "waking")
 
     def hand_over(self) -> None:

@@ -123,6 +123,8 @@ class Conduct(Timed):
         self._closing = False
         self._abandoned = False
         self._doubt = Doubt(surroundings.clock, self._doubt_over)
+        # The run whose end nobody has answered for.
+        self._told_to_end: str | None = None
         # Configured no more, and not let go of yet.
         self._retired = False
 
@@ -198,9 +200,9 @@ class Conduct(Timed):
 
     def running(self, instance: Instance) -> None:
         """See :class:`~llmproxy.runtimes.interface.Watcher`."""
-        if self._retired and self._doubt.there:
+        if self._retired and self._doubt.there and not self._is_anothers(instance):
             # Its stop came to nothing, or its start to something.
-            self._doubt.stop_again(self._stop_again)
+            self._doubt.end_it(self._end_it)
             return
         self._doubt.over()
         replaced = self._present.running(instance) if self._heeds else self._note_there(instance)
@@ -218,6 +220,11 @@ class Conduct(Timed):
     def _heeds(self) -> bool:
         """What the runtime tells is news, and not the echo of what it is asked for at present."""
         return not self._closing and not self._launcher.launching
+
+    def _is_anothers(self, instance: Instance) -> bool:
+        """Several proxies may ask for a service, and this is not the run that we have told to end.  Elsewhere
+        another run is one that a policy has restarted."""
+        return isinstance(self.runtime, IReplicator) and self._told_to_end not in (None, instance.run)
 
     def _note_there(self, instance: Instance) -> bool:
         self._present.there = instance
@@ -293,6 +300,7 @@ class Conduct(Timed):
         """See :class:`~llmproxy.backend.effects.Effects`."""
         self._present.known = None
         self._found = False
+        self._told_to_end = None
         self._doubt.over()
         self._startup.begin("creating")
         self._launcher.start(
@@ -341,21 +349,19 @@ class Conduct(Timed):
         # It is told by that: at once, or when the runtime is back.
         self.runtime.watch(self.spec, self).addErrback(lambda _: None)
 
-    def _stop_again(self) -> None:
-        self._launcher.stop(self.spec, self._stopped_again)
+    def _end_it(self) -> None:
+        self._launcher.stop(self.spec, self._end_answered)
 
-    def _stopped_again(self, took: float | None) -> None:
-        self._doubt.answered()
-        if took is not None:
-            self._doubt.over()
-        elif self._doubt.there:
+    def _end_answered(self, took: float | None) -> None:
+        self._doubt.answered(ended=took is not None)
+        if self._doubt.there:
             self._ask_how_it_is()
 
     def _doubt_over(self, known: bool) -> None:
         if self._retired and not known:
             self._log.warn(
-                "{backend} may still run: its runtime did not answer to its stop, and it is configured no "
-                "more. If it does, it has to be ended by hand",
+                "{backend} may still run: its runtime did not say what came of its last start or stop, and "
+                "it is configured no more. If it runs, it has to be ended by hand",
                 backend=self.name,
             )
         self.surroundings.scheduler.moved(self)
@@ -426,6 +432,8 @@ class Conduct(Timed):
     def _stopped(self, attempt: int, took: float | None) -> None:
         if took is not None:
             self._diary.stopped(took)
+        known = self._present.known
+        self._told_to_end = None if known is None else known.run
         self._present.stopped()
         unsure = took is None and self.state == "stopping" and attempt == self.lifecycle.attempt
         if unsure:

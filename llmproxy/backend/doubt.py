@@ -23,6 +23,7 @@ class Doubt:
 
     :param over: called when the doubt is over: with True when the runtime has said how it is, and with False
         when that has been waited for long enough.
+    :ivar there: nobody knows how it is.
     :ivar ending: it has been asked to end once more, and has not answered.
     """
 
@@ -30,69 +31,72 @@ class Doubt:
         self._clock = clock
         self._told_over = over
         self._limit: IDelayedCall | None = None
-        self._again: IDelayedCall | None = None
+        self._next: IDelayedCall | None = None
         self._pause = 0.0
         self._waiting: list[Deferred[None]] = []
+        self.there = False
         self.ending = False
-
-    @property
-    def there(self) -> bool:
-        """Nobody knows."""
-        return self._limit is not None
 
     def begin(self) -> None:
         """From now on, for :data:`DOUBT_MOST`."""
+        self.there = True
         if self._limit is not None:
             self._limit.cancel()
         self._limit = self._clock.callLater(DOUBT_MOST, self._expired)
 
     def _expired(self) -> None:
         self._limit = None
-        if self.ending:
-            # That will be answered.
-            self.begin()
-        else:
+        if not self.ending:
             self._end(known=False)
 
     def over(self) -> None:
-        """It is known."""
-        if self._limit is not None:
-            self._limit.cancel()
-            self._limit = None
+        """It is known; while it is being ended, by the answer to that only, which may be that it runs on."""
+        if self.there and not self.ending:
             self._end(known=True)
 
     def _end(self, *, known: bool) -> None:
-        self._pause = 0.0
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
+        self.there, self._pause = False, 0.0
+        for timer in (self._limit, self._next):
+            if timer is not None:
+                timer.cancel()
+        self._limit = self._next = None
         self._told_over(known)
+        self._tell()
+
+    def _tell(self) -> None:
         waiting, self._waiting = self._waiting, []
         for each in waiting:
             each.callback(None)
 
-    def sure(self) -> Deferred[None]:
-        """Fires when it is over; cancelled by :meth:`close`."""
+    def news(self) -> Deferred[None]:
+        """Fires when it is over, or when what was asked once more is answered; cancelled by :meth:`close`."""
         each: Deferred[None] = Deferred(self._waiting.remove)
         self._waiting.append(each)
         return each
 
-    def stop_again(self, stop: Callable[[], None]) -> None:
-        """It runs: call that, at once the first time; and :meth:`answered` when it has come to something."""
-        if self._again is None and not self.ending:
-            self._again = self._clock.callLater(self._pause, self._stop, stop)
+    def end_it(self, end: Callable[[], None]) -> None:
+        """It runs, and shall not: call that, at once the first time.  :meth:`answered` has to follow."""
+        if self._next is None and not self.ending:
+            self._next = self._clock.callLater(self._pause, self._try, end)
 
-    def _stop(self, stop: Callable[[], None]) -> None:
-        self._again, self._pause = None, STOP_AGAIN
+    def _try(self, end: Callable[[], None]) -> None:
+        self._next, self._pause = None, STOP_AGAIN
         self.ending = True
-        stop()
+        end()
 
-    def answered(self) -> None:
-        """What was asked once more has come to something."""
+    def answered(self, *, ended: bool) -> None:
+        """The runtime has ended it, or cannot say."""
+        if not self.there:
+            return
         self.ending = False
+        if ended or self._limit is None:
+            self._end(known=ended)
+        else:
+            self._tell()
 
     def close(self) -> None:
         """Wait for nothing any more."""
         for each in list(self._waiting):
             each.cancel()
+        self.ending = False
         self.over()

@@ -38,6 +38,7 @@ class Launcher:
         self.launching = False
         self._given_up = False
         self._asked = False
+        self._too_late = False
         self._after: list[Callable[[], None]] = []
 
     def give_up(self) -> None:
@@ -85,6 +86,7 @@ class Launcher:
     def _start_after(self, spec: BackendSpec, step: Step) -> Deferred[Instance]:
         if self._given_up:
             # Its turn has come too late: what would be started now would only be ended again.
+            self._too_late = True
             return fail(StartRefused("It is not wanted any more."))
         return self._ask(spec, step)
 
@@ -104,6 +106,10 @@ class Launcher:
         """
 
         def end() -> None:
+            if self._too_late:
+                # Nobody has been asked for anything.
+                ended(0.0)
+                return
             begun = self._clock.seconds()
 
             def failed(failure: Failure) -> None:

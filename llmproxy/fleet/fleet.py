@@ -275,7 +275,7 @@ class Fleet:
         stops: list[Deferred[None]] = []
         for backend in self._all():
             backend.stop_wanted("the proxy ends", force=True)
-            stops.append(backend.when("absent", "failed"))
+            stops.append(backend.ended())
         return DeferredList(stops).addCallback(lambda _: None)
 
     def _let_go(self) -> Deferred[None]:

@@ -100,6 +100,7 @@ def model_of(
         rest = kept
     return Model(
         name,
+        route=backend.name,
         phase=phase,
         claim=_present_claim(claim, kept, offered, away=asleep and places.is_away(backend)),
         held=_held(backend, phase, claim, kept if asleep else claim),

@@ -56,6 +56,7 @@ class Model:
     :ivar may_evict: one of those who wait may have others leave.
     :ivar at: the host that it is on, where there are several.
     :ivar places: the hosts that it may start on; none: its ``claim`` says all.
+    :ivar route: what its successor is called, where it is configured no more.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Model:
     may_evict: bool = True
     at: str = ""
     places: tuple[Place, ...] = ()
+    route: str = ""
 
 
 @frozen

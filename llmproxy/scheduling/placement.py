@@ -134,7 +134,8 @@ class _Planner:
         if model.busy:
             if model.phase == "ready":
                 self._take(model, Leave(model.name, how, why, drain=True))
-        elif self._closed(model.held, self.starting) is None:
+        elif self._closed(model.held, self.starting) in (None, model.route):
+            # Its own successor begins when it has ended.
             self._take(model, Leave(model.name, how, why))
         elif model.due != "idle":
             self.next.update(dict.fromkeys(model.held, model.name))

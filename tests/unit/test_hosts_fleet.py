@@ -9,6 +9,7 @@ from attrs import evolve
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from llmproxy.backend.doubt import STOP_AGAIN
 from llmproxy.backend.surroundings import Decision
 from llmproxy.config.model import BackendSpec, Config, Gpu, Host, Scheduler
 from llmproxy.fleet.fleet import Fleet
@@ -428,3 +429,25 @@ class LosingTests(HostsFleet):
         self.assertEqual(self.fleet.apply(evolve(self.config, hosts=larger, drain=5.0)), [])
         rooms = self.fleet.scheduler.rooms(self.fleet.backends.values())
         self.assertEqual(rooms["tower/0"].total, 80 * GIB)
+
+    def test_what_is_configured_no_more_is_told_to_end_until_it_does(self) -> None:
+        """A host that fails at a stop is left out for a while, which says nothing of what runs there."""
+        self.build(x={"host": "tower"}, y={"host": "tower"})
+        tower, engine = self.hosts.worlds["tower"], self.hosts.engines["tower"]
+        tower.hold_stops = True
+        self.serve("x")
+        self.fleet.apply(evolve(self.config, backends={"y": self.config.backends["y"]}))
+        self.settle()
+        for tries in (1, 2, 3):
+            self.assertEqual((tower.count("stop", "x"), tower.stopping()), (tries, {"x"}))
+            engine.go_away()
+            self.settle()
+            engine.come_back()
+            self.assertFalse(self.ask("y").served)
+            self.assertTrue(tower.is_running("x"))
+            self.clock.advance(STOP_AGAIN)
+            self.settle()
+        tower.finish_stop("x")
+        self.clock.advance(REFUSED_FOR)
+        self.settle()
+        self.serve("y")

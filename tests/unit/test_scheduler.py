@@ -298,6 +298,20 @@ class SchedulerTests(OneGpu):
         (next_one,) = following
         self.assertTrue(next_one.served)
 
+    def test_a_successor_that_fits_beside_its_predecessor(self) -> None:
+        """It has its turn at once and waits for the other one's end, which may come meanwhile."""
+        self.build(x={"gpu_memory": 0.3}, y={"gpu_memory": 0.3})
+        client = self.ask("x")
+        self.settle()
+        changed = evolve(self.config.backends["x"], container="another")
+        self.fleet.apply(evolve(self.config, backends={**self.config.backends, "x": changed}))
+        waiting, other = self.ask("x"), self.ask("y")
+        self.settle()
+        self.assertEqual((self.states(), waiting.served), ({"x": "starting", "y": "absent"}, False))
+        client.done()
+        self.settle()
+        self.assertEqual((waiting.served, other.served), (True, True))
+
     def test_sizes_and_reserves(self) -> None:
         """Sizes count where the GPU's size is known."""
         self.build(a={"gpu_memory": 14 * GIB}, b={"gpu_memory": 8 * GIB}, c={"gpu_memory": 23 * GIB + 1})
