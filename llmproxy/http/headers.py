@@ -196,7 +196,8 @@ def valid_request_id(value: bytes | None) -> bool:
     return value is not None and _REQUEST_ID.fullmatch(value) is not None
 
 
-@lru_cache(maxsize=4096)
+# As many as there are backends and tasks at a time: each run of a process has another port.
+@lru_cache(maxsize=256)
 def authority(host: str, port: int, default_port: int) -> bytes:
     """``Host`` for a backend: brackets around IPv6, the port unless it is the scheme's own."""
     name = f"[{host}]" if ":" in host else host
