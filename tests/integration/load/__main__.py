@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import signal
 import sys
 import tempfile
 import time
@@ -26,6 +27,8 @@ def main() -> int:
     )
     parser.add_argument("names", nargs="*", default=list(SCENARIOS), help=f"of {', '.join(SCENARIOS)} [all]")
     options = parser.parse_args()
+    # What was begun is ended by whoever began it, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by TERM"))
     files = 500 + int(10_000 * options.part)
     if not may_open(files):
         sys.stdout.write(f"these clients may not open {files} files: raise the limit (ulimit -n)\n")

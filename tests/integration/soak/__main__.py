@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
 import tempfile
 import threading
@@ -206,6 +207,8 @@ def main() -> int:
     parser.add_argument("--samples", type=Path, help="write what was measured there, as JSON lines")
     parser.add_argument("--plot", type=Path, help="write a picture of it there, as SVG")
     options = parser.parse_args()
+    # What was begun is ended by whoever began it, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by TERM"))
     if options.samples:
         options.samples.write_text("")
     with tempfile.TemporaryDirectory() as folder:
