@@ -58,6 +58,18 @@ def test_what_grows_is_wrong(change: object, told: str) -> None:
     assert any(told in each for each in wrong), wrong
 
 
+def test_what_is_given_back_has_not_grown() -> None:
+    """Between two times it may go up by half, and no more."""
+    for crowd, wrong in ((30_000_000, 0), (40_000_000, 1)):
+        saw = [
+            evolve(one, resident=one.resident + (at % 4 == 3) * at * crowd // 120)
+            for at, one in enumerate(FLAT)
+        ]
+        verdict = judge(saw)
+        assert len(verdict.wrong) == wrong
+        assert "70.0 to 70.0 MB are kept" in verdict.figures["memory"]
+
+
 def test_a_machine_that_is_busier_is_not_the_proxy() -> None:
     """Where the model itself takes as much longer, nothing is said; where it takes less, it is."""
     slower = [evolve(one, latencies=(0.01 + at * 0.001,) * 15) for at, one in enumerate(FLAT)]

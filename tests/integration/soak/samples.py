@@ -13,9 +13,14 @@ __all__ = ["Sample", "Verdict", "judge", "load", "quantile", "save", "slope"]
 WARM_UP = 0.15
 """Part of the time that is not looked at: caches fill, and the allocator finds its size."""
 
+WINDOW = 300.0
+"""Seconds: the least memory in each tells what is kept, as what is free is given back each minute."""
+
 GROWTH = 2.0
-"""Megabytes an hour that memory may seem to grow by: what is measured of a process whose use is steady goes
-up and down by some."""
+"""Megabytes an hour that memory that is kept may seem to grow by: histories fill to what they may hold."""
+
+PEAK = 1.5
+"""How many times what is kept may be had meanwhile."""
 
 SLOWER = 1.5
 """How many times as long the last part's requests may take as the first one's, at the median and at the 95th
@@ -80,11 +85,24 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
     return sum((x - middle) * (y - height) for x, y in points) / spread if spread else 0.0
 
 
+def _kept(samples: Sequence[Sample]) -> list[tuple[float, float]]:
+    """The least of each window: when (hours), and how much (megabytes)."""
+    windows: dict[int, Sample] = {}
+    last = max(0, int(samples[-1].at // WINDOW) - 1)
+    for sample in samples:
+        # What is left of a window at the end is of the one before.
+        at = min(int(sample.at // WINDOW), last)
+        if at not in windows or sample.resident < windows[at].resident:
+            windows[at] = sample
+    return [(sample.at / 3600, sample.resident / 1e6) for sample in windows.values()]
+
+
 def judge(samples: Sequence[Sample]) -> Verdict:
     """See whether all of it is flat."""
     whole = samples[-1].at
     steady = [sample for sample in samples if sample.at >= WARM_UP * whole] or list(samples)
-    growth = slope([(sample.at / 3600, sample.resident / 1e6) for sample in steady])
+    kept = _kept(steady)
+    growth, most = slope(kept), max(sample.resident / 1e6 for sample in steady)
     part = whole / PARTS
     opening = [sample for sample in samples if sample.at <= part]
     closing = [sample for sample in samples if sample.at > whole - part]
@@ -92,12 +110,14 @@ def judge(samples: Sequence[Sample]) -> Verdict:
     long = whole >= LONG
     if growth > GROWTH and long:
         wrong.append(f"memory grows by {growth:.1f} MB an hour")
+    if most > PEAK * kept[-1][1] and long:
+        wrong.append(f"memory is {most:.1f} MB at times, and {kept[-1][1]:.1f} MB at the end")
     figures = {
         "hours": f"{whole / 3600:.2f}",
         "requests": str(sum(sample.requests + len(sample.latencies) for sample in samples)),
         "memory": (
-            f"{steady[0].resident / 1e6:.1f} to {steady[-1].resident / 1e6:.1f} MB, {growth:+.2f} MB an hour"
-            f"{'' if long else ' (not judged: less than an hour)'}"
+            f"{kept[0][1]:.1f} to {kept[-1][1]:.1f} MB are kept, {growth:+.2f} MB an hour; "
+            f"at most {most:.1f} MB{'' if long else ' (not judged: less than an hour)'}"
         ),
     }
     for name in ("files", "threads", "timers"):
