@@ -151,7 +151,8 @@ class Fields(dict[bytes, bytes]):
         connection = self.get(b"connection")
         if connection is not None and (connection not in _PLAIN_CONNECTIONS or len(self) != len(self.raw)):
             # ``Connection: content-length`` must not make a message lose its framing.
-            dropped = dropped | (self.connection_options() - {b"content-length", b"host"})
+            options = {option.replace(b"_", b"-") for option in self.connection_options()}
+            dropped = dropped | (options - {b"content-length", b"host"})
         # To a server behind CGI or WSGI, ``X_Forwarded_For`` is what ``X-Forwarded-For`` is.
         return [
             b"%b: %b\r\n" % field for field in self.raw if field[0].lower().replace(b"_", b"-") not in dropped
