@@ -17,10 +17,11 @@ WINDOW = 300.0
 """Seconds: the least memory in each tells what is kept, as what is free is given back each minute."""
 
 GROWTH = 2.0
-"""Megabytes an hour that memory that is kept may seem to grow by: histories fill to what they may hold."""
+"""Megabytes an hour that memory may seem to grow by: what is measured of a process whose use is steady goes
+up and down by some."""
 
 PEAK = 1.5
-"""How many times what is kept may be had meanwhile."""
+"""How many times what is kept at the end there may be at most, at any time."""
 
 SLOWER = 1.5
 """How many times as long the last part's requests may take as the first one's, at the median and at the 95th
@@ -102,7 +103,8 @@ def judge(samples: Sequence[Sample]) -> Verdict:
     whole = samples[-1].at
     steady = [sample for sample in samples if sample.at >= WARM_UP * whole] or list(samples)
     kept = _kept(steady)
-    growth, most = slope(kept), max(sample.resident / 1e6 for sample in steady)
+    growth = slope([(sample.at / 3600, sample.resident / 1e6) for sample in steady])
+    most = max(sample.resident / 1e6 for sample in steady)
     part = whole / PARTS
     opening = [sample for sample in samples if sample.at <= part]
     closing = [sample for sample in samples if sample.at > whole - part]
@@ -116,8 +118,9 @@ def judge(samples: Sequence[Sample]) -> Verdict:
         "hours": f"{whole / 3600:.2f}",
         "requests": str(sum(sample.requests + len(sample.latencies) for sample in samples)),
         "memory": (
-            f"{kept[0][1]:.1f} to {kept[-1][1]:.1f} MB are kept, {growth:+.2f} MB an hour; "
-            f"at most {most:.1f} MB{'' if long else ' (not judged: less than an hour)'}"
+            f"{growth:+.2f} MB an hour; {kept[0][1]:.1f} to {kept[-1][1]:.1f} MB are kept, "
+            f"{slope(kept):+.2f} MB an hour; at most {most:.1f} MB"
+            f"{'' if long else ' (not judged: less than an hour)'}"
         ),
     }
     for name in ("files", "threads", "timers"):
