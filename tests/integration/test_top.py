@@ -132,6 +132,20 @@ def test_keys_steer_the_selected_backend(fake: FakeProxy, monkeypatch: pytest.Mo
     on_screen(monkeypatch, script)
 
 
+def test_news_at_the_end_is_not_shown(fake: FakeProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was looked at, or done, while the screen is taken down: nothing is left to show it on."""
+
+    async def script(top: Session) -> None:
+        seen = look(top.app._api)
+        await top.app.screen_stack[0].remove_children()
+        for news in (app_module.Looked(seen), app_module.Told("coder is to stop", "green")):
+            top.app.post_message(news)
+            await top.pilot.pause()
+            assert top.app.is_running
+
+    on_screen(monkeypatch, script)
+
+
 @pytest.mark.parametrize(
     ("key", "asked"), [("y", [{}]), ("f", [{"force": ["1"]}]), ("n", []), ("escape", [])]
 )

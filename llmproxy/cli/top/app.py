@@ -7,11 +7,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import ClassVar
 
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
+from textual.css.query import NoMatches
 from textual.message import Message
 from textual.widgets import Footer, OptionList, Static
 from textual.widgets.option_list import Option
@@ -114,7 +116,7 @@ class TopApp(App[None]):
 
     def on_resize(self) -> None:
         """There is more or less room."""
-        self.call_after_refresh(self._draw)
+        self.call_after_refresh(self._redraw)
 
     # -- looking ------------------------------------------------------------------------------------
 
@@ -144,7 +146,13 @@ class TopApp(App[None]):
         self._wrong = message.wrong
         if message.seen is not None:
             self._seen = message.seen
-        self._draw()
+        self._redraw()
+
+    def _redraw(self) -> None:
+        # At the end the screen and its parts are taken down while news may still be on its way.
+        if self.screen_stack:
+            with suppress(NoMatches):
+                self._draw()
 
     def _draw(self) -> None:
         first = self.screen_stack[0]
@@ -217,7 +225,7 @@ class TopApp(App[None]):
     def on_told(self, message: Told) -> None:
         """Say it until something else is to be said."""
         self._told = message.line
-        self._draw()
+        self._redraw()
 
     def action_stop(self) -> None:
         """Stop the selected backend; ask first if it answers requests."""
